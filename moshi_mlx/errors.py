@@ -1,0 +1,47 @@
+"""The errors that moshi_mlx raises on purpose. Knows nothing of the rest of the package.
+
+Each message says what is wrong, where, and the way out; a program can show it as it is.
+"""
+
+__all__ = [
+    "AudioDeviceError",
+    "AudioFileError",
+    "CheckpointError",
+    "ConfigError",
+    "HubError",
+    "MoshiError",
+    "SessionError",
+    "TokenizerError",
+]
+
+
+class MoshiError(Exception):
+    """The root: everything that can go wrong for a reason the user can act on."""
+
+
+class CheckpointError(MoshiError):
+    """A weights file is broken, is of another model, or does not match its config."""
+
+
+class ConfigError(CheckpointError):
+    """A config.json has a field or a value that is not understood."""
+
+
+class HubError(MoshiError):
+    """A model name could not be turned into local files."""
+
+
+class TokenizerError(MoshiError):
+    """A tokenizer file is missing or broken."""
+
+
+class SessionError(MoshiError):
+    """A session was used after it was closed, or given a frame of the wrong shape."""
+
+
+class AudioFileError(MoshiError):
+    """A sound file could not be read or written."""
+
+
+class AudioDeviceError(MoshiError):
+    """A sound device is missing, busy, or stopped."""

@@ -1,0 +1,139 @@
+"""Generation, one frame at a time: codes in, codes and text out.
+
+Holds the state of a conversation: caches, the ring of delayed tokens, the random numbers' seed.
+Knows nothing of PCM, words or threads.
+"""
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .delays import TokenRing, Tokens
+from .lm import Lm
+from .sampling import Sampling, penalized, sample
+
+
+class Step(NamedTuple):
+    """What one step gives.
+
+    tokens: int32 [B, 1 + generated], text first, moved back by the delays: −2 while nothing is out.
+    text_logits: [B, text_card] of this step, before sampling.
+    state: [B, dim], the temporal state of this step.
+    """
+
+    tokens: Tokens
+    text_logits: mx.array
+    state: mx.array
+
+
+class Generator:
+    """A conversation, or several side by side, with a language model.
+
+    Args:
+        lm: the model; generators on one model share nothing else.
+        batch: number of conversations.
+        text: how text tokens are drawn.
+        audio: how codes are drawn.
+        seed: the same seed and input give the same output.
+        conditions: one mapping from conditioner to value per conversation.
+        generated: audio streams to generate, `dep_q` if None; the streams after them are given.
+    """
+
+    def __init__(
+        self,
+        lm: Lm,
+        *,
+        batch: int = 1,
+        text: Sampling,
+        audio: Sampling,
+        seed: int = 0,
+        conditions: Sequence[Mapping[str, str | mx.array | None]] | None = None,
+        generated: int | None = None,
+    ) -> None:
+        config = lm.config
+        self.lm = lm
+        self.batch = batch
+        self.generated = config.dep_q if generated is None else generated
+        if not 0 <= self.generated <= config.dep_q:
+            raise ValueError(f"generated must be from 0 to {config.dep_q}, is {generated}")
+        self._text, self._audio = text, audio
+        self._seed = seed
+        self._conditions = None
+        if config.conditioners:
+            self._conditions = lm.condition_provider(conditions or [{}] * batch)
+        elif conditions:
+            raise ValueError("this model has no conditioners")
+        self._cross = lm.cross(self._conditions)
+        self._cache = lm.transformer.make_cache()
+        self._ring = TokenRing(config.delays, config.initial_tokens, batch)
+        window = max(s.repetition_window for s in (text, audio))
+        self._recent: deque[Tokens] = deque(maxlen=window)
+
+    @property
+    def given(self) -> int:
+        """Audio streams that each step must be given."""
+        return self.lm.config.n_q - self.generated
+
+    @property
+    def steps(self) -> int:
+        """Steps made so far."""
+        return self._ring.step
+
+    def step(self, codes: npt.ArrayLike) -> Step:
+        """Hears one frame and says one: the frame given is heard in this very step.
+
+        Args:
+            codes: integers [B, given]: the other side's codes; −1 for none.
+
+        Raises:
+            ValueError: the shape is wrong.
+        """
+        heard = np.asarray(codes, dtype=np.int32)
+        if heard.shape != (self.batch, self.given):
+            raise ValueError(f"codes must be [{self.batch}, {self.given}], are {heard.shape}")
+        self._ring.hear(heard)
+        inputs = mx.array(self._ring.read())[:, :, None]
+        z, logits = self.lm.temporal(inputs, self._cache, self._conditions, self._cross)
+        z, logits = z[:, 0], logits[:, 0]
+        keys = self._keys()
+        drawn = [self._draw(0, logits, keys)]
+        if self.generated:
+            depth_cache = self.lm.depformer.make_cache()
+            for k in range(self.generated):
+                depth_logits = self.lm.depformer.step(k, z, drawn[-1], depth_cache)
+                drawn.append(self._draw(1 + k, depth_logits, keys))
+        tokens = np.array(mx.stack(drawn, axis=1))  # the step's one synchronisation
+        if self._text.guarded or self._audio.guarded:
+            self._recent.append(tokens)
+        return Step(self._ring.say(tokens), logits, z)
+
+    def extra_heads(self, state: mx.array) -> list[mx.array]:
+        """Probabilities [B, extra_heads_dim] of every extra head for a step's state."""
+        return [mx.softmax(head(state), axis=-1) for head in self.lm.extra_heads]
+
+    def _keys(self) -> mx.array | None:
+        if self._text.greedy and (self._audio.greedy or not self.generated):
+            return None
+        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
+        return mx.random.split(key, 1 + self.generated)
+
+    def _draw(self, stream: int, logits: mx.array, keys: mx.array | None) -> mx.array:
+        sampling = self._audio if stream else self._text
+        if sampling.guarded and self._recent:
+            mask = self._said_lately(stream, logits.shape[-1], sampling.repetition_window)
+            logits = penalized(logits, mask, sampling.repetition_penalty)
+        return sample(logits, mx.zeros((2,)) if keys is None else keys[stream], sampling)
+
+    def _said_lately(self, stream: int, size: int, window: int) -> mx.array:
+        """Tokens of the stream's last steps, bool [B, size]; padding is no repetition."""
+        said = np.stack(list(self._recent)[-window:])[:, :, stream]
+        mask = np.zeros((self.batch, size), dtype=np.bool_)
+        mask[np.arange(self.batch), said] = True
+        if stream == 0:
+            config = self.lm.config
+            mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
+        return mx.array(mask)

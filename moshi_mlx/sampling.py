@@ -1,0 +1,71 @@
+"""From logits to tokens: temperature, top-k, top-p, min-p and a guard against repetition."""
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How one kind of token is drawn. Temperature 0 takes the largest logit.
+
+    The filters apply in the order of the fields, each to what the one before left; 0 switches one
+    off. Logits of tokens among the last `repetition_window` of their stream are divided (negative
+    ones multiplied) by `repetition_penalty` (Keskar et al. 2019); 1 switches that off.
+    """
+
+    temperature: float = 0.8
+    top_k: int = 250
+    top_p: float = 0.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    repetition_window: int = 64
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or self.repetition_window < 1:
+            raise ValueError(f"temperature, top_k or repetition_window out of range in {self}")
+        if not (0 <= self.top_p <= 1 and 0 <= self.min_p <= 1 and self.repetition_penalty > 0):
+            raise ValueError(f"top_p, min_p or repetition_penalty out of range in {self}")
+
+    @property
+    def greedy(self) -> bool:
+        return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def guarded(self) -> bool:
+        return self.repetition_penalty != 1
+
+
+def penalized(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
+    """Logits [N, V] with the tokens marked in `recent`, bool [N, V], made less likely."""
+    return mx.where(recent, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
+def sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
+    """Draws one token per row: logits [N, V] → int32 [N]. The same key draws the same tokens."""
+    logits = logits.astype(mx.float32)
+    if sampling.greedy:
+        return mx.argmax(logits, axis=-1).astype(mx.int32)
+    logits = logits / sampling.temperature
+    candidates = None
+    if 0 < sampling.top_k < logits.shape[-1]:
+        candidates = mx.argpartition(-logits, sampling.top_k - 1, axis=-1)[:, : sampling.top_k]
+        logits = mx.take_along_axis(logits, candidates, axis=-1)
+    if 0 < sampling.top_p < 1:
+        logits = _top_p(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        floor = mx.max(logits, axis=-1, keepdims=True) + mx.log(mx.array(sampling.min_p))
+        logits = mx.where(logits < floor, -mx.inf, logits)
+    drawn = mx.random.categorical(logits, key=key)
+    if candidates is not None:
+        drawn = mx.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
+    return drawn.astype(mx.int32)
+
+
+def _top_p(logits: mx.array, top_p: float) -> mx.array:
+    """Keeps the likeliest tokens until they hold `top_p` of the probability."""
+    order = mx.argsort(-logits, axis=-1)
+    probabilities = mx.softmax(mx.take_along_axis(logits, order, axis=-1), axis=-1)
+    before = mx.cumsum(probabilities, axis=-1) - probabilities
+    keep = mx.put_along_axis(mx.zeros(logits.shape, mx.bool_), order, before < top_p, axis=-1)
+    return mx.where(keep, logits, -mx.inf)

@@ -1,0 +1,215 @@
+"""One causal transformer for the temporal model, the depth model and Mimi.
+
+Knows attention, rotations, norms and feed-forward layers; what is remembered between steps is in
+the caches that are given to it. Knows nothing of tokens or sound.
+"""
+
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cache import Cache, RingCache
+from .config import Gating, Norm, TransformerConfig
+
+# Keys and values of the other side of a cross-attention, each [B, H, S, D].
+CrossKv = tuple[mx.array, mx.array]
+
+# An offline pass goes through in blocks of at least this many positions.
+_LEAST_BLOCK = 256
+
+_ACTIVATIONS: dict[Gating, Callable[[mx.array], mx.array]] = {
+    "silu": nn.silu,
+    "gelu": nn.gelu,
+    "relu": nn.relu,
+    "sigmoid": mx.sigmoid,
+    "tanh": mx.tanh,
+    "elu": nn.elu,
+    "leaky_relu": nn.leaky_relu,
+    "mish": nn.mish,
+    "softsign": nn.softsign,
+    "identity": lambda x: x,
+}
+
+
+def make_norm(kind: Norm, dim: int) -> nn.Module:
+    """The published norms; MLX's reduce in float32 whatever the type, so `_f32` is the eps."""
+    eps = 1e-8 if kind.endswith("_f32") else 1e-5
+    return nn.RMSNorm(dim, eps) if kind.startswith("rms") else nn.LayerNorm(dim, eps)
+
+
+def sinusoids(offset: int, length: int, dim: int, max_period: float) -> mx.array:
+    """Sinusoidal positions, float32 [length, dim]: cosines then sines."""
+    half = dim // 2
+    exponents = mx.arange(half, dtype=mx.float32) / (half - 1)
+    positions = mx.arange(offset, offset + length, dtype=mx.float32)[:, None]
+    phase = positions / mx.power(max_period, exponents)
+    return mx.concatenate([mx.cos(phase), mx.sin(phase)], axis=-1)
+
+
+class Attention(nn.Module):
+    """Self-attention with a fused projection, grouped keys and rotary positions."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self._config = config
+        kv_dim = config.num_kv_heads * config.head_dim
+        self.in_proj = nn.Linear(config.dim, config.dim + 2 * kv_dim, bias=False)
+        self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
+
+    def __call__(self, x: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
+        c = self._config
+        q, k, v = self._heads(self.in_proj(x))
+        if "rope" in c.positions:
+            q, k = self._rotate(q, cache.offset), self._rotate(k, cache.offset)
+        k, v = cache.update(k, v)
+        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=c.head_dim**-0.5, mask=mask)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
+
+    def _heads(self, qkv: mx.array) -> tuple[mx.array, mx.array, mx.array]:
+        """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D]."""
+        c = self._config
+        qkv = qkv.reshape(*qkv.shape[:2], -1, c.head_dim).transpose(0, 2, 1, 3)
+        q, k, v = mx.split(qkv, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
+        return q, k, v
+
+    def _rotate(self, x: mx.array, offset: int) -> mx.array:
+        c = self._config
+        traditional = c.positions != "rope_concat"
+        return mx.fast.rope(
+            x, c.head_dim, traditional=traditional, base=c.max_period, scale=1.0, offset=offset
+        )
+
+
+class CrossAttention(Attention):
+    """Attention to a sequence that doesn't change; `keys_values` prepares it once."""
+
+    def keys_values(self, source: mx.array) -> CrossKv:
+        """[B, S, dim] → keys and values."""
+        _, k, v = self._heads(self.in_proj(source))
+        return k, v
+
+    def attend(self, x: mx.array, source: CrossKv) -> mx.array:
+        q, _, _ = self._heads(self.in_proj(x))
+        y = mx.fast.scaled_dot_product_attention(q, *source, scale=self._config.head_dim**-0.5)
+        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
+
+
+class GatedMLP(nn.Module):
+    """linear_out(act(a) · b) with a, b the halves of linear_in(x)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        hidden = config.gated_hidden
+        self._activation = _ACTIVATIONS[config.gating]
+        self.linear_in = nn.Linear(config.dim, 2 * hidden, bias=False)
+        self.linear_out = nn.Linear(hidden, config.dim, bias=False)
+
+    def __call__(self, x: mx.array) -> mx.array:
+        a, b = mx.split(self.linear_in(x), 2, axis=-1)
+        return self.linear_out(self._activation(a) * b)
+
+
+class LayerScale(nn.Module):
+    """A learned scale per channel on a residual branch (Touvron et al. 2021)."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.scale = mx.ones((dim,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        return self.scale * x
+
+
+class Layer(nn.Module):
+    """Pre-norm residual layer: self-attention, cross-attention where there is one, feed-forward."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm1 = make_norm(config.norm, config.dim)
+        self.self_attn = Attention(config)
+        self.norm2 = make_norm(config.norm, config.dim)
+        self._gated = config.gating != "none"
+        self._scaled = config.layer_scale
+        if self._gated:
+            self.gating = GatedMLP(config)
+        else:
+            self.linear1 = nn.Linear(config.dim, config.feedforward, bias=False)
+            self.linear2 = nn.Linear(config.feedforward, config.dim, bias=False)
+        if config.layer_scale:
+            self.layer_scale_1 = LayerScale(config.dim)
+            self.layer_scale_2 = LayerScale(config.dim)
+        if config.cross_attention:
+            self.norm_cross = nn.LayerNorm(config.dim, 1e-5)
+            self.cross_attention = CrossAttention(config)
+            if config.layer_scale:
+                self.layer_scale_cross = LayerScale(config.dim)
+
+    def __call__(
+        self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
+    ) -> mx.array:
+        update = self.self_attn(self.norm1(x), cache, mask)
+        x = x + (self.layer_scale_1(update) if self._scaled else update)
+        if cross is not None:
+            update = self.cross_attention.attend(self.norm_cross(x), cross)
+            x = x + (self.layer_scale_cross(update) if self._scaled else update)
+        update = self._feed_forward(self.norm2(x))
+        return x + (self.layer_scale_2(update) if self._scaled else update)
+
+    def _feed_forward(self, x: mx.array) -> mx.array:
+        if self._gated:
+            return self.gating(x)
+        return self.linear2(nn.gelu(self.linear1(x)))
+
+
+class Transformer(nn.Module):
+    """The layers, one after the other."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.layers = [Layer(config) for _ in range(config.num_layers)]
+
+    def make_cache(self, lookahead: int = 1) -> list[RingCache]:
+        """Empty caches for a stream that brings up to `lookahead` positions at a time."""
+        context = self.config.context
+        if context is None:
+            raise ValueError("a transformer without a context has no bounded cache")
+        return [RingCache(context, lookahead) for _ in self.layers]
+
+    def cross_keys_values(self, source: mx.array) -> list[CrossKv]:
+        """What every layer's cross-attention attends: prepared once for [B, S, dim]."""
+        return [layer.cross_attention.keys_values(source) for layer in self.layers]
+
+    def __call__(
+        self,
+        x: mx.array,
+        cache: Sequence[Cache] | None = None,
+        cross: Sequence[CrossKv] | None = None,
+    ) -> mx.array:
+        """[B, T, dim] → [B, T, dim], the T positions that follow those in `cache`.
+
+        A long pass goes block by block, so its memory grows with T · context, not T².
+        """
+        length = x.shape[1]
+        if cache is None:
+            context = self.config.context or max(length, 1)
+            cache = [RingCache(context) for _ in self.layers]
+        block = max(self.config.context or length, _LEAST_BLOCK)
+        if length <= block:
+            return self._block(x, cache, cross)
+        starts = range(0, length, block)
+        blocks = [self._block(x[:, i : i + block], cache, cross) for i in starts]
+        return mx.concatenate(blocks, axis=1)
+
+    def _block(
+        self, x: mx.array, cache: Sequence[Cache], cross: Sequence[CrossKv] | None
+    ) -> mx.array:
+        c = self.config
+        offset, length = cache[0].offset, x.shape[1]
+        mask = cache[0].mask(length)
+        if c.positions in ("sin", "sin_rope"):
+            x = x + sinusoids(offset, length, c.dim, c.max_period).astype(x.dtype)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, cache[i], mask, None if cross is None else cross[i])
+        return x

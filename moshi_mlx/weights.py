@@ -1,0 +1,341 @@
+"""Weights: from files of any published layout to a model, strictly.
+
+Renames are pure functions from dict to dict, one per layout. A file describes its own
+quantization: bits and group size follow from the shapes. Every mismatch is an error that names
+the tensor and the file. Knows nothing of where files come from.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from safetensors import SafetensorError, safe_open
+
+from .config import LmConfig
+from .errors import CheckpointError
+from .lm import Lm
+
+Weights = dict[str, mx.array]
+
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_BITS = (2, 3, 4, 5, 6, 8)
+_GROUPS = (16, 32, 64, 128)
+
+
+def read_safetensors(paths: str | Path | Sequence[str | Path]) -> Weights:
+    """All tensors of one or several safetensors files, lazily.
+
+    Raises:
+        CheckpointError: a file is missing, truncated or not safetensors, or two files share a
+            tensor.
+    """
+    weights: Weights = {}
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        path = Path(path)
+        if not path.is_file():
+            raise CheckpointError(f"{path}: there is no such file")
+        try:
+            with safe_open(path, framework="np"):
+                pass  # checks the header, and that the file is as long as it says
+            tensors = mx.load(str(path), format="safetensors")
+        except (SafetensorError, RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: is truncated or not a safetensors file ({error}); copy or download it "
+                "again"
+            ) from error
+        assert isinstance(tensors, dict)
+        if shared := weights.keys() & tensors.keys():
+            raise CheckpointError(f"{path}: tensor '{min(shared)}' is in another file too")
+        weights.update(tensors)
+    return weights
+
+
+def detect_layout(weights: Iterable[str], where: str) -> str:
+    """`mlx` or `pytorch`.
+
+    Raises:
+        CheckpointError: the tensors are not those of a Moshi language model.
+    """
+    names = set(weights)
+    if "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
+        # PyTorch's layer norm is named as MLX's norms are: the embeddings tell the two apart.
+        pytorch = "out_norm.alpha" in names or any(n.startswith("emb.") for n in names)
+        return "pytorch" if pytorch else "mlx"
+    if any(name.startswith("quantizer.rvq_first") for name in names):
+        raise CheckpointError(
+            f"{where}: is a Mimi codec, not a Moshi language model; give it as the Mimi file"
+        )
+    if any(".lora_A." in name for name in names):
+        raise CheckpointError(f"{where}: is a LoRA adapter; give it beside its base model")
+    some = ", ".join(sorted(names)[:3]) or "no tensors"
+    raise CheckpointError(f"{where}: is not a Moshi language model (it has {some}, …)")
+
+
+def from_mlx(weights: Weights, config: LmConfig) -> Weights:
+    """MLX names → the names of our modules: depth slices become slices and weight sets."""
+    depth = config.depth
+    out: Weights = {}
+    for name, value in weights.items():
+        match = re.fullmatch(r"depformer\.slices\.(\d+)\.(\w+)\.(.+)", name)
+        if depth is None or match is None or int(match[1]) >= depth.num_slices:
+            out[name] = value
+            continue
+        k, part, rest = int(match[1]), match[2], match[3]
+        if part == "emb":
+            out[f"depformer.embs.{k}.{rest}"] = value
+        elif part == "linear_out":
+            out[f"depformer.linear_out.{k}.{rest}"] = value
+        elif part == "norm":
+            out[f"depformer.norms.{k}.{rest}"] = value
+        else:
+            sets = depth.inputs if part == "linear_in" else depth.weight_sets
+            kind = "linear_in" if part == "linear_in" else "transformers"
+            target = f"depformer.{kind}.{sets[k]}.{rest}"
+            if target not in out:
+                out[target] = value
+            elif not mx.array_equal(out[target], value).item():
+                raise CheckpointError(
+                    f"tensor '{name}' differs from the one of another slice, but the config's "
+                    "depformer_weights_per_step_schedule says that they share their weights"
+                )
+    return out
+
+
+def to_mlx(weights: Weights, config: LmConfig) -> Weights:
+    """The names of our modules → MLX names, the inverse of `from_mlx`."""
+    depth = config.depth
+    out: Weights = {}
+    for name, value in weights.items():
+        match = re.fullmatch(r"depformer\.(\w+)\.(\d+)\.(.+)", name)
+        if depth is None or match is None:
+            out[name] = value
+            continue
+        part, i, rest = match[1], int(match[2]), match[3]
+        if part == "embs":
+            out[f"depformer.slices.{i}.emb.{rest}"] = value
+        elif part == "linear_out":
+            out[f"depformer.slices.{i}.linear_out.{rest}"] = value
+        elif part == "norms":
+            out[f"depformer.slices.{i}.norm.{rest}"] = value
+        else:
+            sets = depth.inputs if part == "linear_in" else depth.weight_sets
+            kind = "linear_in" if part == "linear_in" else "transformer"
+            for k in [k for k, used in enumerate(sets) if used == i]:
+                out[f"depformer.slices.{k}.{kind}.{rest}"] = value
+    return out
+
+
+def from_pytorch(weights: Weights, config: LmConfig) -> Weights:
+    """PyTorch names, packed or `in_projs.{i}`, → the names of our modules."""
+    depth = config.depth
+    num_sets = len(depth.transformers) if depth is not None else 0
+    out: Weights = {}
+    for name, value in weights.items():
+        if name.endswith(".alpha"):
+            name, value = name.removesuffix("alpha") + "weight", value.reshape(-1)
+        # Newer files name every weight set; with a single one the number falls away.
+        name = re.sub(r"\.in_proj_weight$", ".in_proj.weight", name)
+        name = re.sub(r"\.(in|out)_projs\.(\d+)\.", r".\1_proj.\2.", name)
+        if not name.startswith("depformer"):
+            name = re.sub(r"\.(in|out)_proj\.0\.", r".\1_proj.", name)
+            name = re.sub(r"^emb\.", "audio_embs.", name)
+            name = re.sub(r"^linears\.", "depformer.linear_out.", name)
+            out[name] = value
+            continue
+        if match := re.fullmatch(r"depformer_in\.(\d+)\.weight", name):
+            out[f"depformer.linear_in.{match[1]}.weight"] = value
+        elif match := re.fullmatch(r"depformer_text_emb\.(.+)", name):
+            out[f"depformer.embs.0.{match[1]}"] = value
+        elif match := re.fullmatch(r"depformer_emb\.(\d+)\.(.+)", name):
+            out[f"depformer.embs.{int(match[1]) + 1}.{match[2]}"] = value
+        elif match := re.fullmatch(r"depformer_norms\.(.+)", name):
+            out[f"depformer.norms.{match[1]}"] = value
+        elif match := re.fullmatch(r"depformer\.(layers\.\d+\..+)", name):
+            out.update(_depth_layer(match[1], value, num_sets))
+        else:
+            out[name] = value
+    return out
+
+
+def _depth_layer(name: str, value: mx.array, num_sets: int) -> Weights:
+    """One tensor of a depth layer → that of each weight set."""
+    if match := re.fullmatch(r"(.+\.(?:in|out)_proj)\.(\d+)\.(.+)", name):
+        return {f"depformer.transformers.{match[2]}.{match[1]}.{match[3]}": value}
+    if match := re.fullmatch(r"(.+)\.gating\.(\d+)\.(.+)", name):
+        return {f"depformer.transformers.{match[2]}.{match[1]}.gating.{match[3]}": value}
+    parts = [value] * num_sets
+    if re.search(r"\.(in|out)_proj\.", name) and num_sets and value.shape[0] % num_sets == 0:
+        parts = mx.split(value, num_sets, axis=0)  # rows of all weight sets, stacked
+    return {f"depformer.transformers.{i}.{name}": part for i, part in enumerate(parts)}
+
+
+def merge_lora(weights: Weights, adapter: Weights, scaling: float, where: str) -> Weights:
+    """Full-precision weights of our names plus an adapter of the same: W + scaling · B·A.
+
+    Raises:
+        CheckpointError: the adapter doesn't fit the weights.
+    """
+    out = dict(weights)
+    for name, a in adapter.items():
+        if not name.endswith(".lora_A.weight"):
+            if not name.endswith(".lora_B.weight"):
+                raise CheckpointError(f"{where}: tensor '{name}' is not part of a LoRA adapter")
+            continue
+        base = name.removesuffix(".lora_A.weight")
+        target, b = f"{base}.weight", adapter.get(f"{base}.lora_B.weight")
+        if b is None or target not in out:
+            raise CheckpointError(f"{where}: tensor '{name}' has no partner")
+        w = out[target]
+        if w.dtype not in _FLOATS or (b.shape[0], a.shape[1]) != w.shape:
+            raise CheckpointError(
+                f"{where}: tensor '{name}' {a.shape} doesn't fit the base's {w.shape} {w.dtype}"
+            )
+        product = b.astype(mx.float32) @ a.astype(mx.float32)
+        out[target] = (w.astype(mx.float32) + scaling * product).astype(w.dtype)
+    return out
+
+
+def default_dtype() -> mx.Dtype:
+    """The type to compute in: bfloat16 on a GPU, float32 on the CPU, where it is faster."""
+    return mx.bfloat16 if mx.default_device() == mx.Device(mx.gpu) else mx.float32
+
+
+def load_lm(
+    paths: str | Path | Sequence[str | Path],
+    config: LmConfig,
+    *,
+    dtype: mx.Dtype | None = None,
+    quantization: Mapping[str, Any] | None = None,
+) -> Lm:
+    """A language model from files of any layout.
+
+    Args:
+        paths: the safetensors file, or the shards.
+        config: what the files must match.
+        dtype: the type to compute in; `default_dtype()` if None.
+        quantization: the `quantization` block of config.json; only its modes are needed.
+
+    Raises:
+        CheckpointError: something doesn't match; names the tensor and the file.
+    """
+    where = _where(paths)
+    weights = read_safetensors(paths)
+    rename = from_mlx if detect_layout(weights, where) == "mlx" else from_pytorch
+    try:
+        weights = rename(weights, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    lm = Lm(config)
+    _quantize_like(lm, weights, quantization or {}, where)
+    fill(lm, weights, where, dtype or default_dtype())
+    return lm
+
+
+def _where(paths: str | Path | Sequence[str | Path]) -> str:
+    if isinstance(paths, str | Path):
+        return str(paths)
+    return str(paths[0]) + (f" (and {len(paths) - 1} more)" if len(paths) > 1 else "")
+
+
+def _quantize_like(
+    model: nn.Module, weights: Weights, block: Mapping[str, Any], where: str
+) -> None:
+    """Makes those layers quantized that are so in the file, with bits and group from the shapes."""
+    settings: dict[str, dict[str, Any]] = {}
+    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+        scales = weights.get(f"{path}.scales")
+        if scales is None or not hasattr(module, "to_quantized"):
+            continue
+        packed = weights.get(f"{path}.weight")
+        if packed is None:
+            raise CheckpointError(f"{where}: tensor '{path}.weight' is missing")
+        settings[path] = _quantization(path, module.weight.shape, packed, scales, block, where)
+    if settings:
+        nn.quantize(model, class_predicate=lambda path, _: settings.get(path, False))
+
+
+def _quantization(
+    path: str,
+    shape: tuple[int, ...],
+    packed: mx.array,
+    scales: mx.array,
+    block: Mapping[str, Any],
+    where: str,
+) -> dict[str, Any]:
+    override = block.get(path)
+    override = override if isinstance(override, dict) else {}
+    mode = override.get("mode", block.get("mode", "affine"))
+    inputs = shape[-1]
+    fail = f"{where}: tensor '{path}.weight'"
+    if packed.dtype != mx.uint32 or packed.ndim != 2 or scales.ndim != 2 or not scales.shape[1]:
+        raise CheckpointError(
+            f"{fail} has scales, but is {packed.dtype} {packed.shape}, not packed uint32"
+        )
+    bits, rest = divmod(32 * packed.shape[1], inputs)
+    group, left = divmod(inputs, scales.shape[1])
+    if rest or left or bits not in _BITS or group not in _GROUPS:
+        raise CheckpointError(
+            f"{fail} {packed.shape} with scales {scales.shape} is no quantization of {shape}: the "
+            "file doesn't match its config"
+        )
+    for name, found in {"bits": bits, "group_size": group}.items():
+        said = override.get(name)
+        if said is not None and said != found:
+            raise CheckpointError(f"{fail} has {name} {found}, config.json says {said}")
+    return {"bits": bits, "group_size": group, "mode": mode}
+
+
+def fill(
+    model: nn.Module,
+    weights: Weights,
+    where: str,
+    dtype: mx.Dtype,
+    keep: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Puts the weights into the model, every tensor checked, and evaluates them one by one.
+
+    Args:
+        model: its parameters say which tensors there must be, and their shapes.
+        weights: tensors by the names of the model's modules.
+        where: the file, for messages.
+        dtype: what floating-point tensors become.
+        keep: names of floating-point tensors that keep their type.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
+    """
+    expected = dict(tree_flatten(model.parameters()))
+    if missing := sorted(expected.keys() - weights.keys()):
+        raise CheckpointError(_listing(f"{where}: tensors missing", missing))
+    if extra := sorted(weights.keys() - expected.keys()):
+        raise CheckpointError(_listing(f"{where}: tensors that the config doesn't know", extra))
+    filled: list[tuple[str, mx.array]] = []
+    for name, like in expected.items():
+        value = weights[name]
+        if value.shape != like.shape:
+            raise CheckpointError(
+                f"{where}: tensor '{name}' is {value.shape}, the config says {like.shape}"
+            )
+        if like.dtype in _FLOATS:
+            if value.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{where}: tensor '{name}' is {value.dtype}, not floating-point"
+                )
+            value = value if keep(name) else value.astype(dtype)
+        elif value.dtype != like.dtype:
+            raise CheckpointError(f"{where}: tensor '{name}' is {value.dtype}, not {like.dtype}")
+        filled.append((name, value))
+    # Without references from here, a tensor that was converted is freed before the next is read.
+    weights.clear()
+    model.load_weights(filled)
+    for _, value in filled:
+        mx.eval(value)
+
+
+def _listing(what: str, names: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{what}: {', '.join(repr(name) for name in names[:most])}{more}"

@@ -1,0 +1,132 @@
+"""Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
+
+A case folder holds `config.json`, one weights file and `expected.safetensors`. Prints a line a
+case; exits with 1 if any failed.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+from moshi_mlx.config import read_config, read_json
+from moshi_mlx.errors import MoshiError
+from moshi_mlx.generate import Generator
+from moshi_mlx.lm import Lm
+from moshi_mlx.sampling import Sampling
+from moshi_mlx.weights import load_lm
+
+TOLERANCE = 1e-3
+GREEDY = Sampling(temperature=0)
+
+
+def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray]]:
+    """The model in float32, and what is expected of it."""
+    weights = sorted(folder.glob("model*.safetensors"))
+    if len(weights) != 1:
+        raise MoshiError(f"{folder}: needs one model*.safetensors, has {len(weights)}")
+    config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
+    lm = load_lm(weights, config.lm, dtype=mx.float32, quantization=config.quantization)
+    expected = mx.load(str(folder / "expected.safetensors"))
+    return lm, {name: np.array(value) for name, value in expected.items()}
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float(np.abs(ours - theirs).max(initial=0.0))
+
+
+def run_forward(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest difference per tensor; masks count as 0 or 1."""
+    output = lm.forward(mx.array(expected["forward.codes"]))
+    masks = np.array(output.masks)
+    text_mask, mask = masks[:, :1], masks[:, 1:]
+    found = {
+        "text_logits": np.array(output.text_logits),
+        "logits": np.array(output.audio_logits),
+        "text_mask": text_mask,
+        "mask": mask,
+    }
+    result = {}
+    for name, ours in found.items():
+        theirs = expected.get(f"forward.{name}")
+        if theirs is None:
+            continue
+        if theirs.dtype == np.bool_:
+            result[f"forward.{name}"] = difference(ours.astype(float), theirs.astype(float))
+        else:
+            valid = text_mask if name == "text_logits" else mask
+            zero = np.where(valid[..., None], ours, 0)
+            theirs = np.where(valid[..., None], theirs, 0)
+            result[f"forward.{name}"] = difference(zero, theirs)
+    return result
+
+
+def run_stream(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest difference per tensor; tokens as counts of those that differ."""
+    codes = expected["stream.user_codes"]
+    generator = Generator(lm, batch=codes.shape[0], text=GREEDY, audio=GREEDY)
+    logits, tokens, heads = [], [], []
+    for t in range(codes.shape[2]):
+        step = generator.step(codes[:, :, t])
+        logits.append(np.array(step.text_logits))
+        tokens.append(step.tokens)
+        heads.append([np.array(head) for head in generator.extra_heads(step.state)])
+    theirs = expected["stream.text_logits"]  # may end before the codes do
+    result = {"stream.text_logits": difference(np.stack(logits, 1)[:, : theirs.shape[1]], theirs)}
+    if "stream.tokens" in expected:
+        ours = np.stack(tokens, 2)
+        same_shape = ours.shape == expected["stream.tokens"].shape
+        wrong = (ours != expected["stream.tokens"]).sum() if same_shape else np.inf
+        result["stream.tokens"] = float(wrong)
+    if "stream.extra_heads" in expected:
+        theirs = expected["stream.extra_heads"]
+        ours = np.stack([np.stack(head, 0) for head in heads], 2)  # [heads, B, T, dim]
+        result["stream.extra_heads"] = difference(ours, theirs)
+    return result
+
+
+def run_case(folder: Path) -> dict[str, float]:
+    """Every quantity that the case's expectations name, with its largest difference."""
+    lm, expected = load_case(folder)
+    result = {}
+    if "forward.codes" in expected:
+        result |= run_forward(lm, expected)
+    if "stream.user_codes" in expected:
+        result |= run_stream(lm, expected)
+    if not result:
+        raise MoshiError(f"{folder}: expected.safetensors holds nothing to compare")
+    return result
+
+
+def passes(result: dict[str, float]) -> bool:
+    return all(
+        value <= (TOLERANCE if "logits" in name or "heads" in name else 0)
+        for name, value in result.items()
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cases", nargs="+", type=Path, metavar="CASE")
+    args = parser.parse_args()
+    passed = failed = 0
+    for folder in args.cases:
+        try:
+            result = run_case(folder)
+        except (MoshiError, OSError, RuntimeError, KeyError, ValueError) as error:
+            failed += 1
+            print(f"FAIL {folder.name}: {error}")
+            continue
+        good = passes(result)
+        passed, failed = passed + good, failed + (not good)
+        numbers = ", ".join(f"{name} {value:.2g}" for name, value in result.items())
+        print(f"{'pass' if good else 'FAIL'} {folder.name}: {numbers}")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
