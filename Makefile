@@ -1,0 +1,69 @@
+# Every target sets up what it needs in .venv: with uv where it is installed, else venv and pip.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# MLX's Linux wheel brings the reference BLAS; OpenBLAS, where it is installed, is many times faster.
+OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/null && \
+	ldconfig -p | sed -n 's/.*libopenblas\.so\.0 .*=> //p' | head -n 1)
+RUN := $(if $(OPENBLAS),LD_PRELOAD="$(OPENBLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
+
+CODE := $(wildcard moshi_mlx app quantize tests)
+UV := $(shell command -v uv)
+ifdef UV
+INSTALL := uv pip install --quiet --python $(BIN)/python -c constraints.txt
+else
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+endif
+
+.PHONY: help demo test check bench constraints wheels clean
+
+help:
+	@echo "make demo         a spoken question goes in, the spoken answer comes out: build/demo.wav"
+	@echo "make test         the tests"
+	@echo "make check        lint, format, types and tests, as in CI"
+	@echo "make bench        how long a step takes on this machine"
+	@echo "make constraints  the newest versions that fit together into constraints.txt (needs uv)"
+	@echo "make wheels       is there a wheel of everything for every Python and platform? (needs uv)"
+	@echo "make clean        remove what was made, the environment too"
+
+demo: $(VENV)/runtime.stamp
+	@mkdir -p build
+	$(RUN) $(BIN)/moshi-local run moshi_mlx/models/nano/question.wav build/demo.wav --stereo --seed 0
+
+test: $(VENV)/dev.stamp
+	$(RUN) $(BIN)/pytest
+
+check: $(VENV)/dev.stamp
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy $(CODE)
+	$(RUN) $(BIN)/pytest
+
+bench: $(VENV)/dev.stamp
+	$(RUN) $(BIN)/python tests/bench.py
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
+		{ echo "Python 3.11 to 3.14 is needed, $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(if $(UV),uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV),$(PYTHON) -m venv $(VENV))
+
+$(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/runtime.stamp
+	$(INSTALL) -e '.[dev]'
+	@touch $@
+
+constraints:
+	uv pip compile --quiet --upgrade pyproject.toml --extra dev --universal --fork-strategy fewest \
+		--no-annotate --no-header -o constraints.txt
+
+wheels:
+	$(PYTHON) tests/wheels.py
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,359 @@
+"""The commands of `moshi-local`: options in, plain functions called, one line for an error.
+
+Everything is put together here: the model, the loop, the sound card or the files, the terminal.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+import moshi_mlx
+from moshi_mlx import Moshi, MoshiError, Sampling
+
+from .audio import LiveAudio, PortAudioDevice, choose_devices
+from .events import Event
+from .files import FileAudio, check_files
+from .loop import LoopReport, run_loop, stop_on_signals, warm_up
+from .terminal import Transcript, print_report, print_words
+
+__all__ = ["app", "main"]
+
+DEFAULT_MODEL = "nano"
+DEFAULT_TAIL = 4.0
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
+
+
+class Codec(StrEnum):
+    """Which implementation of Mimi turns sound into codes and back."""
+
+    auto = "auto"
+    mlx = "mlx"
+    rust = "rust"
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFlags:
+    """The sampling options of the command line; None where the model's own value holds."""
+
+    temperature: float | None = None
+    temperature_text: float | None = None
+    top_k: int | None = None
+    top_k_text: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def audio(self, default: Sampling) -> Sampling | None:
+        """For the tokens of the voice, or None if no option says anything about them."""
+        return _changed(default, self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def text(self, default: Sampling) -> Sampling | None:
+        """For the tokens of the text."""
+        return _changed(default, self.temperature_text, self.top_k_text, self.top_p, self.min_p)
+
+
+def _changed(
+    default: Sampling,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> Sampling | None:
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    if not given:
+        return None
+    if temperature and default.greedy:
+        # top_k 1 of a greedy model would make the temperature mean nothing.
+        default = Sampling()
+    return replace(default, **given)
+
+
+# ------------------------------------------------------------------------------ the options
+
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        help="nano (bundled, 65 phrases), moshiko-q4, moshika-q8, …, a folder, or a repository "
+        "of the hub. Default: nano.",
+        show_default=False,
+    ),
+]
+CodecOption = Annotated[Codec, typer.Option(help="The implementation of Mimi.")]
+TemperatureOption = Annotated[
+    float | None,
+    typer.Option("--temperature", min=0.0, help="Of the voice; 0 takes the likeliest token."),
+]
+TemperatureTextOption = Annotated[
+    float | None, typer.Option("--temperature-text", min=0.0, help="Of the text.")
+]
+TopKOption = Annotated[
+    int | None, typer.Option("--top-k", min=0, help="Of the voice; 0 for all tokens.")
+]
+TopKTextOption = Annotated[int | None, typer.Option("--top-k-text", min=0, help="Of the text.")]
+TopPOption = Annotated[
+    float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of voice and text.")
+]
+MinPOption = Annotated[
+    float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Of voice and text.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"moshi-local {moshi_mlx.__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def live_command(
+    context: typer.Context,
+    model: ModelOption = None,
+    quantized: Annotated[
+        int | None,
+        typer.Option("-q", "--quantized", help="4 or 8: Moshi (moshiko) with so many bits."),
+    ] = None,
+    hf_repo: Annotated[
+        str | None, typer.Option("--hf-repo", help="A repository of the hub, as --model.")
+    ] = None,
+    codec: CodecOption = Codec.auto,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Makes sampling repeatable. Default: random.")
+    ] = None,
+    temperature: TemperatureOption = None,
+    temperature_text: TemperatureTextOption = None,
+    top_k: TopKOption = None,
+    top_k_text: TopKTextOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    input: Annotated[
+        str | None, typer.Option("--input", help="Microphone: number or part of its name.")
+    ] = None,
+    output: Annotated[
+        str | None, typer.Option("--output", help="Speaker: number or part of its name.")
+    ] = None,
+    seconds: Annotated[
+        float | None, typer.Option(min=0.0, help="End by itself after so many seconds.")
+    ] = None,
+    as_json: JsonOption = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
+    """Talk with Moshi, a speech model that listens while it speaks. Ctrl-C ends.
+
+    Without a command: live, with microphone and speaker. Wear headphones: there is no echo
+    cancellation yet.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options_before(context)
+        return
+    flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
+    name = _model_name(model, quantized, hf_repo)
+    talk(name, codec, seed, flags, input, output, seconds, as_json)
+
+
+@app.command("run")
+def run_command(
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="A recording: any rate, any channels.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz; .wav or .flac.")
+    ],
+    model: ModelOption = None,
+    codec: CodecOption = Codec.auto,
+    seed: Annotated[int, typer.Option(min=0, help="Makes sampling repeatable.")] = 0,
+    temperature: TemperatureOption = None,
+    temperature_text: TemperatureTextOption = None,
+    top_k: TopKOption = None,
+    top_k_text: TopKTextOption = None,
+    top_p: TopPOption = None,
+    min_p: MinPOption = None,
+    tail: Annotated[
+        float,
+        typer.Option(min=0.0, max=3600.0, help="Seconds of silence after IN.wav, for the reply."),
+    ] = DEFAULT_TAIL,
+    stereo: Annotated[
+        bool, typer.Option("--stereo", help="Write both sides: the user left, Moshi right.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer a recording: the live loop, from file to file."""
+    flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
+    run_file(source, target, model or DEFAULT_MODEL, codec, seed, flags, tail, stereo, as_json)
+
+
+def _model_name(model: str | None, quantized: int | None, hf_repo: str | None) -> str:
+    """The one model that the options name. Upstream's -q may stand beside --hf-repo."""
+    if quantized not in (None, 4, 8):
+        raise typer.BadParameter("-q must be 4 or 8")
+    if model and (hf_repo or quantized):
+        raise typer.BadParameter("--model goes neither with --hf-repo nor with -q")
+    if quantized and not hf_repo:
+        return f"moshiko-q{quantized}"
+    return model or hf_repo or DEFAULT_MODEL
+
+
+def _refuse_options_before(context: typer.Context) -> None:
+    """`moshi-local --seed 1 run …` would lose the seed without a word."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"options of {context.invoked_subcommand} go after {context.invoked_subcommand}"
+            )
+
+
+# ---------------------------------------------------------------------------- the functions
+
+
+def talk(
+    model: str,
+    codec: Codec,
+    seed: int | None,
+    flags: SamplingFlags,
+    input: str | None,
+    output: str | None,
+    seconds: float | None,
+    as_json: bool,
+) -> None:
+    """The live conversation; ends by Ctrl-C, SIGTERM or after `seconds`."""
+    screen, notes = _consoles(as_json)
+    transcript = Transcript(screen)
+    seed = secrets.randbits(31) if seed is None else seed
+    choose_devices(input, output)
+    with stop_on_signals() as stop:
+        moshi = _load(model, codec, notes)
+        device = PortAudioDevice(input, output, moshi.sample_rate)
+        with moshi.session(seed=seed, **_sampling(flags, moshi)) as session:
+            warm_up(session, moshi.frame_size)
+            rate = moshi.sample_rate
+            with LiveAudio(device, sample_rate=rate, frame_size=moshi.frame_size) as port:
+                report = run_loop(
+                    session,
+                    port,
+                    frame_size=moshi.frame_size,
+                    frame_rate=moshi.frame_rate,
+                    listeners=[transcript],
+                    stop=lambda: bool(stop),
+                    seconds=seconds,
+                )
+    transcript.end_line()
+    print_report(notes, report, 1 / moshi.frame_rate)
+    if as_json:
+        _print_json(report, {"model": model, "seed": seed})
+
+
+def run_file(
+    source: Path,
+    target: Path,
+    model: str,
+    codec: Codec,
+    seed: int,
+    flags: SamplingFlags,
+    tail: float,
+    stereo: bool,
+    as_json: bool,
+) -> None:
+    """The same loop from the file `source` to the file `target`."""
+    screen, notes = _consoles(as_json)
+    check_files(source, target)
+    with stop_on_signals() as stop:
+        moshi = _load(model, codec, notes)
+        rate, frame_size = moshi.sample_rate, moshi.frame_size
+        port = FileAudio(
+            source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
+        )
+        with (
+            port,
+            _progress(notes, port.frames) as advance,
+            moshi.session(seed=seed, **_sampling(flags, moshi)) as session,
+        ):
+            report = run_loop(
+                session,
+                port,
+                frame_size=frame_size,
+                frame_rate=moshi.frame_rate,
+                listeners=[advance],
+                stop=lambda: bool(stop),
+            )
+    if report.stopped:
+        notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
+        raise typer.Exit(130)
+    if as_json:
+        _print_json(report, {"model": model, "seed": seed, "output": str(target)})
+    else:
+        print_words(screen, report.words)
+        print_report(notes, report, 1 / moshi.frame_rate)
+
+
+def _consoles(as_json: bool) -> tuple[Console, Console]:
+    """Where words go and where notes go; with --json, stdout is for the JSON alone."""
+    notes = Console(stderr=True, highlight=False)
+    return (notes if as_json else Console(highlight=False)), notes
+
+
+def _load(model: str, codec: Codec, notes: Console) -> Moshi:
+    notes.print(f"loading {model}", markup=False, soft_wrap=True)
+    return moshi_mlx.load(model, codec=codec.value)
+
+
+def _sampling(flags: SamplingFlags, moshi: Moshi) -> dict[str, Sampling | None]:
+    return {
+        "text": flags.text(moshi.text_sampling),
+        "audio": flags.audio(moshi.audio_sampling),
+    }
+
+
+@contextmanager
+def _progress(notes: Console, frames: int) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere; gives a listener that moves it."""
+    columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} frames"), BarColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=notes, transient=True, disable=not notes.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=frames)
+
+        def advance(_: Event) -> None:
+            bar.advance(task)
+
+        yield advance
+
+
+def _print_json(report: LoopReport, extra: dict[str, object]) -> None:
+    print(json.dumps({**report.as_dict(), **extra}, ensure_ascii=False, indent=1))
+
+
+# typer brings its own copy of click or imports it, by version; this is its ClickException.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns the exit code: 0, 2 for an error, 130 when interrupted."""
+    try:
+        return app(arguments, prog_name="moshi-local", standalone_mode=False) or 0
+    except (MoshiError, _UsageError, OSError) as error:
+        return _fail(error)
+
+
+def _fail(error: Exception) -> int:
+    """One line on stderr; exit code 2."""
+    describe = getattr(error, "format_message", error.__str__)
+    print(f"moshi-local: {' '.join(describe().split())}", file=sys.stderr)
+    return 2

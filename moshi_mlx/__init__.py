@@ -1,0 +1,59 @@
+"""Moshi, the full-duplex speech-text model, in MLX.
+
+`load` gives a model, `Moshi.session` a conversation: sound in, sound and words out, 80 ms at a
+time. `load_mimi` gives the codec alone.
+"""
+
+from .codec import Codec
+from .config import LmConfig, MimiConfig, ModelConfig
+from .errors import (
+    AudioDeviceError,
+    AudioFileError,
+    CheckpointError,
+    ConfigError,
+    HubError,
+    MoshiError,
+    SessionError,
+    TokenizerError,
+)
+from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+from .lm import Lm, LmOutput
+from .mimi import Mimi
+from .moshi import Moshi, load
+from .sampling import Sampling
+from .session import Frame, Session, Timing
+from .text import TextTokenizer, Word
+from .weights_mimi import load_mimi
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AudioDeviceError",
+    "AudioFileError",
+    "CheckpointError",
+    "Codec",
+    "ConfigError",
+    "Event",
+    "Frame",
+    "HubError",
+    "Lm",
+    "LmConfig",
+    "LmOutput",
+    "Mimi",
+    "MimiConfig",
+    "ModelConfig",
+    "Moshi",
+    "MoshiError",
+    "Sampling",
+    "Session",
+    "SessionError",
+    "SpeechEnded",
+    "SpeechStarted",
+    "TextTokenizer",
+    "Timing",
+    "TokenizerError",
+    "Word",
+    "WordSpoken",
+    "load",
+    "load_mimi",
+]

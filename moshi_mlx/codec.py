@@ -1,0 +1,188 @@
+"""One small protocol for the codec of a session, and the two codecs that fill it.
+
+One stream, NumPy in and out: sound comes from and goes to a sound card, and codes go through the
+host anyway. `MlxCodec` is our Mimi; `RustCodec` is rustymimi, which runs on the CPU beside the
+model and knows the published architecture only. Knows nothing of the language model.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, get_args
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from .config import MimiConfig
+from .errors import CheckpointError, MoshiError
+from .mimi import Mimi, MimiState
+from .weights_mimi import load_mimi
+
+Pcm = npt.NDArray[np.float32]
+Codes = npt.NDArray[np.int32]
+State = TypeVar("State")
+CodecName = Literal["auto", "mlx", "rust"]
+
+
+class Codec(Protocol[State]):
+    """Sound to codes and back, frame by frame; every frame gives its codes at once.
+
+    One state serves both directions, which don't touch each other in it; a fresh one is a new
+    stream. Steps block until their result is there.
+    """
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+
+    @property
+    def num_codebooks(self) -> int:
+        """Codes per frame."""
+
+    def init_state(self) -> State:
+        """A stream of which nothing has been heard or said."""
+
+    def encode_step(self, pcm: npt.ArrayLike, state: State) -> Codes:
+        """float32 [N · frame_size] → int32 [num_codebooks, N]; ValueError for other shapes."""
+
+    def decode_step(self, codes: npt.ArrayLike, state: State) -> Pcm:
+        """int32 [num_codebooks, N] → float32 [N · frame_size].
+
+        Raises:
+            ValueError: another shape, or a code that is no code (−1, −2).
+        """
+
+
+class MlxCodec:
+    """Our Mimi. A step evaluates its result and the state, and nothing else does."""
+
+    def __init__(self, mimi: Mimi) -> None:
+        self.mimi = mimi
+        self.sample_rate = mimi.sample_rate
+        self.frame_size = mimi.frame_size
+        self.num_codebooks = mimi.num_codebooks
+
+    def init_state(self) -> MimiState:
+        return self.mimi.init_state()
+
+    def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
+        checked = _checked_pcm(pcm, self.frame_size)
+        codes = self.mimi.encode_step(mx.array(checked)[None, None], state)
+        mx.eval(codes, *state.encoder.arrays())
+        return np.array(codes[0])
+
+    def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
+        bins = self.mimi.config.quantizer.bins
+        checked = _checked_codes(codes, self.num_codebooks, bins)
+        pcm = self.mimi.decode_step(mx.array(checked)[None], state)
+        mx.eval(pcm, *state.decoder.arrays())
+        return np.array(pcm[0, 0])
+
+
+class RustCodec:
+    """rustymimi. Its stream lives inside its tokenizer, so every state is a tokenizer of its own.
+
+    A state thus holds all weights (385 MB). Steps release the GIL. After 125 frames its attention
+    sees slightly other keys than the definition says (conformance: sound is off by 0.02 there).
+
+    Raises:
+        MoshiError: rustymimi is not installed, or the Mimi is not of the published size.
+        CheckpointError: rustymimi cannot read the file.
+    """
+
+    def __init__(
+        self, path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None
+    ) -> None:
+        if reason := _rust_impossible(config):
+            raise MoshiError(f"codec 'rust' cannot be used: {reason}; use 'mlx' or 'auto'")
+        published = MimiConfig()
+        self.sample_rate = published.sample_rate
+        self.frame_size = published.frame_size
+        self.num_codebooks = num_codebooks
+        self._path = path
+        self._bins = published.quantizer.bins
+        self._spare: Any = self._tokenizer()  # a broken file is found now, not at the first frame
+
+    def init_state(self) -> Any:
+        state, self._spare = self._spare or self._tokenizer(), None
+        return state
+
+    def encode_step(self, pcm: npt.ArrayLike, state: Any) -> Codes:
+        checked = _checked_pcm(pcm, self.frame_size)
+        # None would mean less than a frame, which the check above rules out.
+        return np.asarray(state.encode_step(checked[None, None])[0], dtype=np.int32)
+
+    def decode_step(self, codes: npt.ArrayLike, state: Any) -> Pcm:
+        checked = _checked_codes(codes, self.num_codebooks, self._bins)
+        return np.asarray(state.decode_step(checked[None].astype(np.uint32))[0, 0])
+
+    def _tokenizer(self) -> Any:
+        import rustymimi
+
+        try:
+            return rustymimi.Tokenizer(str(self._path), num_codebooks=self.num_codebooks)
+        except Exception as error:  # whatever it raises carries a Rust backtrace behind line one
+            reason = str(error).partition("\n")[0]
+            raise CheckpointError(f"{self._path}: rustymimi cannot read it: {reason}") from error
+
+
+def _rust_impossible(config: MimiConfig | None) -> str | None:
+    """Why rustymimi cannot serve, or None."""
+    try:
+        import rustymimi  # noqa: F401
+    except ImportError:
+        return "rustymimi is not installed (it has no wheel for this Python or platform)"
+    if config is not None and config != MimiConfig():
+        return "this Mimi is not of the published size, which is all that rustymimi knows"
+    return None
+
+
+def _checked_pcm(pcm: npt.ArrayLike, frame_size: int) -> Pcm:
+    checked = np.ascontiguousarray(pcm, dtype=np.float32)
+    if checked.ndim != 1 or not checked.size or checked.size % frame_size:
+        raise ValueError(f"pcm must be [frames of {frame_size} samples], is {checked.shape}")
+    return checked
+
+
+def _checked_codes(codes: npt.ArrayLike, num_codebooks: int, bins: int) -> Codes:
+    checked = np.ascontiguousarray(codes, dtype=np.int32)
+    if checked.ndim != 2 or checked.shape[0] != num_codebooks or not checked.size:
+        raise ValueError(f"codes must be [{num_codebooks}, frames], are {checked.shape}")
+    if checked.min() < 0 or checked.max() >= bins:
+        raise ValueError(f"codes must be from 0 to {bins - 1}")
+    return checked
+
+
+def choose_codec(
+    name: CodecName,
+    path: str | Path,
+    num_codebooks: int = 8,
+    config: MimiConfig | None = None,
+) -> MlxCodec | RustCodec:
+    """The codec for a session.
+
+    `auto` takes rust where MLX runs on a GPU (the codec then has the CPU to itself), rustymimi is
+    installed and the Mimi is of the published size; otherwise mlx, which is the faster one where
+    both would share the CPU (`tests/mimi_speed.py`).
+
+    Args:
+        name: auto, mlx or rust.
+        path: Mimi's weights.
+        num_codebooks: codes per frame.
+        config: the architecture; None: the published one.
+
+    Raises:
+        MoshiError: the name is unknown, or rust was asked for and cannot serve.
+        CheckpointError: as `load_mimi`.
+    """
+    if name not in get_args(CodecName):
+        raise MoshiError(f"codec must be one of {', '.join(get_args(CodecName))}; is {name!r}")
+    if name == "auto":
+        on_gpu = mx.default_device() == mx.Device(mx.gpu)
+        name = "rust" if on_gpu and _rust_impossible(config) is None else "mlx"
+    if name == "rust":
+        return RustCodec(path, num_codebooks, config)
+    return MlxCodec(load_mimi(path, num_codebooks, config))

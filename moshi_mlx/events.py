@@ -1,0 +1,38 @@
+"""What happens in a conversation, as typed values. Knows no arrays and no models.
+
+Times are seconds on the session's clock: a frame that goes in is heard at the same time as the
+frame that comes out of the same step is said.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from .text import Word
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened at `time` seconds."""
+
+    time: float
+
+
+@dataclass(frozen=True)
+class WordSpoken(Event):
+    """Moshi has finished a word."""
+
+    word: Word
+
+
+@dataclass(frozen=True)
+class SpeechStarted(Event):
+    """A side has begun to sound."""
+
+    side: Literal["moshi", "user"]
+
+
+@dataclass(frozen=True)
+class SpeechEnded(Event):
+    """A side has been silent for a while; `time` is when it fell silent."""
+
+    side: Literal["moshi", "user"]

@@ -1,0 +1,197 @@
+"""Mimi, the codec: 24 kHz sound to codes, 12.5 frames a second, and back.
+
+The streaming state is a value the caller holds; offline is one long step from a fresh state.
+Computes in float32. Knows nothing of files, sound cards or the language model.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .cache import RingCache
+from .config import MimiConfig
+from .conv import Conv1d, ConvState, ConvTranspose1d
+from .seanet import SeanetDecoder, SeanetEncoder
+from .transformer import Transformer
+from .vq import SplitResidualQuantizer
+
+# Offline passes go through in blocks of so many frames: memory doesn't grow with their length.
+_BLOCK = 50
+
+
+@dataclass
+class _Half:
+    """What one direction remembers."""
+
+    seanet: list[ConvState]
+    transformer: list[RingCache]
+    resample: ConvState
+
+    def arrays(self) -> list[mx.array]:
+        parts: list[ConvState | RingCache] = [*self.seanet, *self.transformer, self.resample]
+        return [array for part in parts for array in part.arrays()]
+
+
+@dataclass
+class MimiState:
+    """A stream, or `batch` of them side by side: what encoder and decoder remember of it.
+
+    The two directions don't touch each other's half. A fresh state is a stream that starts anew.
+    """
+
+    batch: int
+    encoder: _Half
+    decoder: _Half
+
+    def arrays(self) -> list[mx.array]:
+        """All arrays held: evaluate them with a step's result, so that no graph piles up."""
+        return self.encoder.arrays() + self.decoder.arrays()
+
+
+class Mimi(nn.Module):
+    """The codec (Défossez et al. 2024, section 3.3).
+
+    Steps are lazy: nothing is evaluated inside. A caller that streams evaluates every result
+    together with the state, `mx.eval(codes, *state.arrays())`.
+
+    Args:
+        config: the architecture.
+        num_codebooks: how many of the `config.quantizer.n_q` codebooks to use.
+    """
+
+    def __init__(self, config: MimiConfig, num_codebooks: int = 8) -> None:
+        super().__init__()
+        self.config = config
+        self.num_codebooks = num_codebooks
+        dim, stride = config.seanet.dimension, config.stride
+        self.encoder = SeanetEncoder(config.seanet)
+        self.encoder_transformer = Transformer(config.transformer)
+        self.quantizer = SplitResidualQuantizer(config.quantizer, num_codebooks)
+        self.decoder_transformer = Transformer(config.transformer)
+        self.decoder = SeanetDecoder(config.seanet)
+        if stride > 1:
+            self.downsample = Conv1d(
+                dim, dim, 2 * stride, stride=stride, bias=False, padding="replicate"
+            )
+            self.upsample = ConvTranspose1d(
+                dim, dim, 2 * stride, stride=stride, bias=False, depthwise=True
+            )
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second."""
+        return self.config.sample_rate
+
+    @property
+    def frame_size(self) -> int:
+        """Samples per frame."""
+        return self.config.frame_size
+
+    def init_state(self, batch: int = 1) -> MimiState:
+        """The state of `batch` streams of which nothing has been heard or said."""
+        stride = self.config.stride
+        encoder = _Half(
+            self.encoder.init_state(), self.encoder_transformer.make_cache(stride), ConvState()
+        )
+        decoder = _Half(
+            self.decoder.init_state(), self.decoder_transformer.make_cache(stride), ConvState()
+        )
+        return MimiState(batch, encoder, decoder)
+
+    def encode_step(self, pcm: mx.array, state: MimiState) -> mx.array:
+        """The next N frames of sound → their codes.
+
+        Args:
+            pcm: float [B, channels, N · frame_size], about ±1.
+            state: the stream; is changed.
+
+        Returns:
+            int32 [B, num_codebooks, N].
+
+        Raises:
+            ValueError: the shape is wrong.
+        """
+        self._check_pcm(pcm)
+        _check_batch(pcm, state)
+        half = state.encoder
+        x = self.encoder(pcm.astype(mx.float32).transpose(0, 2, 1), half.seanet)
+        x = self.encoder_transformer(x, half.transformer)
+        if "downsample" in self:
+            x = self.downsample(x, half.resample)
+        return self.quantizer.encode(x)
+
+    def decode_step(self, codes: mx.array, state: MimiState) -> mx.array:
+        """The next N frames of codes → their sound.
+
+        Args:
+            codes: integers [B, k, N], 1 ≤ k ≤ num_codebooks, each from 0 to bins - 1 (not checked:
+                that would take an evaluation).
+            state: the stream; is changed.
+
+        Returns:
+            float32 [B, channels, N · frame_size].
+
+        Raises:
+            ValueError: the shape is wrong.
+        """
+        self._check_codes(codes)
+        _check_batch(codes, state)
+        half = state.decoder
+        x = self.quantizer.decode(codes.astype(mx.int32))
+        if "upsample" in self:
+            x = self.upsample(x, half.resample)
+        x = self.decoder_transformer(x, half.transformer)
+        return self.decoder(x, half.seanet).transpose(0, 2, 1)
+
+    def encode(self, pcm: mx.array) -> mx.array:
+        """Whole recordings, [B, channels, N · frame_size] → int32 [B, num_codebooks, N].
+
+        Evaluates block by block, so memory doesn't grow with the length.
+
+        Raises:
+            ValueError: as `encode_step`.
+        """
+        self._check_pcm(pcm)
+        return self._offline(self.encode_step, pcm, _BLOCK * self.frame_size)
+
+    def decode(self, codes: mx.array) -> mx.array:
+        """Whole recordings back, [B, k, N] → float32 [B, channels, N · frame_size]; as `encode`.
+
+        Raises:
+            ValueError: as `decode_step`.
+        """
+        self._check_codes(codes)
+        return self._offline(self.decode_step, codes, _BLOCK)
+
+    def _offline(
+        self, step: Callable[[mx.array, MimiState], mx.array], x: mx.array, block: int
+    ) -> mx.array:
+        state = self.init_state(x.shape[0])
+        blocks = []
+        for start in range(0, x.shape[-1], block):
+            blocks.append(step(x[..., start : start + block], state))
+            mx.eval(blocks[-1], *state.arrays())
+        return mx.concatenate(blocks, axis=-1)
+
+    def _check_pcm(self, pcm: mx.array) -> None:
+        channels, size = self.config.channels, self.frame_size
+        good = pcm.ndim == 3 and pcm.shape[1] == channels
+        if not good or pcm.shape[-1] % size or not pcm.shape[-1]:
+            raise ValueError(
+                f"pcm must be [batch, {channels}, frames of {size} samples], is {list(pcm.shape)}"
+            )
+
+    def _check_codes(self, codes: mx.array) -> None:
+        good = codes.ndim == 3 and 1 <= codes.shape[1] <= self.num_codebooks
+        if not good or not codes.shape[-1]:
+            raise ValueError(
+                f"codes must be [batch, 1 to {self.num_codebooks} codebooks, frames], "
+                f"are {list(codes.shape)}"
+            )
+
+
+def _check_batch(x: mx.array, state: MimiState) -> None:
+    if x.shape[0] != state.batch:
+        raise ValueError(f"the state is of a batch of {state.batch}, this is one of {x.shape[0]}")

@@ -1,0 +1,96 @@
+"""SEANet: strided causal convolutions with residual blocks, from samples to latents and back.
+
+(Tagliasacchi et al. 2020, as used in SoundStream and EnCodec.) Knows nothing of transformers or
+codes. The state of a stream is one `ConvState` per layer.
+"""
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .config import SeanetConfig
+from .conv import Conv1d, ConvState, ConvTranspose1d
+
+
+def _elu(x: mx.array) -> mx.array:
+    """max(x, exp(min(x, 0)) - 1): on the CPU backend, twice as fast as a choice by sign."""
+    return mx.maximum(x, mx.expm1(mx.minimum(x, 0.0)))
+
+
+# One kernel instead of three; on the CPU backend the compiled form is the slower one.
+elu = mx.compile(_elu, shapeless=True) if mx.metal.is_available() else _elu
+
+
+class Elu(nn.Module):
+    """ELU as a layer of a list; its state stays empty."""
+
+    def __call__(self, x: mx.array, state: ConvState) -> mx.array:
+        return elu(x)
+
+
+class Residual(nn.Module):
+    """x + linear(elu(conv(elu(x)))), with a learned shortcut unless `true_skip`."""
+
+    def __init__(self, config: SeanetConfig, dim: int, dilation: int) -> None:
+        super().__init__()
+        hidden = dim // config.compress
+        self.conv = Conv1d(dim, hidden, config.residual_kernel_size, dilation=dilation)
+        self.linear = nn.Linear(hidden, dim)
+        if not config.true_skip:
+            self.shortcut = nn.Linear(dim, dim)
+
+    def __call__(self, x: mx.array, state: ConvState) -> mx.array:
+        y = self.linear(elu(self.conv(elu(x), state)))
+        return y + (self.shortcut(x) if "shortcut" in self else x)
+
+
+Layer = Conv1d | ConvTranspose1d | Elu | Residual
+
+
+def _residuals(config: SeanetConfig, dim: int) -> list[Layer]:
+    return [Residual(config, dim, config.dilation_base**j) for j in range(config.n_residual_layers)]
+
+
+class Seanet(nn.Module):
+    """Layers one after the other, numbered as in the published files."""
+
+    def __init__(self, model: Sequence[Layer]) -> None:
+        super().__init__()
+        self.model = list(model)
+
+    def init_state(self) -> list[ConvState]:
+        return [ConvState() for _ in self.model]
+
+    def __call__(self, x: mx.array, state: Sequence[ConvState]) -> mx.array:
+        for layer, layer_state in zip(self.model, state, strict=True):
+            x = layer(x, layer_state)
+        return x
+
+
+class SeanetEncoder(Seanet):
+    """[B, T, channels] samples → [B, T / hop, dimension]; T in whole hops."""
+
+    def __init__(self, config: SeanetConfig) -> None:
+        dim = config.n_filters
+        model: list[Layer] = [Conv1d(config.channels, dim, config.kernel_size)]
+        for ratio in reversed(config.ratios):
+            model += _residuals(config, dim)
+            model += [Elu(), Conv1d(dim, 2 * dim, 2 * ratio, stride=ratio)]
+            dim *= 2
+        model += [Elu(), Conv1d(dim, config.dimension, config.last_kernel_size)]
+        super().__init__(model)
+
+
+class SeanetDecoder(Seanet):
+    """[B, T, dimension] → [B, T · hop, channels] samples."""
+
+    def __init__(self, config: SeanetConfig) -> None:
+        dim = config.n_filters * 2 ** len(config.ratios)
+        model: list[Layer] = [Conv1d(config.dimension, dim, config.kernel_size)]
+        for ratio in config.ratios:
+            model += [Elu(), ConvTranspose1d(dim, dim // 2, 2 * ratio, stride=ratio)]
+            dim //= 2
+            model += _residuals(config, dim)
+        model += [Elu(), Conv1d(dim, config.channels, config.last_kernel_size)]
+        super().__init__(model)

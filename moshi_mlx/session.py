@@ -1,0 +1,274 @@
+"""One conversation: PCM in, PCM and text out, a frame of 80 ms at a time.
+
+Joins the codec, the generator and the text. Knows nothing of sound cards or files; the state of
+a conversation is all here, so sessions on one model share nothing and a new one is like a fresh
+process.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, Self, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from .codec import Codec, Pcm
+from .config import UNGENERATED_TOKEN, LmConfig
+from .delays import Tokens
+from .errors import SessionError
+from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+from .generate import Generator
+from .text import TextTokenizer, Word, WordStream
+
+T = TypeVar("T")
+
+# A frame louder than this sounds (root mean square; −46 dBFS), and a side has fallen silent when
+# nothing sounded for so many frames: longer than the gaps between words.
+_SOUNDS = 0.005
+_PAUSE_FRAMES = 6
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that the parts of a step took."""
+
+    encode: float
+    model: float
+    decode: float
+
+    @property
+    def total(self) -> float:
+        return self.encode + self.model + self.decode
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What a step gives.
+
+    index: number of the frame, from 0.
+    pcm: Moshi's voice, float32 [frame_size] in −1 … 1; zeros while nothing is out.
+    text: this frame's piece of the inner monologue, often empty.
+    words: the words that this frame finished, with their times in seconds.
+    partial: the word that is not finished yet.
+    speaking: Moshi sounds, pauses between words included.
+    user_speaking: the other side does.
+    tokens: int32 [1 + generated streams], text first; None while nothing is out.
+    events: what happened, in order.
+    timing: what it took.
+    """
+
+    index: int
+    pcm: Pcm
+    text: str
+    words: tuple[Word, ...]
+    partial: str
+    speaking: bool
+    user_speaking: bool
+    tokens: Tokens | None
+    events: tuple[Event, ...]
+    timing: Timing
+
+
+class Activity:
+    """Whether a side sounds, from the loudness of its frames."""
+
+    def __init__(self, side: Literal["moshi", "user"], frame_rate: float) -> None:
+        self.side = side
+        self.active = False
+        self._frame_rate = frame_rate
+        self._last = 0
+
+    def step(self, index: int, pcm: Pcm) -> list[Event]:
+        """Takes frame `index`; returns the change it brings, if any."""
+        if float(np.sqrt(np.mean(np.square(pcm)))) > _SOUNDS:
+            self._last = index
+            if not self.active:
+                self.active = True
+                return [SpeechStarted(index / self._frame_rate, self.side)]
+        elif self.active and index - self._last >= _PAUSE_FRAMES:
+            self.active = False
+            return [SpeechEnded((self._last + 1) / self._frame_rate, self.side)]
+        return []
+
+
+class Session:
+    """A conversation; made by `Moshi.session`. Use it from one thread, or through `stream`.
+
+    Args:
+        codec: sound to codes and back.
+        tokenizer: of the inner monologue.
+        make_generator: a fresh generator, for the beginning and for `reset`.
+        executor: the one thread that does the work of `stream`.
+    """
+
+    def __init__(
+        self,
+        codec: Codec[Any],
+        tokenizer: TextTokenizer,
+        make_generator: Callable[[], Generator],
+        executor: ThreadPoolExecutor,
+    ) -> None:
+        self._codec = codec
+        self._tokenizer = tokenizer
+        self._make_generator = make_generator
+        self._executor = executor
+        self._closed = False
+        self._streaming = False
+        self.frame_rate = codec.sample_rate / codec.frame_size
+        self._begin()
+
+    def _begin(self) -> None:
+        self._generator = self._make_generator()
+        self._codec_state = self._codec.init_state()
+        self._words = _word_stream(
+            self._tokenizer, self._generator.lm.config, frame_rate=self.frame_rate
+        )
+        self._moshi = Activity("moshi", self.frame_rate)
+        self._user = Activity("user", self.frame_rate)
+        self._index = 0
+
+    @property
+    def frames(self) -> int:
+        """Frames stepped since the beginning or the last reset."""
+        return self._index
+
+    def step(self, pcm: npt.ArrayLike) -> Frame:
+        """Hears a frame and says one.
+
+        Args:
+            pcm: the other side's sound, float [frame_size] at the codec's rate, in −1 … 1. What
+                is not a finite number is heard as silence, what is out of range is clipped.
+
+        Raises:
+            SessionError: the session is closed or being streamed, or the shape is wrong.
+        """
+        if self._streaming:
+            raise SessionError("this session is being streamed: take its frames from there")
+        return self._step(pcm)
+
+    def _step(self, pcm: npt.ArrayLike) -> Frame:
+        self._check_open()
+        heard = self._checked(pcm)
+        index = self._index
+        began = time.perf_counter()
+        codes = self._codec.encode_step(heard, self._codec_state)
+        encoded = time.perf_counter()
+        generator = self._generator
+        tokens = generator.step(codes[: generator.given].T).tokens[0]
+        modelled = time.perf_counter()
+        out = tokens[0] != UNGENERATED_TOKEN
+        if out and generator.generated:
+            said = self._codec.decode_step(tokens[1:, None], self._codec_state)
+        else:
+            said = np.zeros(self._codec.frame_size, dtype=np.float32)
+        decoded = time.perf_counter()
+        words = self._words.step(int(tokens[0]), index) if out else []
+        events: list[Event] = self._user.step(index, heard)
+        events += self._moshi.step(index, said)
+        events += [WordSpoken(word.end, word) for word in words]
+        self._index += 1
+        return Frame(
+            index=index,
+            pcm=said,
+            text=self._tokenizer.piece(int(tokens[0])) if out else "",
+            words=tuple(words),
+            partial=self._words.partial,
+            speaking=self._moshi.active,
+            user_speaking=self._user.active,
+            tokens=tokens if out else None,
+            events=tuple(events),
+            timing=Timing(encoded - began, modelled - encoded, decoded - modelled),
+        )
+
+    def flush(self) -> tuple[Word, ...]:
+        """Finishes the last word, when nothing more will be stepped."""
+        return tuple(self._words.flush())
+
+    def reset(self) -> None:
+        """Forgets the conversation: as a new session, with the same seed."""
+        self._check_open()
+        if self._streaming:
+            raise SessionError("this session is being streamed: it cannot be reset meanwhile")
+        self._begin()
+
+    async def stream(
+        self, source: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
+    ) -> AsyncIterator[Frame]:
+        """Steps through the frames of `source`, on the one thread that does MLX's work.
+
+        Safe in an event loop and beside other sessions of the model; ends with the source. One
+        stream at a time per session.
+
+        Raises:
+            SessionError: as `step`.
+        """
+        if self._streaming:
+            raise SessionError("this session is being streamed already")
+        self._streaming = True
+        try:
+            async for pcm in _each(source):
+                yield await _run(self._executor, lambda pcm=pcm: self._step(pcm))
+        finally:
+            self._streaming = False
+
+    def close(self) -> None:
+        """Lets go of the state; a closed session cannot be used again."""
+        self._closed = True
+        self._codec_state = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise SessionError("this session is closed: make a new one")
+
+    def _checked(self, pcm: npt.ArrayLike) -> Pcm:
+        heard = np.asarray(pcm, dtype=np.float32)
+        if heard.shape != (self._codec.frame_size,):
+            raise SessionError(
+                f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
+            )
+        return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
+
+
+def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:
+    return WordStream(
+        tokenizer,
+        epad=config.text_end_padding_id,
+        pad=config.text_padding_id,
+        frame_rate=frame_rate,
+    )
+
+
+async def _each(
+    source: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike],
+) -> AsyncIterator[npt.ArrayLike]:
+    if isinstance(source, AsyncIterable):
+        async for pcm in source:
+            yield pcm
+    else:
+        for pcm in source:
+            yield pcm
+
+
+async def _run(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
+    """Runs work on the executor; a cancelled caller still waits for it, so that steps never mix."""
+    future = asyncio.get_running_loop().run_in_executor(executor, work)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

@@ -1,0 +1,174 @@
+"""SentencePiece, and the inner monologue: one text token per frame → words with their times.
+
+Knows nothing of audio or of the model, only of token ids and frame numbers.
+"""
+
+import codecs
+from dataclasses import dataclass
+from pathlib import Path
+
+from sentencepiece import SentencePieceProcessor
+
+from .errors import TokenizerError
+
+__all__ = ["TextTokenizer", "Word", "WordStream"]
+
+_BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
+
+
+class TextTokenizer:
+    """A SentencePiece model read from a file.
+
+    Raises `TokenizerError` if the file is missing or is not a SentencePiece model.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        try:
+            model = self.path.read_bytes()
+        except OSError as error:
+            raise TokenizerError(
+                f"{self.path}: the tokenizer cannot be read: {error.strerror}. "
+                "Put the SentencePiece model of this checkpoint there."
+            ) from error
+        try:
+            self._model = SentencePieceProcessor(model_proto=model)
+            self.vocab_size = int(self._model.vocab_size())
+        except (RuntimeError, OSError) as error:
+            raise self._broken() from error
+        if not model or not self.vocab_size:
+            raise self._broken()
+
+    def _broken(self) -> TokenizerError:
+        return TokenizerError(
+            f"{self.path}: not a SentencePiece model, or cut short. Fetch the file again."
+        )
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`, without BOS and EOS."""
+        return [int(i) for i in self._model.encode(text)]
+
+    def decode(self, ids: list[int]) -> str:
+        """The text of `ids`; ids that carry no text (see `piece_bytes`) add nothing."""
+        text = b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", errors="replace")
+        return text.removeprefix(" ")
+
+    def piece(self, token: int) -> str:
+        """The text of one token, a word boundary as a space.
+
+        A byte piece that is only a part of a character gives ""; `WordStream` and `decode`
+        put such characters together.
+        """
+        return self.piece_bytes(token).decode("utf-8", errors="ignore")
+
+    def piece_bytes(self, token: int) -> bytes:
+        """The UTF-8 bytes of one token; none if it is control, unknown or outside the vocabulary."""
+        model = self._model
+        if not 0 <= token < self.vocab_size or model.is_control(token) or model.is_unknown(token):
+            return b""
+        piece: str = model.id_to_piece(token)
+        if model.is_byte(token):  # "<0xE2>"
+            return bytes([int(piece[1:-1], 16)])
+        return piece.replace(_BOUNDARY, " ").encode()
+
+
+@dataclass(frozen=True)
+class Word:
+    """One word, punctuation included, with its time in seconds from the first frame."""
+
+    text: str
+    start: float
+    end: float
+
+
+class WordStream:
+    """Turns the text stream of a conversation, one token per frame, into words.
+
+    A word starts with the frame of its first piece (the one that carries the word boundary).
+    It is finished when the next word starts, at EPAD, BOS or EOS, after `patience` frames
+    without text, or at `flush`.
+
+    The stream says when a word starts, not when its sound ends, so `end` is the best bound
+    that it gives: where the next word starts (EPAD stands in the frame before it), or
+    `patience` frames after the last piece, whichever comes first. A piece without a word
+    boundary that comes after its word was finished makes a word of its own.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        *,
+        epad: int = 0,
+        bos: int = 1,
+        eos: int = 2,
+        pad: int = 3,
+        frame_rate: float = 12.5,
+        patience: int = 4,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._epad, self._pad = epad, pad
+        self._breaks = {bos, eos}
+        self._frame_rate = frame_rate
+        self._patience = patience
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._frame = 0  # the frame that comes next
+        self._start: int | None = None  # first frame of the unfinished word
+        self._last = 0  # frame of its last piece
+        self._text = ""
+
+    @property
+    def partial(self) -> str:
+        """The text so far of the word that is not finished."""
+        return self._text
+
+    def step(self, token: int, frame: int | None = None) -> list[Word]:
+        """Takes the token of one frame and returns the words it finishes (mostly none or one).
+
+        `frame` is the number of the frame, by default the one after the last; numbers may be
+        left out but never go back (`ValueError`).
+        """
+        if frame is None:
+            frame = self._frame
+        elif frame < self._frame:
+            raise ValueError(f"frame {frame} after frame {self._frame - 1}: time cannot go back")
+        self._frame = frame + 1
+        if token == self._epad:
+            return self._close(frame + 1)
+        if token in self._breaks:
+            return self._close(frame)
+        data = b"" if token == self._pad else self._tokenizer.piece_bytes(token)
+        if not data:
+            waited = self._start is not None and frame - self._last >= self._patience
+            return self._close(frame + 1) if waited else []
+
+        words: list[Word] = []
+        if self._start is None:
+            self._start = frame
+        for character in self._decoder.decode(data):
+            if character.isspace():
+                # Two words in one piece share its frame; a word still lasts at least that frame.
+                words += self._end(max(frame, self._start + 1))
+                self._start = frame
+            else:
+                self._text += character
+                self._last = frame
+        self._last = frame
+        return words
+
+    def flush(self) -> list[Word]:
+        """Finishes the last word: the stream has ended after the last frame."""
+        return self._close(self._frame)
+
+    def _close(self, end: int) -> list[Word]:
+        """Finishes the word, with what is left of a character that never became whole."""
+        self._text += self._decoder.decode(b"", final=True)
+        self._decoder.reset()
+        return self._end(end)
+
+    def _end(self, end: int) -> list[Word]:
+        text, start = self._text, self._start
+        self._text, self._start = "", None
+        if start is None or not text:
+            return []
+        end = min(end, self._last + 1 + self._patience)
+        return [Word(text, start / self._frame_rate, end / self._frame_rate)]

@@ -1,0 +1,126 @@
+"""Mimi's weights: from the published file to our modules, strictly.
+
+The rename is a pure function from dict to dict. Knows nothing of where files come from.
+"""
+
+import re
+from pathlib import Path
+
+import mlx.core as mx
+
+from .config import MimiConfig
+from .conv import pack_conv, pack_conv_transpose
+from .errors import CheckpointError
+from .mimi import Mimi
+from .vq import codebook
+from .weights import Weights, fill, read_safetensors
+
+_CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
+# What training wrote before the tensors got their present names.
+_LEGACY = {
+    "inited": "_initialized",
+    "cluster_size": "cluster_usage",
+    "embed_avg": "embedding_sum",
+    "embed_sum": "embedding_sum",
+}
+_RENAMES = (
+    (r"_transformer\.transformer\.", "_transformer."),
+    (r"\.in_proj_weight$", ".in_proj.weight"),
+    (r"\.(in|out)_projs\.0\.weight$", r".\1_proj.weight"),
+    (r"(\.conv|\.convtr)+\.(weight|bias)$", r".\2"),
+    (r"\.block\.1\.", ".conv."),
+    (r"\.block\.3\.", ".linear."),
+    (r"^quantizer\.rvq_first\.", "quantizer.semantic."),
+    (r"^quantizer\.rvq_rest\.", "quantizer.acoustic."),
+)
+
+
+def from_published(weights: Weights, config: MimiConfig, num_codebooks: int) -> Weights:
+    """Published names and layouts → those of `Mimi(config, num_codebooks)`.
+
+    Codebooks become their entries; those after `num_codebooks` are left out. A tensor that is not
+    understood keeps its name, so that strict loading names it.
+
+    Raises:
+        CheckpointError: half of a codebook is missing or misshapen.
+    """
+    out: Weights = {}
+    codebooks: dict[tuple[str, int], Weights] = {}
+    for name, value in weights.items():
+        if match := _CODEBOOK.fullmatch(name):
+            part = _LEGACY.get(match[3], match[3])
+            codebooks.setdefault((match[1], int(match[2])), {})[part] = value
+            continue
+        if num_codebooks == 1 and name.startswith("quantizer.rvq_rest."):
+            continue
+        renamed = name
+        for pattern, ours in _RENAMES:
+            renamed = re.sub(pattern, ours, renamed)
+        out[renamed] = _pack(name, value, config) if value.ndim == 3 else value
+    sides = {"first": ("semantic", 1), "rest": ("acoustic", num_codebooks - 1)}
+    for side, (ours, count) in sides.items():
+        if count:
+            entries = mx.stack([_entries(codebooks, side, i, config) for i in range(count)])
+            out[f"quantizer.{ours}.embedding"] = entries
+            out[f"quantizer.{ours}.half_square"] = entries.square().sum(axis=-1) / 2
+    return out
+
+
+def _pack(name: str, value: mx.array, config: MimiConfig) -> mx.array:
+    """A convolution's weights, PyTorch's layout → ours; 1 × 1 convolutions are linear layers."""
+    if re.search(r"(\.block\.3|\.shortcut)\.conv\.conv\.|_proj\.weight$", name):
+        return value[:, :, 0] if value.shape[2] == 1 else value
+    if name == "upsample.convtr.convtr.convtr.weight":
+        return pack_conv_transpose(value, config.stride, depthwise=True)
+    if match := re.fullmatch(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight", name):
+        # The decoder: a convolution, then for each ratio ELU, the upsampling one, residual blocks.
+        step, ratios = config.seanet.n_residual_layers + 2, config.seanet.ratios
+        stage, rest = divmod(int(match[1]) - 2, step)
+        if rest == 0 and 0 <= stage < len(ratios):
+            return pack_conv_transpose(value, ratios[stage])
+        return value
+    return pack_conv(value)
+
+
+def _entries(
+    codebooks: dict[tuple[str, int], Weights], side: str, i: int, config: MimiConfig
+) -> mx.array:
+    """A codebook's entries from what training stored."""
+    parts = codebooks.get((side, i), {})
+    bins, dim = config.quantizer.bins, config.quantizer.dimension
+    for part, shape in {"embedding_sum": (bins, dim), "cluster_usage": (bins,)}.items():
+        name = f"quantizer.rvq_{side}.vq.layers.{i}._codebook.{part}"
+        if part not in parts:
+            raise CheckpointError(f"tensor '{name}' is missing")
+        if parts[part].shape != shape:
+            raise CheckpointError(
+                f"tensor '{name}' is {parts[part].shape}, the config says {shape}"
+            )
+    return codebook(parts["embedding_sum"], parts["cluster_usage"])
+
+
+def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None) -> Mimi:
+    """The codec from a safetensors file in the published naming, in float32.
+
+    Args:
+        path: the file, as `tokenizer-e351c8d8-checkpoint125.safetensors`.
+        num_codebooks: how many codebooks to use; the file may have more.
+        config: the architecture; None: the published one.
+
+    Raises:
+        CheckpointError: the file is broken, is not a Mimi, or doesn't match the config; names the
+            tensor and the file.
+        ValueError: the config has fewer codebooks than that.
+    """
+    config = config or MimiConfig()
+    mimi = Mimi(config, num_codebooks)
+    weights = read_safetensors(path)
+    if not any(name.startswith("quantizer.rvq_first.") for name in weights):
+        some = ", ".join(sorted(weights)[:3]) or "no tensors"
+        raise CheckpointError(f"{path}: is not a Mimi codec (it has {some}, …)")
+    try:
+        weights = from_published(weights, config, num_codebooks)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    fill(mimi, weights, str(path), mx.float32)
+    return mimi

@@ -1,0 +1,56 @@
+"""A model behind the loop's seam: it says back what it hears, and a word every second.
+
+For tests of the loop, the sound card and the command line that need no weights.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moshi_mlx import Frame, Timing, Word
+
+SAMPLE_RATE = 24_000
+FRAME_SIZE = 1920
+FRAME_RATE = SAMPLE_RATE / FRAME_SIZE
+FRAMES_A_WORD = 12
+
+
+class FakeSession:
+    """`step` returns its input after `delays[frame]` seconds (0 where not given)."""
+
+    def __init__(self, delays: dict[int, float] | None = None) -> None:
+        self.delays = delays or {}
+        self.heard: list[NDArray[np.float32]] = []
+        self.resets = 0
+
+    def step(self, pcm: NDArray[np.float32]) -> Frame:
+        """One frame, echoed."""
+        index = len(self.heard)
+        began = time.perf_counter()
+        time.sleep(self.delays.get(index, 0.0))
+        self.heard.append(pcm.copy())
+        word = index % FRAMES_A_WORD == FRAMES_A_WORD - 1
+        end = (index + 1) / FRAME_RATE
+        return Frame(
+            index=index,
+            pcm=pcm.copy(),
+            text=" word" if word else "",
+            words=(Word(f"word{index}", end - 0.4, end),) if word else (),
+            partial="",
+            speaking=word,
+            tokens=None,
+            timing=Timing(encode=0.0, model=time.perf_counter() - began, decode=0.0),
+        )
+
+    def flush(self) -> tuple[Word, ...]:
+        """The word that was still open."""
+        end = len(self.heard) / FRAME_RATE
+        return (Word("last", end - 0.1, end),)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.heard.clear()
+        self.resets += 1

@@ -1,0 +1,175 @@
+"""The real `moshi-local` on the virtual sound card, measured.
+
+    python tests/live.py [--seconds 60] [--model nano] [--keep both.wav]
+
+Plays nano's question into the microphone again and again, records both sides, and prints a table
+of what the sound card and the frames did. Exit code 1 if there was an xrun, no callback, or no
+sound on the speaker side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rig
+import soundfile
+from numpy.typing import NDArray
+
+QUESTION = Path(__file__).parent.parent / "moshi_mlx" / "models" / "nano" / "question.wav"
+LOAD_SECONDS = 120.0
+LISTENING = "listening: "
+SPEECH_LEVEL = 0.01
+
+
+@dataclass(frozen=True)
+class LiveRun:
+    """One run: the program's own summary, and both sides as the rig heard them."""
+
+    summary: dict[str, Any]
+    both: NDArray[np.float32]
+    exit_code: int
+    errors: str
+
+    @property
+    def speaker_seconds(self) -> float:
+        """Seconds in which the speaker side was louder than SPEECH_LEVEL, in tenths."""
+        tenth = rig.RATE // 10
+        speaker = self.both[: len(self.both) // tenth * tenth, 1].reshape(-1, tenth)
+        return float(np.sum(np.sqrt(np.mean(speaker**2, axis=1)) > SPEECH_LEVEL) / 10)
+
+    @property
+    def faults(self) -> list[str]:
+        """What a clean run must not have."""
+        found = []
+        if self.exit_code != 0:
+            found.append(f"exit code {self.exit_code}: {self.errors.strip()[-300:]}")
+        elif not self.summary["callbacks"]:
+            found.append("no callback")
+        elif self.summary["xruns"]:
+            found.append(f"{self.summary['xruns']} xruns")
+        if not self.speaker_seconds:
+            found.append("no sound on the speaker side")
+        return found
+
+
+def talk(
+    card: rig.VirtualCard, seconds: float, *options: str, stop_with: int | None = None
+) -> LiveRun:
+    """`moshi-local` for `seconds`, questions played to it from when it listens.
+
+    With `stop_with` the program runs without an end and gets this signal after `seconds`.
+    """
+    command = [sys.executable, "-m", "moshi_local", "--json", *options]
+    if stop_with is None:
+        command += ["--seconds", str(seconds)]
+    lines: list[str] = []
+    listening = threading.Event()
+    with card.recording() as both:
+        program = subprocess.Popen(
+            command,
+            env=card.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+        def follow() -> None:
+            assert program.stderr is not None
+            for line in program.stderr:
+                lines.append(line)
+                if LISTENING in line:
+                    listening.set()
+            listening.set()
+
+        follower = threading.Thread(target=follow)
+        follower.start()
+        try:
+            if not listening.wait(LOAD_SECONDS):
+                raise rig.RigError(f"moshi-local did not listen in {LOAD_SECONDS:.0f} s")
+            _play_until(card, time.monotonic() + seconds)
+            if stop_with is not None:
+                program.send_signal(stop_with)
+            assert program.stdout is not None
+            output = program.stdout.read()
+            program.wait(30)
+        finally:
+            if program.poll() is None:
+                program.kill()
+                program.wait()
+            follower.join()
+    summary = json.loads(output) if program.returncode == 0 else {}
+    return LiveRun(summary, both.samples, program.returncode, "".join(lines))
+
+
+def _play_until(card: rig.VirtualCard, end: float) -> None:
+    """Play the question, again and again."""
+    while (left := end - time.monotonic()) > 0:
+        player = card.play(QUESTION)
+        try:
+            player.wait(left)
+        except subprocess.TimeoutExpired:
+            player.terminate()
+            player.wait()
+
+
+def table(run: LiveRun) -> str:
+    """The figures, a line each."""
+    summary = run.summary
+    times = {"frame": summary["frame_ms"], **summary["stages_ms"]}
+    rows = [
+        ("seconds of sound", f"{summary['seconds']:.1f}"),
+        ("frames", str(summary["frames"])),
+        ("callbacks", str(summary["callbacks"])),
+        ("xruns", str(summary["xruns"])),
+        ("gaps in the output", str(summary["gaps"])),
+        ("restarts", str(summary["restarts"])),
+        ("input dropped (s)", f"{summary['input_dropped_seconds']:.2f}"),
+        ("output dropped (s)", f"{summary['output_dropped_seconds']:.2f}"),
+        ("speaker heard (s)", f"{run.speaker_seconds:.1f}"),
+        ("words", str(len(summary["words"]))),
+    ]
+    rows += [
+        (f"{name} ms p50 p95 p99 max", " ".join(f"{ms[k]:.1f}" for k in ms))
+        for name, ms in times.items()
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"{name:{width}}  {value}" for name, value in rows)
+
+
+def main() -> int:
+    """Measure and print; 1 if the run was not clean."""
+    parser = argparse.ArgumentParser(description="moshi-local on the virtual sound card")
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--model", default="nano")
+    parser.add_argument("--keep", type=Path, help="write both sides to this stereo WAV")
+    options = parser.parse_args()
+    if missing := rig.missing_programs():
+        print(f"not installed: {missing} (apt-get install pulseaudio pulseaudio-utils)")
+        return 2
+    with (
+        tempfile.TemporaryDirectory(prefix="rig") as folder,
+        rig.VirtualCard.start(Path(folder) / "card") as card,
+    ):
+        run = talk(card, options.seconds, "--model", options.model)
+    if options.keep:
+        soundfile.write(options.keep, run.both, rig.RATE)
+    if run.summary:
+        print(table(run))
+        print(f"heard: {run.summary['text']}")
+    for fault in run.faults:
+        print(f"FAULT: {fault}")
+    return 1 if run.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,67 @@
+"""The real program on a virtual sound card: the real nano, real PortAudio, real time."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import live
+import pytest
+import rig
+
+from moshi_local import audio
+
+pytestmark = pytest.mark.device
+
+SECONDS = 15.0
+ATTEMPTS = 3
+"""A machine that tests share may be too busy for a while; the card's clock does not wait."""
+
+
+@pytest.fixture(scope="module")
+def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.VirtualCard]:
+    """The virtual card; without PulseAudio the test is skipped, unless it is demanded."""
+    missing = rig.missing_programs()
+    if missing:
+        reason = f"the virtual sound card needs {missing}"
+        if os.environ.get("MOSHI_REQUIRE_DEVICE_TESTS") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    with rig.VirtualCard.start(tmp_path_factory.mktemp("rig") / "card") as running:
+        yield running
+
+
+def test_nano_answers_through_the_sound_card(card: rig.VirtualCard) -> None:
+    for _ in range(ATTEMPTS):
+        run = live.talk(card, SECONDS, "--model", "nano")
+        if not run.faults:
+            break
+    assert run.faults == []
+    blocks = SECONDS / audio.BLOCK_SECONDS
+    assert run.summary["callbacks"] == pytest.approx(blocks, rel=0.1)
+    assert run.summary["frames"] == pytest.approx(SECONDS * 12.5, rel=0.1)
+    assert run.summary["words"], "it said something"
+    assert run.both[:, 0].any(), "the question was in the room"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_conversation_in_order(
+    card: rig.VirtualCard, number: signal.Signals
+) -> None:
+    run = live.talk(card, 2.0, "--model", "nano", stop_with=number)
+    assert run.exit_code == 0
+    assert run.summary["callbacks"] > 0
+    assert "Traceback" not in run.errors
+
+
+def test_a_wrong_device_is_one_line_with_the_right_ones(card: rig.VirtualCard) -> None:
+    command = [sys.executable, "-m", "moshi_local", "--output", "gramophone"]
+    done = subprocess.run(command, env=card.environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith('moshi-local: output "gramophone" matches no device; output devices: ')
+    assert "pulse" in line
