@@ -72,6 +72,11 @@ class DepthTransformer(nn.Module):
 
         Column k of `tokens` is the token before codebook k: the text, then codebooks 0 … dep_q−2.
         """
-        cache = self.make_cache()
-        logits = [self.step(k, z, tokens[:, k], cache) for k in range(self.config.num_slices)]
-        return mx.stack(logits, axis=1)
+        config = self.config
+        slices = range(config.num_slices)
+        xs = [self.linear_in[config.inputs[k]](z) + self.embs[k](tokens[:, k]) for k in slices]
+        sets = [self.transformers[s] for s in config.weight_sets]
+        xs = lockstep(sets, xs)
+        if config.norm is not None:
+            xs = [self.norms[k](x) for k, x in zip(slices, xs, strict=True)]
+        return mx.stack([self.linear_out[k](x) for k, x in zip(slices, xs, strict=True)], axis=1)

@@ -60,7 +60,7 @@ class ProjectedEmbedding(Embedding):
         if demux:
             self.out1 = nn.Linear(width, dim, bias=False)
             self.out2 = nn.Linear(width, dim, bias=False)
-        else:
+        if low_rank is not None:  # with demux it is in the files, but has no part
             self.low_rank = nn.Linear(width, dim, bias=False)
 
     def __call__(self, tokens: mx.array) -> mx.array:

@@ -62,7 +62,7 @@ class TextTokenizer:
         return self.piece_bytes(token).decode("utf-8", errors="ignore")
 
     def piece_bytes(self, token: int) -> bytes:
-        """The UTF-8 bytes of one token; none if it is control, unknown or outside the vocabulary."""
+        """The UTF-8 bytes of one token; none if control, unknown or outside the vocabulary."""
         model = self._model
         if not 0 <= token < self.vocab_size or model.is_control(token) or model.is_unknown(token):
             return b""

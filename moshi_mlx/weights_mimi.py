@@ -70,16 +70,25 @@ def _pack(name: str, value: mx.array, config: MimiConfig) -> mx.array:
     """A convolution's weights, PyTorch's layout → ours; 1 × 1 convolutions are linear layers."""
     if re.search(r"(\.block\.3|\.shortcut)\.conv\.conv\.|_proj\.weight$", name):
         return value[:, :, 0] if value.shape[2] == 1 else value
-    if name == "upsample.convtr.convtr.convtr.weight":
-        return pack_conv_transpose(value, config.stride, depthwise=True)
-    if match := re.fullmatch(r"decoder\.model\.(\d+)\.convtr\.convtr\.weight", name):
-        # The decoder: a convolution, then for each ratio ELU, the upsampling one, residual blocks.
-        step, ratios = config.seanet.n_residual_layers + 2, config.seanet.ratios
-        stage, rest = divmod(int(match[1]) - 2, step)
-        if rest == 0 and 0 <= stage < len(ratios):
-            return pack_conv_transpose(value, ratios[stage])
-        return value
+    if ".convtr." in name:
+        stride = _upsampling(name, config)
+        # Packing would hide a wrong number of taps from the check of shapes.
+        if value.shape[2] != 2 * stride:
+            return value
+        return pack_conv_transpose(value, stride, depthwise=name.startswith("upsample."))
     return pack_conv(value)
+
+
+def _upsampling(name: str, config: MimiConfig) -> int:
+    """The stride of a transposed convolution, by its published name; 0 if it isn't in its place.
+
+    The decoder: a convolution, then for each ratio ELU, the upsampling one and residual blocks.
+    """
+    if name.startswith("upsample."):
+        return config.stride
+    index = int(name.split(".")[2]) if re.match(r"decoder\.model\.\d+\.", name) else 0
+    stage, rest = divmod(index - 2, config.seanet.n_residual_layers + 2)
+    return config.seanet.ratios[stage] if not rest and 0 <= stage < len(config.seanet.ratios) else 0
 
 
 def _entries(

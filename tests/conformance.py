@@ -19,17 +19,20 @@ from moshi_mlx.weights import load_lm
 
 TOLERANCE = 1e-3
 GREEDY = Sampling(temperature=0)
+Given = dict[str, str | mx.array | None]
 
 
-def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray]]:
-    """The model in float32, and what is expected of it."""
+def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray], Given | None]:
+    """The model in float32, what is expected of it, and the conditions given, if any."""
     weights = sorted(folder.glob("model*.safetensors"))
     if len(weights) != 1:
         raise MoshiError(f"{folder}: needs one model*.safetensors, has {len(weights)}")
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
     lm = load_lm(weights, config.lm, dtype=mx.float32, quantization=config.quantization)
     expected = mx.load(str(folder / "expected.safetensors"))
-    return lm, {name: np.array(value) for name, value in expected.items()}
+    conditions = folder / "conditions.json"
+    given = read_json(conditions) if conditions.exists() else None
+    return lm, {name: np.array(value) for name, value in expected.items()}, given
 
 
 def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
@@ -38,9 +41,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max(initial=0.0))
 
 
-def run_forward(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
+def run_forward(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> dict[str, float]:
     """Largest difference per tensor; masks count as 0 or 1."""
-    output = lm.forward(mx.array(expected["forward.codes"]))
+    codes = expected["forward.codes"]
+    conditions = None if given is None else lm.condition_provider([given] * len(codes))
+    output = lm.forward(mx.array(codes), conditions)
     masks = np.array(output.masks)
     text_mask, mask = masks[:, :1], masks[:, 1:]
     found = {
@@ -64,10 +69,12 @@ def run_forward(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
     return result
 
 
-def run_stream(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
+def run_stream(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> dict[str, float]:
     """Largest difference per tensor; tokens as counts of those that differ."""
     codes = expected["stream.user_codes"]
-    generator = Generator(lm, batch=codes.shape[0], text=GREEDY, audio=GREEDY)
+    batch = codes.shape[0]
+    conditions = None if given is None else [given] * batch
+    generator = Generator(lm, batch=batch, text=GREEDY, audio=GREEDY, conditions=conditions)
     logits, tokens, heads = [], [], []
     for t in range(codes.shape[2]):
         step = generator.step(codes[:, :, t])
@@ -90,12 +97,12 @@ def run_stream(lm: Lm, expected: dict[str, np.ndarray]) -> dict[str, float]:
 
 def run_case(folder: Path) -> dict[str, float]:
     """Every quantity that the case's expectations name, with its largest difference."""
-    lm, expected = load_case(folder)
+    lm, expected, given = load_case(folder)
     result = {}
     if "forward.codes" in expected:
-        result |= run_forward(lm, expected)
+        result |= run_forward(lm, expected, given)
     if "stream.user_codes" in expected:
-        result |= run_stream(lm, expected)
+        result |= run_stream(lm, expected, given)
     if not result:
         raise MoshiError(f"{folder}: expected.safetensors holds nothing to compare")
     return result

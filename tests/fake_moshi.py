@@ -10,7 +10,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
-from moshi_mlx import Frame, Timing, Word
+from moshi_mlx import Frame, Timing, Word, WordSpoken
 
 SAMPLE_RATE = 24_000
 FRAME_SIZE = 1920
@@ -34,14 +34,17 @@ class FakeSession:
         self.heard.append(pcm.copy())
         word = index % FRAMES_A_WORD == FRAMES_A_WORD - 1
         end = (index + 1) / FRAME_RATE
+        words = (Word(f"word{index}", end - 0.4, end),) if word else ()
         return Frame(
             index=index,
             pcm=pcm.copy(),
             text=" word" if word else "",
-            words=(Word(f"word{index}", end - 0.4, end),) if word else (),
+            words=words,
             partial="",
             speaking=word,
+            user_speaking=False,
             tokens=None,
+            events=tuple(WordSpoken(w.end, w) for w in words),
             timing=Timing(encode=0.0, model=time.perf_counter() - began, decode=0.0),
         )
 

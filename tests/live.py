@@ -29,6 +29,7 @@ QUESTION = Path(__file__).parent.parent / "moshi_mlx" / "models" / "nano" / "que
 LOAD_SECONDS = 120.0
 LISTENING = "listening: "
 SPEECH_LEVEL = 0.01
+REPLY_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,9 @@ def talk(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
+        rig.prefer(program)
 
         def follow() -> None:
             assert program.stderr is not None
@@ -112,7 +115,7 @@ def talk(
 
 
 def _play_until(card: rig.VirtualCard, end: float) -> None:
-    """Play the question, again and again."""
+    """Play the question, again and again, with a pause for the last reply."""
     while (left := end - time.monotonic()) > 0:
         player = card.play(QUESTION)
         try:
@@ -120,6 +123,7 @@ def _play_until(card: rig.VirtualCard, end: float) -> None:
         except subprocess.TimeoutExpired:
             player.terminate()
             player.wait()
+        time.sleep(max(0.0, min(REPLY_SECONDS, end - time.monotonic())))
 
 
 def table(run: LiveRun) -> str:

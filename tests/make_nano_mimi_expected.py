@@ -2,7 +2,7 @@
 
     python tests/make_nano_mimi_expected.py
 
-Run it anew, in an environment with the reference implementation (`pip install moshi`), when
+Run it anew, in an environment with the reference implementation (moshi 0.2.13), when
 nano's Mimi changes. The reference runs over the whole signal at once, every position seeing
 exactly its context; the 40 frames are more than the 25 that nano's transformers see.
 """

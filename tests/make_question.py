@@ -4,8 +4,9 @@
 
 24 kHz, 16 bit, mono. The voice is flite's `rms`, a user voice of nano's training data; phrases
 are made as that data was: silence before the first sound cut to 40 ms, level 0.08 (root mean
-square). Each is followed by the pause a person leaves for the reply. Needs flite on the PATH;
-the same flite gives the same file. Only for those who change the recording: it ships.
+square). Between them is the pause a person leaves for the reply; the time for the last reply is
+`moshi-local run`'s tail. Needs flite on the PATH; the same flite gives the same file. Only for
+those who change the recording: it ships.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ SILENCE = 0.01
 """Softer than this (of full scale) is not yet speech."""
 
 START_SECONDS = 0.6
-TALK = [("hello", 3.0), ("what is your name", 2.6)]
+TALK = [("hello", 3.0), ("what is your name", 2.6), ("count to five", 0.3)]
 """Each phrase, and the pause after it (seconds)."""
 
 DEFAULT = Path(__file__).parent.parent / "moshi_mlx" / "models" / "nano" / "question.wav"

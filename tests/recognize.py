@@ -55,8 +55,7 @@ class Recognizer:
             words, grammar = Path(folder) / "words.dict", Path(folder) / "replies.gram"
             words.write_text("\n".join(entries) + "\n")
             grammar.write_text(
-                "#JSGF V1.0;\ngrammar replies;\n"
-                f"public <reply> = {' | '.join(self.sentences)} ;\n"
+                f"#JSGF V1.0;\ngrammar replies;\npublic <reply> = {' | '.join(self.sentences)} ;\n"
             )
             self._decoder = pocketsphinx.Decoder(
                 hmm=pocketsphinx.get_model_path("en-us/en-us"),

@@ -72,7 +72,6 @@ def test_public_names_are_there() -> None:
         (["run"], "Missing argument"),
         (["run", "a.wav", "b.wav", "--top-p", "2"], "--top-p"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
-        (["--input", "no such microphone"], 'input "no such microphone" matches no device'),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -126,7 +125,7 @@ def test_run_writes_the_answer_and_a_summary(
 
 def test_run_is_the_same_with_the_same_seed(recording: Path) -> None:
     first, second, other = (recording.with_name(f"{n}.wav") for n in "abc")
-    options = ["--temperature", "1.5", "--temperature-text", "1.5", "--tail", "0.4"]
+    options = ["--temperature", "4", "--top-k", "0", "--tail", "0.4"]
     for target, seed in ((first, "3"), (second, "3"), (other, "4")):
         assert main(["run", str(recording), str(target), "--seed", seed, *options]) == 0
     assert first.read_bytes() == second.read_bytes()

@@ -21,9 +21,7 @@ def tone(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
 def echo(source: Path, target: Path, stop_at: int | None = None, **options) -> LoopReport:
     """`source` to `target` through a model that says back what it hears."""
     session = FakeSession()
-    port = FileAudio(
-        source, target, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, **options
-    )
+    port = FileAudio(source, target, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, **options)
     with port:
         return run_loop(
             session,
@@ -70,7 +68,7 @@ def test_stereo_has_the_user_left_and_the_model_right(tmp_path: Path) -> None:
 
 def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "in.wav", tone(1.0), SAMPLE_RATE)
-    assert echo(tmp_path / "in.wav", tmp_path / "out.wav", stop_at=5).stopped
+    assert echo(tmp_path / "in.wav", tmp_path / "out.wav", stop_at=5).frames == 5
     assert [p.name for p in tmp_path.iterdir()] == ["in.wav"]
 
 
@@ -110,10 +108,10 @@ def test_what_is_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
         check_files(good, link)
 
 
-def test_a_truncated_flac_is_an_error_or_a_shorter_sound(tmp_path: Path) -> None:
+def test_a_truncated_flac_is_an_error(tmp_path: Path) -> None:
     source = tmp_path / "in.flac"
     soundfile.write(source, np.random.default_rng(0).uniform(-0.5, 0.5, 100_000), SAMPLE_RATE)
     source.write_bytes(source.read_bytes()[:60_000])
-    with pytest.raises(AudioFileError, match="in.flac is damaged"):
+    with pytest.raises(AudioFileError, match=r"in\.flac is damaged"):
         echo(source, tmp_path / "out.wav")
     assert not (tmp_path / "out.wav").exists()

@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import moshi_mlx
-from moshi_mlx import Moshi, MoshiError, Sampling
+from moshi_mlx import Moshi, MoshiError, Sampling, Session
 
 from .audio import LiveAudio, PortAudioDevice, choose_devices
-from .events import Event
+from .events import Event, FrameDone
 from .files import FileAudio, check_files
 from .loop import LoopReport, run_loop, stop_on_signals, warm_up
 from .terminal import Transcript, print_report, print_words
@@ -238,22 +238,24 @@ def talk(
     transcript = Transcript(screen)
     seed = secrets.randbits(31) if seed is None else seed
     choose_devices(input, output)
-    with stop_on_signals() as stop:
-        moshi = _load(model, codec, notes)
-        device = PortAudioDevice(input, output, moshi.sample_rate)
-        with moshi.session(seed=seed, **_sampling(flags, moshi)) as session:
-            warm_up(session, moshi.frame_size)
-            rate = moshi.sample_rate
-            with LiveAudio(device, sample_rate=rate, frame_size=moshi.frame_size) as port:
-                report = run_loop(
-                    session,
-                    port,
-                    frame_size=moshi.frame_size,
-                    frame_rate=moshi.frame_rate,
-                    listeners=[transcript],
-                    stop=lambda: bool(stop),
-                    seconds=seconds,
-                )
+    moshi = _load(model, codec, notes)
+    rate, frame_size = moshi.sample_rate, moshi.frame_size
+    with _session(moshi, seed, flags) as session:
+        warm_up(session, frame_size)
+        device = PortAudioDevice(input, output, rate)
+        with (
+            stop_on_signals() as stop,
+            LiveAudio(device, sample_rate=rate, frame_size=frame_size) as port,
+        ):
+            report = run_loop(
+                session,
+                port,
+                frame_size=frame_size,
+                frame_rate=moshi.frame_rate,
+                listeners=[transcript],
+                stop=lambda: bool(stop),
+                seconds=seconds,
+            )
     transcript.end_line()
     print_report(notes, report, 1 / moshi.frame_rate)
     if as_json:
@@ -274,26 +276,26 @@ def run_file(
     """The same loop from the file `source` to the file `target`."""
     screen, notes = _consoles(as_json)
     check_files(source, target)
-    with stop_on_signals() as stop:
-        moshi = _load(model, codec, notes)
-        rate, frame_size = moshi.sample_rate, moshi.frame_size
-        port = FileAudio(
-            source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
-        )
-        with (
+    moshi = _load(model, codec, notes)
+    rate, frame_size = moshi.sample_rate, moshi.frame_size
+    port = FileAudio(
+        source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
+    )
+    with (
+        stop_on_signals() as stop,
+        port,
+        _progress(notes, port.frames) as advance,
+        _session(moshi, seed, flags) as session,
+    ):
+        report = run_loop(
+            session,
             port,
-            _progress(notes, port.frames) as advance,
-            moshi.session(seed=seed, **_sampling(flags, moshi)) as session,
-        ):
-            report = run_loop(
-                session,
-                port,
-                frame_size=frame_size,
-                frame_rate=moshi.frame_rate,
-                listeners=[advance],
-                stop=lambda: bool(stop),
-            )
-    if report.stopped:
+            frame_size=frame_size,
+            frame_rate=moshi.frame_rate,
+            listeners=[advance],
+            stop=lambda: bool(stop),
+        )
+    if not port.whole:
         notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
         raise typer.Exit(130)
     if as_json:
@@ -314,11 +316,10 @@ def _load(model: str, codec: Codec, notes: Console) -> Moshi:
     return moshi_mlx.load(model, codec=codec.value)
 
 
-def _sampling(flags: SamplingFlags, moshi: Moshi) -> dict[str, Sampling | None]:
-    return {
-        "text": flags.text(moshi.text_sampling),
-        "audio": flags.audio(moshi.audio_sampling),
-    }
+def _session(moshi: Moshi, seed: int, flags: SamplingFlags) -> Session:
+    return moshi.session(
+        seed=seed, text=flags.text(moshi.text_sampling), audio=flags.audio(moshi.audio_sampling)
+    )
 
 
 @contextmanager
@@ -326,12 +327,17 @@ def _progress(notes: Console, frames: int) -> Iterator[Any]:
     """A bar on a terminal, nothing elsewhere; gives a listener that moves it."""
     columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} frames"), BarColumn())
     with Progress(
-        *columns, TimeRemainingColumn(), console=notes, transient=True, disable=not notes.is_terminal
+        *columns,
+        TimeRemainingColumn(),
+        console=notes,
+        transient=True,
+        disable=not notes.is_terminal,
     ) as bar:
         task = bar.add_task("", total=frames)
 
-        def advance(_: Event) -> None:
-            bar.advance(task)
+        def advance(event: Event) -> None:
+            if isinstance(event, FrameDone):
+                bar.advance(task)
 
         yield advance
 

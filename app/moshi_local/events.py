@@ -1,6 +1,7 @@
-"""What happens in a conversation, as typed events; the terminal, a recorder or a trace listen.
+"""What happens around a conversation, as typed events beside those of the library.
 
-Knows nothing of models and sound cards. Times are seconds on the session's clock.
+A terminal, a recorder or a trace listen. Knows nothing of models and sound cards. `time` is in
+seconds on the session's clock.
 """
 
 from __future__ import annotations
@@ -8,43 +9,39 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from moshi_mlx import Frame
+from moshi_mlx import Event, Frame
 
 __all__ = ["Event", "FrameDone", "Lag", "Listener", "Opened", "Restarted"]
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    """The sound devices are open."""
+@dataclass(frozen=True)
+class Opened(Event):
+    """The sound devices with these names are open."""
 
-    at: float
     input: str
     output: str
 
 
-@dataclass(frozen=True, slots=True)
-class FrameDone:
-    """One step of the session: a frame was heard and a frame was answered."""
+@dataclass(frozen=True)
+class FrameDone(Event):
+    """One step of the session; `frame.events` have been told before it."""
 
     frame: Frame
 
 
-@dataclass(frozen=True, slots=True)
-class Lag:
+@dataclass(frozen=True)
+class Lag(Event):
     """The loop was late, and the oldest sound was thrown away to catch up (seconds of sound)."""
 
-    at: float
     input_dropped: float
     output_dropped: float
 
 
-@dataclass(frozen=True, slots=True)
-class Restarted:
+@dataclass(frozen=True)
+class Restarted(Event):
     """The sound stream had stopped calling and was opened again."""
 
-    at: float
     reason: str
 
 
-Event = Opened | FrameDone | Lag | Restarted
 Listener = Callable[[Event], None]

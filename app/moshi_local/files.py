@@ -83,11 +83,10 @@ class FileAudio:
         trace: TracebackType | None,
     ) -> None:
         self._input.close()
-        whole = kind is None and self._given == self.frames
         try:
             if self._output is not None:
                 self._output.close()
-            if whole:
+            if kind is None and self.whole:
                 self._partial.replace(self._target)
         except (soundfile.SoundFileError, OSError) as problem:
             raise AudioFileError(f"cannot write {self._target}: {_reason(problem)}") from problem
@@ -95,9 +94,14 @@ class FileAudio:
             with suppress(OSError):
                 self._partial.unlink()
 
+    @property
+    def whole(self) -> bool:
+        """Whether all of the recording has been read; if not, no output is left behind."""
+        return self._given == self.frames
+
     def read(self, frame: FloatArray, timeout: float) -> Read:
         """The next frame of the recording, then the silence, then END; never waits."""
-        if self._given == self.frames:
+        if self.whole:
             return Read.END
         frame[:] = next(self._samples, 0.0)
         self._heard[:] = frame
@@ -112,7 +116,7 @@ class FileAudio:
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
 
-    def take_events(self, at: float) -> Sequence[Event]:
+    def take_events(self, now: float) -> Sequence[Event]:
         """Files have none."""
         return ()
 

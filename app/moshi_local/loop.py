@@ -59,8 +59,8 @@ class AudioPort(Protocol):
     def write(self, pcm: FloatArray) -> None:
         """Hand over a frame to be played or kept."""
 
-    def take_events(self, at: float) -> Sequence[Event]:
-        """What happened since the last call; `at` is the session's clock now (seconds)."""
+    def take_events(self, now: float) -> Sequence[Event]:
+        """What happened since the last call; `now` is on the session's clock (seconds)."""
 
     def statistics(self) -> Mapping[str, float | int]:
         """Counters for the report."""
@@ -120,7 +120,6 @@ class LoopReport:
     times: FrameTimes = field(default_factory=FrameTimes)
     elapsed: float = 0.0
     port: Mapping[str, float | int] = field(default_factory=dict)
-    stopped: bool = False
 
     @property
     def frames(self) -> int:
@@ -235,11 +234,11 @@ def run_loop(
         timing = frame.timing
         report.times.add(took, (timing.encode, timing.model, timing.decode))
         report.words.extend(frame.words)
-        _tell(listeners, FrameDone(frame))
+        for event in (*frame.events, FrameDone(report.seconds, frame)):
+            _tell(listeners, event)
     report.words.extend(session.flush())
     report.elapsed = time.monotonic() - started
     report.port = port.statistics()
-    report.stopped = stop()
     return report
 
 

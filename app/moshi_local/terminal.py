@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from moshi_mlx import Word
+from moshi_mlx import Word, WordSpoken
 
-from .events import Event, FrameDone, Lag, Opened, Restarted
+from .events import Event, Lag, Opened, Restarted
 from .loop import LoopReport
 
 __all__ = ["Transcript", "print_report", "print_words"]
@@ -31,27 +31,26 @@ class Transcript:
     def __call__(self, event: Event) -> None:
         """Print what `event` says, if it is for the reader."""
         match event:
-            case FrameDone(frame):
-                self.words(frame.words)
-            case Opened(at, input, output):
-                self._line(f'{clock(at)}  listening: input "{input}", output "{output}"')
-            case Lag(at, heard, spoken):
+            case WordSpoken(word=word):
+                self._word(word)
+            case Opened(time, input, output):
+                self._line(f'{clock(time)}  listening: input "{input}", output "{output}"')
+            case Lag(time, heard, spoken):
                 self._line(
-                    f"{clock(at)}  late: {1000 * heard:.0f} ms of input and "
+                    f"{clock(time)}  late: {1000 * heard:.0f} ms of input and "
                     f"{1000 * spoken:.0f} ms of output dropped"
                 )
-            case Restarted(at, reason):
-                self._line(f"{clock(at)}  sound opened again: {reason}")
+            case Restarted(time, reason):
+                self._line(f"{clock(time)}  sound opened again: {reason}")
 
-    def words(self, words: Sequence[Word]) -> None:
-        """Append `words` to the phrase, or begin a new one."""
-        for word in words:
-            if self._in_line and word.start - self._last_end < PHRASE_PAUSE:
-                self._print(" " + word.text)
-            else:
-                self.end_line()
-                self._print(f"{clock(word.start)}  {word.text}")
-            self._in_line, self._last_end = True, word.end
+    def _word(self, word: Word) -> None:
+        """Append `word` to the phrase, or begin a new one."""
+        if self._in_line and word.start - self._last_end < PHRASE_PAUSE:
+            self._print(" " + word.text)
+        else:
+            self.end_line()
+            self._print(f"{clock(word.start)}  {word.text}")
+        self._in_line, self._last_end = True, word.end
 
     def end_line(self) -> None:
         """End the line that a phrase has begun."""
