@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+UPSTREAM := build/upstream
+FRAMES ?= 200
 
 # MLX's Linux wheel brings the reference BLAS; OpenBLAS, where it is installed, is many times faster.
 OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/null && \
@@ -23,7 +25,7 @@ help:
 	@echo "make demo         a spoken question goes in, the spoken answer comes out: build/demo.wav"
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types and tests, as in CI"
-	@echo "make bench        how long a step takes on this machine"
+	@echo "make bench        how long a step takes on this machine, beside upstream's MLX version"
 	@echo "make constraints  the newest versions that fit together into constraints.txt (needs uv)"
 	@echo "make wheels       is there a wheel of everything for every Python and platform? (needs uv)"
 	@echo "make clean        remove what was made, the environment too"
@@ -41,8 +43,21 @@ check: $(VENV)/dev.stamp
 	$(BIN)/mypy $(CODE)
 	$(RUN) $(BIN)/pytest
 
-bench: $(VENV)/dev.stamp
-	$(RUN) $(BIN)/python tests/bench.py
+bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
+	@for bits in 4 8 16; do \
+		$(RUN) $(BIN)/moshi-local bench --config tests/data/bench/small.json --bits $$bits \
+			--frames $(FRAMES) --vs-upstream $(UPSTREAM)/bin/python; \
+	done
+	$(RUN) $(BIN)/moshi-local bench --model nano --frames $(FRAMES)
+
+# Upstream's MLX version, to compare with; its pins fit no current Python, hence --no-deps.
+$(UPSTREAM)/stamp:
+	$(PYTHON) -m venv $(UPSTREAM)
+	$(UPSTREAM)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(if $(filter Linux,$(shell uname)),'mlx[cpu]',mlx) numpy sentencepiece huggingface_hub
+	$(UPSTREAM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		moshi_mlx==0.3.0
+	@touch $@
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \

@@ -65,7 +65,8 @@ class Conditioner(nn.Module):
                     f"conditioner '{self._name}' knows {', '.join(known)}; not {value!r}"
                 )
             rows.append([self._config.n_bins if value is None else known.index(str(value))])
-        return self.embed(mx.array(rows))
+        embedded: mx.array = self.embed(mx.array(rows))
+        return embedded
 
     def _gather(self, values: Sequence[str | mx.array | None]) -> mx.array:
         given = [value for value in values if isinstance(value, mx.array)]
@@ -76,7 +77,8 @@ class Conditioner(nn.Module):
             raise ConfigError(
                 f"conditioner '{self._name}' takes tensors [S, {self._config.dim}] of one shape"
             )
-        return mx.stack([mx.zeros(shape) if v is None else mx.array(v) for v in values])
+        zero = mx.zeros(shape)
+        return mx.stack([v if isinstance(v, mx.array) else zero for v in values])
 
 
 class ConditionProvider(nn.Module):

@@ -13,7 +13,7 @@ import mlx.nn as nn
 from .cache import ListCache
 from .config import LmConfig
 from .embedding import make_embedding
-from .transformer import Transformer, make_norm
+from .transformer import Transformer, lockstep, make_norm
 
 
 class DepthTransformer(nn.Module):
@@ -49,9 +49,7 @@ class DepthTransformer(nn.Module):
         """Empty caches for one frame."""
         return [ListCache() for _ in self.transformers[0].layers]
 
-    def step(
-        self, k: int, z: mx.array, previous: mx.array, cache: Sequence[ListCache]
-    ) -> mx.array:
+    def step(self, k: int, z: mx.array, previous: mx.array, cache: Sequence[ListCache]) -> mx.array:
         """Logits [N, card] of codebook k.
 
         Args:

@@ -3,6 +3,8 @@
 Knows the variants of the published models. Knows nothing of which stream a token is from.
 """
 
+from typing import Any
+
 import mlx.core as mx
 import mlx.nn as nn
 
@@ -36,7 +38,9 @@ class Embedding(nn.Embedding):
         """MLX's hook for `nn.quantize`; keeps the rule for token −1."""
         if quantize_input:
             raise ValueError("an embedding has no input to quantize")
-        quantized = QuantizedEmbedding.from_embedding(self, group_size, bits, mode)
+        # MLX's own defaults stand behind None, which its annotations don't say.
+        make: Any = QuantizedEmbedding.from_embedding
+        quantized = make(self, group_size, bits, mode)
         assert isinstance(quantized, QuantizedEmbedding)
         return quantized
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
@@ -211,7 +212,7 @@ class Session:
         self._streaming = True
         try:
             async for pcm in _each(source):
-                yield await _run(self._executor, lambda pcm=pcm: self._step(pcm))
+                yield await _run(self._executor, partial(self._step, pcm))
         finally:
             self._streaming = False
 

@@ -58,13 +58,17 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
 
     def __call__(self, x: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
+        return self.out_proj(self.mix(self.in_proj(x), cache, mask))
+
+    def mix(self, qkv: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
+        """What lies between the projections: [B, T, (H + 2 KV) D] → [B, T, dim]."""
         c = self._config
-        q, k, v = self._heads(self.in_proj(x))
+        q, k, v = self._heads(qkv)
         if "rope" in c.positions:
             q, k = self._rotate(q, cache.offset), self._rotate(k, cache.offset)
         k, v = cache.update(k, v)
         y = mx.fast.scaled_dot_product_attention(q, k, v, scale=c.head_dim**-0.5, mask=mask)
-        return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
+        return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], c.dim)
 
     def _heads(self, qkv: mx.array) -> tuple[mx.array, mx.array, mx.array]:
         """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D]."""
@@ -148,11 +152,18 @@ class Layer(nn.Module):
     def __call__(
         self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
     ) -> mx.array:
-        update = self.self_attn(self.norm1(x), cache, mask)
-        x = x + (self.layer_scale_1(update) if self._scaled else update)
+        x = self.add_attended(x, self.self_attn(self.norm1(x), cache, mask))
         if cross is not None:
             update = self.cross_attention.attend(self.norm_cross(x), cross)
             x = x + (self.layer_scale_cross(update) if self._scaled else update)
+        return self.add_fed_forward(x)
+
+    def add_attended(self, x: mx.array, update: mx.array) -> mx.array:
+        """The first residual branch's end."""
+        return x + (self.layer_scale_1(update) if self._scaled else update)
+
+    def add_fed_forward(self, x: mx.array) -> mx.array:
+        """The last residual branch."""
         update = self._feed_forward(self.norm2(x))
         return x + (self.layer_scale_2(update) if self._scaled else update)
 
@@ -213,3 +224,30 @@ class Transformer(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x, cache[i], mask, None if cross is None else cross[i])
         return x
+
+
+def lockstep(transformers: Sequence[Transformer], xs: Sequence[mx.array]) -> list[mx.array]:
+    """One position through each transformer, all attending one sequence: position k is of the k-th.
+
+    The same as stepping through them one after the other with one cache, layer by layer instead of
+    position by position.
+
+    Args:
+        transformers: alike but for their weights and feed-forward widths, one per position.
+        xs: the positions, each [N, dim].
+    """
+    config, length = transformers[0].config, len(xs)
+    if config.positions in ("sin", "sin_rope"):
+        rows = sinusoids(0, length, config.dim, config.max_period).astype(xs[0].dtype)
+        xs = [x + row for x, row in zip(xs, rows, strict=True)]
+    for layers in zip(*(t.layers for t in transformers), strict=True):
+        each = list(zip(layers, xs, strict=True))
+        cache = RingCache(length)
+        qkv = mx.stack([layer.self_attn.in_proj(layer.norm1(x)) for layer, x in each], axis=1)
+        mixed = layers[0].self_attn.mix(qkv, cache, cache.mask(length))
+        xs = [
+            layer.add_attended(x, layer.self_attn.out_proj(mixed[:, k]))
+            for k, (layer, x) in enumerate(each)
+        ]
+        xs = [layer.add_fed_forward(x) for layer, x in zip(layers, xs, strict=True)]
+    return list(xs)

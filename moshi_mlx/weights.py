@@ -167,7 +167,7 @@ def _depth_layer(name: str, value: mx.array, num_sets: int) -> Weights:
         return {f"depformer.transformers.{match[2]}.{match[1]}.{match[3]}": value}
     if match := re.fullmatch(r"(.+)\.gating\.(\d+)\.(.+)", name):
         return {f"depformer.transformers.{match[2]}.{match[1]}.gating.{match[3]}": value}
-    parts = [value] * num_sets
+    parts: Any = [value] * num_sets
     if re.search(r"\.(in|out)_proj\.", name) and num_sets and value.shape[0] % num_sets == 0:
         parts = mx.split(value, num_sets, axis=0)  # rows of all weight sets, stacked
     return {f"depformer.transformers.{i}.{name}": part for i, part in enumerate(parts)}
@@ -235,6 +235,18 @@ def load_lm(
     return lm
 
 
+def named_parameters(model: nn.Module) -> Weights:
+    """A model's tensors by name."""
+    flat: Any = tree_flatten(model.parameters())
+    return dict(flat)
+
+
+def named_leaves(model: nn.Module) -> dict[str, Any]:
+    """A model's modules that have no further modules inside, by name."""
+    flat: Any = tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module)
+    return dict(flat)
+
+
 def _where(paths: str | Path | Sequence[str | Path]) -> str:
     if isinstance(paths, str | Path):
         return str(paths)
@@ -246,7 +258,7 @@ def _quantize_like(
 ) -> None:
     """Makes those layers quantized that are so in the file, with bits and group from the shapes."""
     settings: dict[str, dict[str, Any]] = {}
-    for path, module in tree_flatten(model.leaf_modules(), is_leaf=nn.Module.is_module):
+    for path, module in named_leaves(model).items():
         scales = weights.get(f"{path}.scales")
         if scales is None or not hasattr(module, "to_quantized"):
             continue
@@ -308,7 +320,7 @@ def fill(
     Raises:
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
-    expected = dict(tree_flatten(model.parameters()))
+    expected = named_parameters(model)
     if missing := sorted(expected.keys() - weights.keys()):
         raise CheckpointError(_listing(f"{where}: tensors missing", missing))
     if extra := sorted(weights.keys() - expected.keys()):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
+
 from moshi_mlx.config import read_config, read_json
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.generate import Generator
@@ -30,6 +31,7 @@ def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray], Given | None]:
     config = read_config(read_json(folder / "config.json"), str(folder / "config.json"))
     lm = load_lm(weights, config.lm, dtype=mx.float32, quantization=config.quantization)
     expected = mx.load(str(folder / "expected.safetensors"))
+    assert isinstance(expected, dict)
     conditions = folder / "conditions.json"
     given = read_json(conditions) if conditions.exists() else None
     return lm, {name: np.array(value) for name, value in expected.items()}, given
@@ -98,7 +100,7 @@ def run_stream(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> 
 def run_case(folder: Path) -> dict[str, float]:
     """Every quantity that the case's expectations name, with its largest difference."""
     lm, expected, given = load_case(folder)
-    result = {}
+    result: dict[str, float] = {}
     if "forward.codes" in expected:
         result |= run_forward(lm, expected, given)
     if "stream.user_codes" in expected:

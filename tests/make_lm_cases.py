@@ -1,4 +1,4 @@
-"""Writes the small cases in tests/data/lm that begin with `small-`: `python tests/make_lm_cases.py`.
+"""Writes the cases `tests/data/lm/small-*`: `python tests/make_lm_cases.py`.
 
 Run it in an environment of its own, with PyTorch and the reference implementation (`moshi` 0.2.13,
 installed with --no-deps). The cases have the format of `tests/conformance.py` and cover fields

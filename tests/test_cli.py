@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -141,8 +140,11 @@ def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
     while len(list(tmp_path.iterdir())) == 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(list(tmp_path.iterdir())) == 2, "the output under its temporary name"
-    os.kill(run.pid, signal.SIGINT)
-    _, errors = run.communicate(timeout=30)
+    run.send_signal(signal.SIGINT)
+    try:
+        _, errors = run.communicate(timeout=30)
+    finally:
+        run.kill()
     assert run.returncode == 130
     assert errors.splitlines()[-1] == f"moshi-local: stopped; {target} was not written"
     assert [p.name for p in tmp_path.iterdir()] == ["in.wav"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from moshi_mlx.config import TransformerConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm

@@ -13,41 +13,18 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_nano_mimi_expected import EXPECTED, FRAMES, NANO, signal
+from make_mimi_expected import DATA, FRAMES, NANO, signal
 from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from moshi_mlx.codec import MlxCodec, RustCodec, choose_codec
-from moshi_mlx.config import (
-    MimiConfig,
-    QuantizerConfig,
-    SeanetConfig,
-    TransformerConfig,
-    read_json,
-    read_mimi_config,
-)
+from moshi_mlx.config import MimiConfig, read_json, read_mimi_config
 from moshi_mlx.errors import CheckpointError, MoshiError
 from moshi_mlx.mimi import Mimi, MimiState
 from moshi_mlx.weights_mimi import from_published, load_mimi
 
-DATA = Path(__file__).parent / "data" / "mimi"
 LEAST_EQUAL = 0.98  # random codebooks have near ties
 PCM_TOLERANCE = 1e-3
-SMALL = MimiConfig(
-    sample_rate=100,
-    frame_rate=12.5,
-    seanet=SeanetConfig(
-        dimension=16, n_filters=4, n_residual_layers=2, ratios=(2, 2), true_skip=False
-    ),
-    quantizer=QuantizerConfig(
-        dimension=8, n_q=6, bins=512, input_dimension=16, output_dimension=16
-    ),
-    transformer=TransformerConfig(
-        dim=16, num_heads=2, num_layers=2, feedforward=32, context=6,
-        norm="layer_norm", gating="none", layer_scale=True,
-    ),
-)  # fmt: skip
-
 FRAME_CODES = mx.array(np.random.default_rng(0).integers(0, 31, (1, 4, 6)), mx.int32)
 
 
@@ -55,23 +32,10 @@ def parameters(mimi: Mimi) -> dict[str, mx.array]:
     return dict(tree_flatten(mimi.parameters()))
 
 
-def scaled(name: str, like: mx.array, rng: np.random.Generator) -> mx.array:
-    """Random values that keep a signal alive; weights are [taps, in, out] or [out, in]."""
-    value = rng.standard_normal(like.shape)
-    if like.ndim == 1:
-        value = 0.1 * value + ("norm" in name or "scale" in name) * ("bias" not in name)
-    elif "embedding" not in name:
-        value /= np.sqrt(np.prod(like.shape[:-1]) if like.ndim == 3 else like.shape[1])
-    return mx.array(value.astype(np.float32))
-
-
 @pytest.fixture(scope="module")
 def small() -> Mimi:
-    mimi, rng = Mimi(SMALL, 4), np.random.default_rng(0)
-    mimi.load_weights([(n, scaled(n, v, rng)) for n, v in parameters(mimi).items()])
-    for part in (mimi.quantizer.semantic, mimi.quantizer.acoustic):
-        part.half_square = part.embedding.square().sum(axis=-1) / 2
-    return mimi
+    config = read_mimi_config(read_json(DATA / "small.json"))
+    return load_mimi(DATA / "small.safetensors", 4, config)
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +145,19 @@ def test_rust_codec_is_the_same_codec(full_size: Callable[[int], Path]) -> None:
     np.testing.assert_allclose(rust_pcm, our_pcm, atol=PCM_TOLERANCE)
 
 
-def test_nano_is_the_reference_past_its_context(nano_config: MimiConfig) -> None:
-    expected = load_file(EXPECTED)
-    mimi = load_mimi(NANO / "mimi.safetensors", config=nano_config)
+@pytest.mark.parametrize("name", ["nano", "small"])
+def test_other_shapes_are_the_reference(name: str) -> None:
+    """nano; and several dilated residual blocks with learned shortcuts; past the context."""
+    folder, stem = (NANO, "mimi") if name == "nano" else (DATA, "small")
+    config = read_json(folder / ("mimi_config.json" if name == "nano" else "small.json"))
+    expected = load_file(DATA / f"expected_{name}.safetensors")
+    mimi = load_mimi(folder / f"{stem}.safetensors", 8, read_mimi_config(config))
     codes = mx.array(expected["codes"])[None]
     pcm = mx.array(signal(FRAMES * mimi.frame_size)).reshape(1, 1, -1)
     whole = np.array(mimi.encode(pcm)), np.array(mimi.decode(codes))
     for heard, said in (whole, both_in_steps(mimi, pcm, codes, list(range(FRAMES + 1)))):
         assert (heard[0] == expected["codes"]).mean() >= LEAST_EQUAL
+        np.testing.assert_array_equal(heard[0, :, 0], expected["codes"][:, 0])  # the padding
         said = said.reshape(-1, mimi.frame_size)[expected["pcm_out_frames"]]
         np.testing.assert_allclose(said, expected["pcm_out"], atol=PCM_TOLERANCE)
 
@@ -201,7 +170,7 @@ def test_nano_is_the_reference_past_its_context(nano_config: MimiConfig) -> None
 def test_any_chunks_equal_the_whole(small: Mimi, cuts: list[int]) -> None:
     frames = 24  # the transformers see 3
     pcm = pcm_of(small, frames, batch=2)
-    codes = mx.random.randint(0, SMALL.quantizer.bins, (2, 4, frames), key=mx.random.key(0))
+    codes = mx.random.randint(0, small.config.quantizer.bins, (2, 4, frames), key=mx.random.key(0))
     whole = both_in_steps(small, pcm, codes, [0, frames])
     ends = sorted({0, *cuts, frames})
     steps = both_in_steps(small, pcm, codes, ends)
@@ -212,7 +181,7 @@ def test_any_chunks_equal_the_whole(small: Mimi, cuts: list[int]) -> None:
 def test_offline_blocks_equal_one_step(small: Mimi) -> None:
     frames = 120
     pcm = pcm_of(small, frames)
-    codes = mx.random.randint(0, SMALL.quantizer.bins, (1, 4, frames), key=mx.random.key(0))
+    codes = mx.random.randint(0, small.config.quantizer.bins, (1, 4, frames), key=mx.random.key(0))
     heard, said = both_in_steps(small, pcm, codes, [0, frames])
     assert (np.array(small.encode(pcm)) == heard).mean() >= LEAST_EQUAL
     np.testing.assert_allclose(small.decode(codes), said, atol=1e-4)
@@ -234,7 +203,7 @@ def test_the_past_is_heard_and_the_future_is_not(small: Mimi) -> None:
 
 def test_a_fresh_state_knows_nothing_of_the_stream_before(small: Mimi) -> None:
     pcm, ends = pcm_of(small, 10), list(range(11))
-    codes = mx.random.randint(0, SMALL.quantizer.bins, (1, 4, 10), key=mx.random.key(0))
+    codes = mx.random.randint(0, small.config.quantizer.bins, (1, 4, 10), key=mx.random.key(0))
     first = both_in_steps(small, pcm, codes, ends)
     again = both_in_steps(small, pcm, codes, ends)
     np.testing.assert_array_equal(again[0], first[0])
@@ -247,7 +216,7 @@ def test_a_fresh_state_knows_nothing_of_the_stream_before(small: Mimi) -> None:
 
 def test_directions_do_not_touch_each_other(small: Mimi) -> None:
     pcm, ends = pcm_of(small, 10), list(range(11))
-    codes = mx.random.randint(0, SMALL.quantizer.bins, (1, 4, 10), key=mx.random.key(0))
+    codes = mx.random.randint(0, small.config.quantizer.bins, (1, 4, 10), key=mx.random.key(0))
     heard, said = both_in_steps(small, pcm, codes, ends)
     state = small.init_state()
     alone = [small.encode_step(p, state) for p in mx.split(pcm, 10, axis=-1)]
@@ -266,6 +235,8 @@ def test_memory_stays_flat(small: Mimi) -> None:
         sizes.append(sum(array.nbytes for array in state.arrays()))
         memory.append(mx.get_active_memory())
     assert len(set(sizes[50:])) == 1
+    # Nine convolutions (the downsampling one is the ninth), keys and values of two layers.
+    assert len(state.arrays()) == 9 + 2 * 2
     assert memory[-1] <= memory[50] + 1024
 
 

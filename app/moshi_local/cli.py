@@ -23,6 +23,8 @@ import moshi_mlx
 from moshi_mlx import Moshi, MoshiError, Sampling, Session
 
 from .audio import LiveAudio, PortAudioDevice, choose_devices
+from .bench import bench_config, bench_model
+from .bench import print_report as print_bench
 from .events import Event, FrameDone
 from .files import FileAudio, check_files
 from .loop import LoopReport, run_loop, stop_on_signals, warm_up
@@ -199,6 +201,41 @@ def run_command(
     run_file(source, target, model or DEFAULT_MODEL, codec, seed, flags, tail, stereo, as_json)
 
 
+@app.command("bench")
+def bench_command(
+    model: ModelOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="A config.json: the model gets random weights.", exists=True),
+    ] = None,
+    bits: Annotated[int, typer.Option(help="With --config: 4, 8, or 16 for bfloat16.")] = 16,
+    frames: Annotated[int, typer.Option(min=1, help="Steps to time, per round.")] = 100,
+    upstream: Annotated[
+        Path | None,
+        typer.Option(
+            "--vs-upstream",
+            metavar="PYTHON",
+            help="With --config: a Python with upstream's moshi_mlx 0.3.0, timed in turn.",
+        ),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time a step of the language model: codes in, codes out."""
+    if model and config:
+        raise typer.BadParameter("--model and --config go one at a time")
+    theirs = None
+    if config is None:
+        if upstream is not None:
+            raise typer.BadParameter("--vs-upstream goes with --config")
+        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames)
+    else:
+        mine, theirs = bench_config(config, bits, frames, upstream)
+    if as_json:
+        print(json.dumps(mine.as_dict() | ({"upstream_frame_ms": theirs} if theirs else {})))
+    else:
+        print_bench(mine, theirs)
+
+
 def _model_name(model: str | None, quantized: int | None, hf_repo: str | None) -> str:
     """The one model that the options name. Upstream's -q may stand beside --hf-repo."""
     if quantized not in (None, 4, 8):
@@ -281,20 +318,17 @@ def run_file(
     port = FileAudio(
         source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
     )
-    with (
-        stop_on_signals() as stop,
-        port,
-        _progress(notes, port.frames) as advance,
-        _session(moshi, seed, flags) as session,
-    ):
-        report = run_loop(
-            session,
-            port,
-            frame_size=frame_size,
-            frame_rate=moshi.frame_rate,
-            listeners=[advance],
-            stop=lambda: bool(stop),
-        )
+    with _session(moshi, seed, flags) as session:
+        warm_up(session, frame_size)
+        with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
+            report = run_loop(
+                session,
+                port,
+                frame_size=frame_size,
+                frame_rate=moshi.frame_rate,
+                listeners=[advance],
+                stop=lambda: bool(stop),
+            )
     if not port.whole:
         notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
         raise typer.Exit(130)

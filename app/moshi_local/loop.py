@@ -194,7 +194,11 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def warm_up(session: Stepper, frame_size: int) -> None:
-    """A few steps on silence, then a reset: the first steps of a model are slow (compilation)."""
+    """A few steps on silence, then a reset: the first steps of a model are slow (compilation).
+
+    Call it before `stop_on_signals`: on Linux, MLX runs the compiler with C's `system`, which
+    ignores Ctrl-C meanwhile.
+    """
     silence = np.zeros(frame_size, np.float32)
     for _ in range(WARM_UP_FRAMES):
         session.step(silence)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from moshi_mlx.errors import MoshiError
 
 from .convert import RECIPES, convert

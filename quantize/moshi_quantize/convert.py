@@ -12,12 +12,12 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
+
 from moshi_mlx.config import LmConfig, read_config, read_json
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.hub import ModelFiles, resolve
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import load_lm, to_mlx
+from moshi_mlx.weights import load_lm, named_parameters, to_mlx
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def quantized(lm: Lm, recipe: Recipe) -> Lm:
 
 def mlx_weights(lm: Lm, config: LmConfig) -> dict[str, mx.array]:
     """A model's tensors by their published MLX names."""
-    return to_mlx(dict(tree_flatten(lm.parameters())), config)
+    return to_mlx(named_parameters(lm), config)
 
 
 def convert(

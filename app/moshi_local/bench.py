@@ -1,0 +1,236 @@
+"""What a step of the language model costs on this machine, also beside upstream's.
+
+Codes in, codes out: the codec is timed apart. Both implementations run the same weights in turn,
+so that what else the machine does falls on both.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from moshi_mlx import Moshi, MoshiError, Sampling
+from moshi_mlx.config import LmConfig, read_config, read_json
+from moshi_mlx.generate import Generator
+from moshi_mlx.lm import Lm
+from moshi_mlx.moshi import own_streams
+from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
+
+__all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
+
+# Group sizes of the published quantizations.
+GROUPS = {4: 32, 8: 64}
+WARM_UP = 20
+# As published; top-k of a small vocabulary is cut to its size.
+TEXT = Sampling(temperature=0.7, top_k=25)
+AUDIO = Sampling(temperature=0.8, top_k=250)
+
+
+@dataclass
+class Report:
+    """Times in milliseconds, sizes in bytes."""
+
+    name: str
+    frames: int
+    frame_ms: dict[str, float]
+    stages: dict[str, dict[str, float]]
+    weight_bytes_per_frame: int
+    kv_bytes_per_frame: int
+    peak_memory_bytes: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max, in milliseconds."""
+    values = np.percentile(seconds, (50, 95, 99, 100)) * 1000
+    return {
+        name: round(float(value), 3)
+        for name, value in zip(("p50", "p95", "p99", "max"), values, strict=True)
+    }
+
+
+def random_codes(config: LmConfig, frames: int, given: int) -> np.ndarray:
+    """Codes of the other side, int32 [frames, 1, given]."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, config.card, (frames, 1, given), dtype=np.int32)
+
+
+def time_steps(lm: Lm, frames: int, generated: int | None = None) -> list[float]:
+    """Seconds of each of `frames` steps of a conversation, after a warm-up."""
+    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated)
+    times = []
+    for codes in random_codes(lm.config, WARM_UP + frames, generator.given):
+        began = time.perf_counter()
+        generator.step(codes)
+        times.append(time.perf_counter() - began)
+    return times[WARM_UP:]
+
+
+def weight_bytes_per_frame(lm: Lm) -> int:
+    """Bytes of weights that a frame must read: all matrices once per use, one row per embedding."""
+    config = lm.config
+    total = 0
+    for path, module in named_leaves(lm).items():
+        size = sum(array.nbytes for array in named_parameters(module).values())
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            size //= module.weight.shape[0]
+        elif "condition_provider" in path:
+            size = 0
+        total += size * _uses(path, config)
+    return total
+
+
+def _uses(path: str, config: LmConfig) -> int:
+    """How often a frame uses a module: a weight set of the depth transformer once per slice."""
+    depth, parts = config.depth, path.split(".")
+    if depth is None or parts[:1] != ["depformer"]:
+        return 1
+    if parts[1] == "linear_in":
+        return depth.inputs.count(int(parts[2]))
+    if parts[1] == "transformers":
+        return depth.weight_sets.count(int(parts[2]))
+    return 1
+
+
+def kv_bytes_per_frame(lm: Lm, frames: int) -> int:
+    """Bytes of keys and values that a frame reads after `frames` frames."""
+    c = lm.config.transformer
+    positions = min(frames, c.context or frames)
+    item = lm.out_norm.weight.dtype.size
+    return 2 * c.num_layers * positions * c.num_kv_heads * c.head_dim * item
+
+
+def report(name: str, lm: Lm, times: Sequence[float], stages: dict[str, Any]) -> Report:
+    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
+    return Report(
+        name=name,
+        frames=len(times),
+        frame_ms=percentiles(times),
+        stages=stages,
+        weight_bytes_per_frame=weight_bytes_per_frame(lm),
+        kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times)),
+        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+    )
+
+
+def bench_model(moshi: Moshi, frames: int) -> Report:
+    """Times a loaded model: the language model, and a session's stages on silence."""
+    times = time_steps(moshi.lm, frames, own_streams(moshi.config))
+    silence = np.zeros(moshi.frame_size, np.float32)
+    with moshi.session() as session:
+        timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
+    stages = {
+        stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
+        for stage in ("encode", "model", "decode")
+    }
+    return report(moshi.files.name, moshi.lm, times, stages)
+
+
+def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
+    """A model with random weights in bfloat16, 4 or 8 bits, as upstream reads it."""
+    config = read_config(raw, "config").lm
+    mx.random.seed(0)
+    lm = Lm(config)
+    lm.set_dtype(mx.bfloat16)
+    if bits in GROUPS:
+        nn.quantize(lm, GROUPS[bits], bits)
+    path = folder / "model.safetensors"
+    mx.save_safetensors(str(path), to_mlx(named_parameters(lm), config))
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return path, config
+
+
+def bench_config(
+    config_path: Path, bits: int, frames: int, upstream: Path | None = None, rounds: int = 2
+) -> tuple[Report, dict[str, float] | None]:
+    """Times a model of this configuration with random weights.
+
+    Args:
+        config_path: a config.json.
+        bits: 4, 8 or 16 (bfloat16 weights).
+        frames: steps per round.
+        upstream: a Python with upstream's moshi_mlx, to be timed on the same weights in turn.
+        rounds: how often, in turn.
+
+    Returns:
+        Our report, and upstream's `frame_ms` if asked for.
+    """
+    if bits not in (*GROUPS, 16):
+        raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path, config = write_random_model(folder, read_json(config_path), bits)
+        lm = load_lm(path, config)
+        ours, theirs = compare(
+            lambda: time_steps(lm, frames),
+            None if upstream is None else lambda: upstream_steps(upstream, folder, bits, frames),
+            rounds,
+        )
+        mine = report(f"{config_path.stem}, {bits} bits", lm, ours, {})
+        return mine, percentiles(theirs) if theirs else None
+
+
+def compare(
+    ours: Callable[[], list[float]], theirs: Callable[[], list[float]] | None, rounds: int
+) -> tuple[list[float], list[float]]:
+    """A B A B: the times of both, gathered over the rounds."""
+    a: list[float] = []
+    b: list[float] = []
+    for _ in range(rounds):
+        a += ours()
+        if theirs is not None:
+            b += theirs()
+    return a, b
+
+
+def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> list[float]:
+    """Seconds of each step of upstream's generator on the same weights, in its own process."""
+    script = Path(__file__).with_name("upstream_step.py")
+    arguments = [str(folder), str(bits), str(frames), str(WARM_UP)]
+    try:
+        done = subprocess.run(
+            [str(python), "-I", str(script), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise MoshiError(f"{python}: cannot be run: {error.strerror}") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise MoshiError(f"{python}: upstream's step failed: {last}")
+    times: list[float] = json.loads(done.stdout.splitlines()[-1])
+    return times
+
+
+def print_report(mine: Report, theirs: dict[str, float] | None) -> None:
+    """A few readable lines."""
+    ms = mine.frame_ms
+    print(
+        f"{mine.name}: p50 {ms['p50']:.2f}  p95 {ms['p95']:.2f}  p99 {ms['p99']:.2f}  "
+        f"max {ms['max']:.2f} ms a step, {mine.frames} steps"
+    )
+    if theirs is not None:
+        print(
+            f"  upstream: p50 {theirs['p50']:.2f}  p95 {theirs['p95']:.2f} ms; "
+            f"ours is {theirs['p50'] / ms['p50']:.1f} times as fast (p50)"
+        )
+    for stage, times in mine.stages.items():
+        print(f"  {stage}: p50 {times['p50']:.2f}  p95 {times['p95']:.2f} ms")
+    print(
+        f"  reads {mine.weight_bytes_per_frame / 1e6:.1f} MB of weights and "
+        f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values a step; "
+        f"peak memory {mine.peak_memory_bytes / 1e6:.0f} MB"
+    )
