@@ -66,7 +66,9 @@ class MlxCodec:
         self.num_codebooks = mimi.num_codebooks
 
     def init_state(self) -> MimiState:
-        return self.mimi.init_state()
+        state = self.mimi.init_state()
+        mx.eval(state.arrays())  # what is lazy belongs to this thread; the steps may run on another
+        return state
 
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
         checked = _checked_pcm(pcm, self.frame_size)

@@ -68,6 +68,8 @@ class Generator:
         elif conditions:
             raise ValueError("this model has no conditioners")
         self._cross = lm.cross(self._conditions)
+        if self._conditions is not None:  # what is lazy belongs to this thread
+            mx.eval(self._conditions.sum, self._conditions.cross, self._cross)
         self._cache = lm.transformer.make_cache()
         self._ring = TokenRing(config.delays, config.initial_tokens, batch)
         window = max(s.repetition_window for s in (text, audio))

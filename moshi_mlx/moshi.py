@@ -1,7 +1,6 @@
 """A whole model, loaded: language model, codec, tokenizer; and the sessions made from it."""
 
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from .session import Session
 from .text import TextTokenizer
 from .weights import load_lm
 from .weights_mimi import load_mimi
+from .worker import Worker
 
 
 class Moshi:
@@ -39,7 +39,7 @@ class Moshi:
         self.codec = codec
         self.text = text
         self._mimi_config = mimi_config
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="moshi-mlx")
+        self._worker = Worker()
 
     @property
     def sample_rate(self) -> int:
@@ -106,7 +106,7 @@ class Moshi:
                 generated=own_streams(self.config),
             )
 
-        return Session(self.codec, self.text, make_generator, self._executor)
+        return Session(self.codec, self.text, make_generator, self._worker)
 
 
 def own_streams(config: ModelConfig) -> int:

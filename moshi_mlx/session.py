@@ -5,14 +5,12 @@ a conversation is all here, so sessions on one model share nothing and a new one
 process.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -24,8 +22,7 @@ from .errors import SessionError
 from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
 from .generate import Generator
 from .text import TextTokenizer, Word, WordStream
-
-T = TypeVar("T")
+from .worker import Worker
 
 # A frame louder than this sounds (root mean square; −46 dBFS), and a side has fallen silent when
 # nothing sounded for so many frames: longer than the gaps between words.
@@ -103,7 +100,7 @@ class Session:
         codec: sound to codes and back.
         tokenizer: of the inner monologue.
         make_generator: a fresh generator, for the beginning and for `reset`.
-        executor: the one thread that does the work of `stream`.
+        worker: the one thread that does the work of `stream`.
     """
 
     def __init__(
@@ -111,12 +108,12 @@ class Session:
         codec: Codec[Any],
         tokenizer: TextTokenizer,
         make_generator: Callable[[], Generator],
-        executor: ThreadPoolExecutor,
+        worker: Worker,
     ) -> None:
         self._codec = codec
         self._tokenizer = tokenizer
         self._make_generator = make_generator
-        self._executor = executor
+        self._worker = worker
         self._closed = False
         self._streaming = False
         self.frame_rate = codec.sample_rate / codec.frame_size
@@ -212,7 +209,7 @@ class Session:
         self._streaming = True
         try:
             async for pcm in _each(source):
-                yield await _run(self._executor, partial(self._step, pcm))
+                yield await self._worker.run(partial(self._step, pcm))
         finally:
             self._streaming = False
 
@@ -263,13 +260,3 @@ async def _each(
     else:
         for pcm in source:
             yield pcm
-
-
-async def _run(executor: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-    """Runs work on the executor; a cancelled caller still waits for it, so that steps never mix."""
-    future = asyncio.get_running_loop().run_in_executor(executor, work)
-    try:
-        return await asyncio.shield(future)
-    except asyncio.CancelledError:
-        await asyncio.wait([future])
-        raise

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from .config import LmConfig
 from .errors import CheckpointError
 from .lm import Lm
+from .lora import adapter_pairs, attach
 
 Weights = dict[str, mx.array]
 
@@ -146,8 +147,8 @@ def from_pytorch(weights: Weights, config: LmConfig) -> Weights:
             name = re.sub(r"^linears\.", "depformer.linear_out.", name)
             out[name] = value
             continue
-        if match := re.fullmatch(r"depformer_in\.(\d+)\.weight", name):
-            out[f"depformer.linear_in.{match[1]}.weight"] = value
+        if match := re.fullmatch(r"depformer_in\.(\d+)\.(.+)", name):
+            out[f"depformer.linear_in.{match[1]}.{match[2]}"] = value
         elif match := re.fullmatch(r"depformer_text_emb\.(.+)", name):
             out[f"depformer.embs.0.{match[1]}"] = value
         elif match := re.fullmatch(r"depformer_emb\.(\d+)\.(.+)", name):
@@ -173,6 +174,39 @@ def _depth_layer(name: str, value: mx.array, num_sets: int) -> Weights:
     return {f"depformer.transformers.{i}.{name}": part for i, part in enumerate(parts)}
 
 
+def to_pytorch(weights: Weights, config: LmConfig) -> Weights:
+    """Full-precision names of our modules → PyTorch names (`in_projs.{i}`), adapters' too.
+
+    The depth transformer's norms, one set in PyTorch, are those of the first weight set.
+    """
+    depth = config.depth
+    num_sets = len(depth.transformers) if depth is not None else 0
+    out: Weights = {}
+    for name, value in weights.items():
+        copy = re.fullmatch(r"depformer\.transformers\.(\d+)\.layers\.\d+\.(norm|layer_sc).+", name)
+        if copy and int(copy[1]):
+            continue
+        if re.search(r"(^|\.)(out_norm|norm\d|norms\.\d+)\.weight$", name):
+            if f"{name.removesuffix('weight')}bias" not in weights:
+                name, value = name.removesuffix("weight") + "alpha", value.reshape(1, 1, -1)
+        name = re.sub(r"^audio_embs\.", "emb.", name)
+        name = re.sub(r"^depformer\.linear_in\.", "depformer_in.", name)
+        name = re.sub(r"^depformer\.linear_out\.", "linears.", name)
+        name = re.sub(r"^depformer\.norms\.", "depformer_norms.", name)
+        name = re.sub(r"^depformer\.embs\.0\.", "depformer_text_emb.", name)
+        name = re.sub(
+            r"^depformer\.embs\.(\d+)\.", lambda m: f"depformer_emb.{int(m[1]) - 1}.", name
+        )
+        if match := re.fullmatch(r"depformer\.transformers\.(\d+)\.(layers\..+)", name):
+            name = re.sub(r"\.(in|out)_proj\.", rf".\1_projs.{match[1]}.", f"depformer.{match[2]}")
+            if num_sets > 1:
+                name = name.replace(".gating.", f".gating.{match[1]}.")
+        else:
+            name = re.sub(r"\.(in|out)_proj\.", r".\1_projs.0.", name)
+        out[name] = value
+    return out
+
+
 def merge_lora(weights: Weights, adapter: Weights, scaling: float, where: str) -> Weights:
     """Full-precision weights of our names plus an adapter of the same: W + scaling · B·A.
 
@@ -180,19 +214,14 @@ def merge_lora(weights: Weights, adapter: Weights, scaling: float, where: str) -
         CheckpointError: the adapter doesn't fit the weights.
     """
     out = dict(weights)
-    for name, a in adapter.items():
-        if not name.endswith(".lora_A.weight"):
-            if not name.endswith(".lora_B.weight"):
-                raise CheckpointError(f"{where}: tensor '{name}' is not part of a LoRA adapter")
-            continue
-        base = name.removesuffix(".lora_A.weight")
-        target, b = f"{base}.weight", adapter.get(f"{base}.lora_B.weight")
-        if b is None or target not in out:
-            raise CheckpointError(f"{where}: tensor '{name}' has no partner")
+    for path, (a, b) in adapter_pairs(adapter, where).items():
+        target = f"{path}.weight"
+        if target not in out:
+            raise CheckpointError(f"{where}: there is no layer '{path}' to adapt in the base")
         w = out[target]
         if w.dtype not in _FLOATS or (b.shape[0], a.shape[1]) != w.shape:
             raise CheckpointError(
-                f"{where}: tensor '{name}' {a.shape} doesn't fit the base's {w.shape} {w.dtype}"
+                f"{where}: the adapter of '{path}' doesn't fit the base's {w.shape} {w.dtype}"
             )
         product = b.astype(mx.float32) @ a.astype(mx.float32)
         out[target] = (w.astype(mx.float32) + scaling * product).astype(w.dtype)
@@ -210,6 +239,8 @@ def load_lm(
     *,
     dtype: mx.Dtype | None = None,
     quantization: Mapping[str, Any] | None = None,
+    lora: str | Path | None = None,
+    lora_scaling: float = 2.0,
 ) -> Lm:
     """A language model from files of any layout.
 
@@ -218,6 +249,8 @@ def load_lm(
         config: what the files must match.
         dtype: the type to compute in; `default_dtype()` if None.
         quantization: the `quantization` block of config.json; only its modes are needed.
+        lora: an adapter's file: merged into full-precision layers, kept beside quantized ones.
+        lora_scaling: what the adapter's part is multiplied by.
 
     Raises:
         CheckpointError: something doesn't match; names the tensor and the file.
@@ -229,10 +262,47 @@ def load_lm(
         weights = rename(weights, config)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error
+    dtype = dtype or default_dtype()
+    beside: Weights = {}
+    if lora is not None:
+        adapter, full = read_adapter(lora, config)
+        weights = _replaced(weights, full, str(lora))
+        quantized = {name: name.split(".lora_")[0] + ".scales" in weights for name in adapter}
+        beside = {name: value.astype(dtype) for name, value in adapter.items() if quantized[name]}
+        merged = {name: value for name, value in adapter.items() if not quantized[name]}
+        weights = merge_lora(weights, merged, lora_scaling, str(lora))
     lm = Lm(config)
     _quantize_like(lm, weights, quantization or {}, where)
-    fill(lm, weights, where, dtype or default_dtype())
+    fill(lm, weights, where, dtype)
+    attach(lm, beside, lora_scaling, str(lora))
     return lm
+
+
+def read_adapter(path: str | Path, config: LmConfig) -> tuple[Weights, Weights]:
+    """An adapter's file, with our names: its low-rank tensors, and tensors trained in full.
+
+    Names may be PyTorch's (as published) or ours.
+
+    Raises:
+        CheckpointError: the file is broken or has no adapter.
+    """
+    weights = from_pytorch(read_safetensors(path), config)
+    adapter = {name: value for name, value in weights.items() if ".lora_" in name}
+    if not adapter:
+        raise CheckpointError(f"{path}: has no LoRA adapter (no tensor is called ….lora_A.weight)")
+    return adapter, {name: value for name, value in weights.items() if name not in adapter}
+
+
+def _replaced(weights: Weights, full: Weights, where: str) -> Weights:
+    """The base's weights with those that were trained in full beside an adapter."""
+    for name, value in full.items():
+        base = weights.get(name)
+        if base is None or base.dtype not in _FLOATS or base.shape != value.shape:
+            found = "nothing" if base is None else f"{base.shape} {base.dtype}"
+            raise CheckpointError(
+                f"{where}: tensor '{name}' {value.shape} is to replace {found} in the base"
+            )
+    return weights | full
 
 
 def named_parameters(model: nn.Module) -> Weights:

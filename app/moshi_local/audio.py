@@ -39,11 +39,12 @@ __all__ = [
 FloatArray = NDArray[np.float32]
 
 BLOCK_SECONDS = 0.02
-"""What a callback handles. 1920 samples would add 180 ms of delay on the virtual card."""
+"""What a callback handles. Whole frames (0.08) took 160 ms longer on the virtual card."""
 LATENCY_SECONDS = 0.08
 """What PortAudio is asked for, each way. On the virtual card, on a Linux machine with two to six
 times the work it could do, runs of 15 to 20 s had xruns: 0.04 ("low") in 2 of 3, 0.06 in 1 of 6,
-0.08 in 0 of 6. Microphone to speaker took 220 ms at 0.04 and 280 ms at 0.08."""
+0.08 in 0 of 6 (a minute at 0.08 had 4 once). From microphone to speaker it was 220 ms at 0.04
+and 280 ms at 0.08."""
 CUSHION_SECONDS = 0.04
 """Silence put before the first frame played, so that a frame may be late by this much."""
 INPUT_LIMIT_FRAMES = 6

@@ -1,0 +1,210 @@
+"""Sessions of the bundled model: state, events, threads."""
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import moshi_mlx
+from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
+
+NANO = Path(moshi_mlx.__file__).parent / "models" / "nano"
+FRAMES = 60
+
+
+@pytest.fixture(scope="module")
+def moshi() -> Moshi:
+    return moshi_mlx.load("nano", codec="mlx")
+
+
+@pytest.fixture(scope="module")
+def question() -> np.ndarray:
+    """The first seconds of the bundled recording, float32 [FRAMES, 1920]."""
+    pcm, rate = soundfile.read(NANO / "question.wav", dtype="float32")
+    assert rate == 24_000
+    return pcm[: FRAMES * 1920].reshape(FRAMES, 1920)
+
+
+def run(moshi: Moshi, question: np.ndarray, seed: int = 0) -> list[Frame]:
+    hot = Sampling(temperature=0.9, top_k=20)
+    with moshi.session(seed=seed, text=hot, audio=hot) as session:
+        return [session.step(pcm) for pcm in question]
+
+
+def equal(a: list[Frame], b: list[Frame]) -> bool:
+    return all(
+        x.text == y.text and x.words == y.words and np.array_equal(x.pcm, y.pcm)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def test_frames(moshi: Moshi, question: np.ndarray) -> None:
+    frames = run(moshi, question)
+    delay = max(moshi.config.lm.delays)
+    for i, frame in enumerate(frames):
+        assert frame.index == i
+        assert frame.pcm.shape == (moshi.frame_size,)
+        assert frame.pcm.dtype == np.float32
+        assert (frame.tokens is None) == (i < delay)
+        assert frame.timing.total > 0
+    assert all((frame.pcm == 0).all() for frame in frames[:delay])
+
+
+def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:
+    run(moshi, question, seed=7)  # whatever went on before leaves no trace
+    mine = [frame.text for frame in run(moshi, question, seed=3)]
+    code = (
+        "import json, sys; sys.path.insert(0, sys.argv[1])\n"
+        "import soundfile, moshi_mlx, test_session as t\n"
+        "pcm, _ = soundfile.read(t.NANO / 'question.wav', dtype='float32')\n"
+        "frames = t.run(moshi_mlx.load('nano', codec='mlx'),"
+        " pcm[: t.FRAMES * 1920].reshape(t.FRAMES, 1920), seed=3)\n"
+        "loudness = sum(float(abs(f.pcm).sum()) for f in frames)\n"
+        "print(json.dumps([[f.text for f in frames], loudness]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(Path(__file__).parent)],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    text, loudness = json.loads(done.stdout)
+    assert text == mine
+    ours = sum(float(np.abs(f.pcm).sum()) for f in run(moshi, question, seed=3))
+    assert loudness == pytest.approx(ours, rel=1e-5)
+
+
+def test_sessions_share_nothing(moshi: Moshi, question: np.ndarray) -> None:
+    """Two conversations in turn, on other sound, are as each alone."""
+    alone = [run(moshi, question), run(moshi, question[::-1])]
+    hot = Sampling(temperature=0.9, top_k=20)
+    with (
+        moshi.session(text=hot, audio=hot) as a,
+        moshi.session(text=hot, audio=hot) as b,
+    ):
+        pairs = [(a.step(x), b.step(y)) for x, y in zip(question, question[::-1], strict=True)]
+    assert equal([x for x, _ in pairs], alone[0])
+    assert equal([y for _, y in pairs], alone[1])
+
+
+def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        first = [session.step(pcm) for pcm in question]
+        session.reset()
+        assert equal([session.step(pcm) for pcm in question], first)
+
+
+def test_events(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        frames = [session.step(pcm) for pcm in question]
+    events = [event for frame in frames for event in frame.events]
+    user = [e for e in events if isinstance(e, SpeechStarted | SpeechEnded) and e.side == "user"]
+    assert [type(e) for e in user[:2]] == [SpeechStarted, SpeechEnded]
+    assert user[0].time < user[1].time
+    assert any(frame.user_speaking for frame in frames)
+    assert [w for frame in frames for w in frame.words]
+    for frame in frames:
+        for word in frame.words:
+            assert 0 <= word.start < word.end <= (frame.index + 1) / 12.5 + 1
+
+
+def test_past_three_contexts(moshi: Moshi) -> None:
+    """No length limit, and memory that stops growing."""
+    context = moshi.config.lm.transformer.context or 0
+    quiet = np.zeros(moshi.frame_size, np.float32)
+    with moshi.session() as session:
+        for _ in range(3 * context + 20):
+            frame = session.step(quiet)
+        rings = session._generator._cache
+        assert {ring.arrays()[0].shape[2] for ring in rings} == {context}
+    assert np.isfinite(frame.pcm).all()
+
+
+def test_bad_input(moshi: Moshi) -> None:
+    with moshi.session() as session:
+        with pytest.raises(SessionError, match=r"1920 samples, this has shape \(5,\)"):
+            session.step(np.zeros(5))
+        frame = session.step(np.full(1920, np.nan))
+        assert not frame.user_speaking
+        assert np.isfinite(session.step(np.full(1920, 1e9)).pcm).all()
+    with pytest.raises(SessionError, match="closed"):
+        session.step(np.zeros(1920))
+
+
+def test_stream(moshi: Moshi, question: np.ndarray) -> None:
+    """Two streams at once, one from an async source, equal the steps; one thread does the work."""
+    threads = set()
+    step = moshi.codec.encode_step
+
+    async def slowly() -> AsyncIterator[np.ndarray]:
+        for pcm in question:
+            await asyncio.sleep(0)
+            yield pcm
+
+    def watched() -> Iterator[np.ndarray]:
+        yield from question
+
+    async def both() -> list[list[Frame]]:
+        async def collect(source: object) -> list[Frame]:
+            with moshi.session() as session:
+                return [frame async for frame in session.stream(source)]  # type: ignore[arg-type]
+
+        return list(await asyncio.gather(collect(slowly()), collect(watched())))
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noting(pcm: np.ndarray, state: object) -> np.ndarray:
+            threads.add(threading.get_ident())
+            return step(pcm, state)  # type: ignore[arg-type]
+
+        patch.setattr(moshi.codec, "encode_step", noting)
+        results = asyncio.run(both())
+    with moshi.session() as session:
+        expected = [session.step(pcm) for pcm in question]
+    assert equal(results[0], expected)
+    assert equal(results[1], expected)
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+
+
+def test_a_streamed_session_refuses_steps(moshi: Moshi, question: np.ndarray) -> None:
+    async def mixed() -> None:
+        with moshi.session() as session:
+            stream = session.stream(question)
+            await anext(stream)
+            with pytest.raises(SessionError, match="being streamed"):
+                session.step(question[0])
+            with pytest.raises(SessionError, match="being streamed"):
+                session.reset()
+            with pytest.raises(SessionError, match="already"):
+                await anext(session.stream(question))
+            await stream.aclose()  # type: ignore[attr-defined]
+            session.step(question[0])
+
+    asyncio.run(mixed())
+
+
+def test_cancelled_stream_leaves_the_session_usable(moshi: Moshi, question: np.ndarray) -> None:
+    async def cancelled() -> None:
+        with moshi.session() as session:
+
+            async def forever() -> None:
+                async for _ in session.stream(itertools.repeat(question[0])):
+                    pass
+
+            task = asyncio.create_task(forever())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            before = session.frames
+            session.step(question[0])
+            assert session.frames == before + 1
+
+    asyncio.run(cancelled())
