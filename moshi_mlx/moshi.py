@@ -7,8 +7,8 @@ from pathlib import Path
 import mlx.core as mx
 
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
-from .config import MimiConfig, ModelConfig, read_config, read_json, read_mimi_config
-from .errors import CheckpointError
+from .config import LoraConfig, MimiConfig, ModelConfig, read_config, read_json, read_mimi_config
+from .errors import CheckpointError, ConfigError
 from .generate import Generator
 from .hub import ModelFiles, resolve
 from .lm import Lm
@@ -122,6 +122,7 @@ def load(
     name: str | Path,
     *,
     weights: str | None = None,
+    lora: str | Path | None = None,
     codec: CodecName = "auto",
     dtype: mx.Dtype | None = None,
     offline: bool = False,
@@ -132,6 +133,8 @@ def load(
         name: a bundled model ("nano"), a folder, a hub repository ("kyutai/moshiko-mlx-q4"), or
             an alias ("moshiko-q4").
         weights: the weights file, where a folder or repository has several.
+        lora: an adapter's file, or the folder that has its `lora.safetensors` and `config.json`;
+            the model's own adapter, if it has one, then isn't used.
         codec: what turns sound into codes: "mlx" is ours, "rust" is rustymimi, "auto" chooses.
         dtype: what to compute in: float32 on the CPU and bfloat16 on a GPU if None.
         offline: never use the network (as HF_HUB_OFFLINE=1).
@@ -143,8 +146,6 @@ def load(
     """
     files = resolve(name, weights=weights, offline=offline)
     config = read_config(read_json(files.config) if files.config else None, str(files.config))
-    if files.lora is not None:
-        raise CheckpointError(f"{files.lora}: a LoRA adapter must be merged into its base first")
     text = TextTokenizer(files.tokenizer)
     if text.vocab_size > config.lm.text_card:
         raise CheckpointError(
@@ -161,5 +162,38 @@ def load(
         )
     own = own_streams(config)
     chosen = choose_codec(codec, files.mimi, max(own, config.lm.n_q - own), mimi_config)
-    lm = load_lm(files.weights, config.lm, dtype=dtype, quantization=config.quantization)
+    adapter, scaling = _adapter(lora, files, config)
+    lm = load_lm(
+        files.weights,
+        config.lm,
+        dtype=dtype,
+        quantization=config.quantization,
+        lora=adapter,
+        lora_scaling=scaling,
+    )
     return Moshi(files, config, mimi_config, lm, chosen, text)
+
+
+def _adapter(
+    lora: str | Path | None, files: ModelFiles, config: ModelConfig
+) -> tuple[Path | None, float]:
+    """The adapter's file, if there is one, and its scaling from the config.json beside it."""
+    if lora is None:
+        return files.lora, lora_scaling(config.raw, str(files.config))
+    path = Path(lora).expanduser()
+    if path.is_dir():
+        path = path / "lora.safetensors"
+    beside = path.parent / "config.json"
+    return path, lora_scaling(read_json(beside) if beside.is_file() else {}, str(beside))
+
+
+def lora_scaling(raw: Mapping[str, object], where: str) -> float:
+    """The field `lora_scaling` of a config.json, or the published default.
+
+    Raises:
+        ConfigError: it is not a number above 0.
+    """
+    value = raw.get("lora_scaling", LoraConfig().scaling)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(f"{where}: field 'lora_scaling' must be above 0, is {value!r}")
+    return float(value)

@@ -186,9 +186,9 @@ def to_pytorch(weights: Weights, config: LmConfig) -> Weights:
         copy = re.fullmatch(r"depformer\.transformers\.(\d+)\.layers\.\d+\.(norm|layer_sc).+", name)
         if copy and int(copy[1]):
             continue
-        if re.search(r"(^|\.)(out_norm|norm\d|norms\.\d+)\.weight$", name):
-            if f"{name.removesuffix('weight')}bias" not in weights:
-                name, value = name.removesuffix("weight") + "alpha", value.reshape(1, 1, -1)
+        root_mean_square = f"{name.removesuffix('weight')}bias" not in weights
+        if root_mean_square and re.search(r"(^|\.)(out_norm|norm\d|norms\.\d+)\.weight$", name):
+            name, value = name.removesuffix("weight") + "alpha", value.reshape(1, 1, -1)
         name = re.sub(r"^audio_embs\.", "emb.", name)
         name = re.sub(r"^depformer\.linear_in\.", "depformer_in.", name)
         name = re.sub(r"^depformer\.linear_out\.", "linears.", name)
