@@ -32,7 +32,8 @@ help:
 
 demo: $(VENV)/runtime.stamp
 	@mkdir -p build
-	$(RUN) $(BIN)/moshi-local run moshi_mlx/models/nano/question.wav build/demo.wav --stereo --seed 0
+	$(RUN) $(BIN)/moshi-local run moshi_mlx/models/nano/question.wav build/demo.wav --stereo --seed 0 \
+		--picture build/demo.svg
 
 test: $(VENV)/dev.stamp
 	$(RUN) $(BIN)/pytest

@@ -28,6 +28,7 @@ from .bench import print_report as print_bench
 from .events import Event, FrameDone
 from .files import FileAudio, check_files
 from .loop import LoopReport, run_loop, stop_on_signals, warm_up
+from .picture import draw_conversation
 from .terminal import Transcript, print_report, print_words
 
 __all__ = ["app", "main"]
@@ -44,6 +45,15 @@ class Codec(StrEnum):
     auto = "auto"
     mlx = "mlx"
     rust = "rust"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What to load: a name, the codec to run it with, and an adapter beside it."""
+
+    name: str
+    codec: Codec
+    lora: Path | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +105,10 @@ ModelOption = Annotated[
     ),
 ]
 CodecOption = Annotated[Codec, typer.Option(help="The implementation of Mimi.")]
+LoraOption = Annotated[
+    Path | None,
+    typer.Option(help="An adapter to the model: its file, or the folder that it is in."),
+]
 TemperatureOption = Annotated[
     float | None,
     typer.Option("--temperature", min=0.0, help="Of the voice; 0 takes the likeliest token."),
@@ -151,6 +165,7 @@ def live_command(
     seconds: Annotated[
         float | None, typer.Option(min=0.0, help="End by itself after so many seconds.")
     ] = None,
+    lora: LoraOption = None,
     as_json: JsonOption = False,
     version: Annotated[
         bool,
@@ -167,7 +182,7 @@ def live_command(
         return
     flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
     name = _model_name(model, quantized, hf_repo)
-    talk(name, codec, seed, flags, input, output, seconds, as_json)
+    talk(ModelSource(name, codec, lora), seed, flags, input, output, seconds, as_json)
 
 
 @app.command("run")
@@ -194,11 +209,19 @@ def run_command(
     stereo: Annotated[
         bool, typer.Option("--stereo", help="Write both sides: the user left, Moshi right.")
     ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(help="With --stereo: draw both sides and the words as an SVG file."),
+    ] = None,
+    lora: LoraOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a recording: the live loop, from file to file."""
+    if picture and not stereo:
+        raise typer.BadParameter("--picture goes with --stereo")
     flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
-    run_file(source, target, model or DEFAULT_MODEL, codec, seed, flags, tail, stereo, as_json)
+    source_of = ModelSource(model or DEFAULT_MODEL, codec, lora)
+    run_file(source, target, source_of, seed, flags, tail, stereo, picture, as_json)
 
 
 @app.command("bench")
@@ -261,8 +284,7 @@ def _refuse_options_before(context: typer.Context) -> None:
 
 
 def talk(
-    model: str,
-    codec: Codec,
+    model: ModelSource,
     seed: int | None,
     flags: SamplingFlags,
     input: str | None,
@@ -275,7 +297,7 @@ def talk(
     transcript = Transcript(screen)
     seed = secrets.randbits(31) if seed is None else seed
     choose_devices(input, output)
-    moshi = _load(model, codec, notes)
+    moshi = _load(model, notes)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     with _session(moshi, seed, flags) as session:
         warm_up(session, frame_size)
@@ -296,24 +318,24 @@ def talk(
     transcript.end_line()
     print_report(notes, report, 1 / moshi.frame_rate)
     if as_json:
-        _print_json(report, {"model": model, "seed": seed})
+        _print_json(report, {"model": model.name, "seed": seed})
 
 
 def run_file(
     source: Path,
     target: Path,
-    model: str,
-    codec: Codec,
+    model: ModelSource,
     seed: int,
     flags: SamplingFlags,
     tail: float,
     stereo: bool,
+    picture: Path | None,
     as_json: bool,
 ) -> None:
     """The same loop from the file `source` to the file `target`."""
     screen, notes = _consoles(as_json)
     check_files(source, target)
-    moshi = _load(model, codec, notes)
+    moshi = _load(model, notes)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
         source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
@@ -332,8 +354,10 @@ def run_file(
     if not port.whole:
         notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
         raise typer.Exit(130)
+    if picture is not None:
+        draw_conversation(target, report.words, picture)
     if as_json:
-        _print_json(report, {"model": model, "seed": seed, "output": str(target)})
+        _print_json(report, {"model": model.name, "seed": seed, "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)
@@ -345,9 +369,9 @@ def _consoles(as_json: bool) -> tuple[Console, Console]:
     return (notes if as_json else Console(highlight=False)), notes
 
 
-def _load(model: str, codec: Codec, notes: Console) -> Moshi:
-    notes.print(f"loading {model}", markup=False, soft_wrap=True)
-    return moshi_mlx.load(model, codec=codec.value)
+def _load(model: ModelSource, notes: Console) -> Moshi:
+    notes.print(f"loading {model.name}", markup=False, soft_wrap=True)
+    return moshi_mlx.load(model.name, codec=model.codec.value, lora=model.lora)
 
 
 def _session(moshi: Moshi, seed: int, flags: SamplingFlags) -> Session:
