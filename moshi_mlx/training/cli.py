@@ -1,0 +1,154 @@
+"""`moshi-train CONFIG.yaml`: fine-tunes a model on recordings, with adapters or in full.
+
+On several machines or processes: `mlx.launch -n 2 moshi-train CONFIG.yaml`.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from ..errors import ConfigError, MoshiError
+from ..moshi import Moshi, load
+from .data import Recordings, TokenCache, read_manifest
+from .distributed import Peers
+from .lora import add_lora, continue_lora, save_adapter
+from .plots import plot_losses
+from .settings import RunConfig, describe, read_settings
+from .trainer import Trainer, evaluation, save_weights
+from .trees import flat
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    parser = argparse.ArgumentParser(prog="moshi-train", description=__doc__)
+    parser.add_argument("config", nargs="?", type=Path, help="the run's YAML file")
+    parser.add_argument("--fields", action="store_true", help="print all fields of the file")
+    parser.add_argument(
+        "--fresh", action="store_true", help="begin anew, though the run's folder has checkpoints"
+    )
+    return parser
+
+
+def run(config: RunConfig, *, fresh: bool = False) -> Path:
+    """Trains, and writes the adapter or the model; a run that was stopped goes on.
+
+    Returns the folder with the result: `adapter` (for `load(…, lora=folder)`) or `model` (for
+    `load(folder)`) in the run's folder.
+
+    Raises:
+        MoshiError: something about the model, the data or the run's folder is wrong.
+    """
+    peers = Peers.found()
+    say = _say if peers.is_first else _nothing
+    full = config.lora is None
+    moshi = load(
+        config.model,
+        weights=config.weights,
+        codec=config.codec,
+        dtype=mx.float32 if full else None,
+    )
+    _prepare_model(moshi, config)
+    train = _recordings(moshi, config, config.data.train, peers)
+    evaluate = None
+    if config.data.eval is not None and peers.is_first:
+        held = _recordings(moshi, config, config.data.eval, peers, shuffle=False)
+        evaluate = evaluation(held, held.num_batches, config.loss)
+    trainer = Trainer(moshi.lm, config, train, evaluate, peers, say=say)
+    if fresh and peers.is_first:
+        shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
+        (config.run_dir / "log.jsonl").unlink(missing_ok=True)
+    trainer.run(resume=not fresh)
+    result = config.run_dir / ("model" if full else "adapter")
+    if peers.is_first:
+        _write_result(moshi, config, result)
+        log = config.run_dir / "log.jsonl"
+        if log.is_file():
+            try:
+                plot_losses(log, config.run_dir / "loss.png")
+            except MoshiError as error:
+                say(f"no plot: {error}")
+        say(f"written to {result}")
+    return result
+
+
+def _prepare_model(moshi: Moshi, config: RunConfig) -> None:
+    lora = config.lora
+    if lora is None:
+        if any(name.endswith(".scales") for name in flat(moshi.lm.parameters())):
+            raise ConfigError(f"{config.model} is quantized: train adapters (field 'lora') on it")
+    elif lora.start is not None:
+        continue_lora(moshi.lm, lora.start, lora.scaling, lora.train_embeddings)
+    else:
+        add_lora(moshi.lm, lora.rank, lora.scaling, lora.train_embeddings, config.seed)
+
+
+def _recordings(
+    moshi: Moshi, config: RunConfig, manifest: Path, peers: Peers, shuffle: bool = True
+) -> Recordings:
+    cache = TokenCache(
+        config.data.cache or config.run_dir / "tokens", moshi.codec, moshi.files.mimi, config.data
+    )
+
+    def progress(done: int, total: int) -> None:
+        if peers.is_first and (done == total or done % 50 == 0):
+            _say(f"{manifest.name}: {done} of {total} recordings are tokens")
+
+    return Recordings(
+        read_manifest(manifest),
+        cache,
+        moshi.text,
+        moshi.config,
+        config.data,
+        moshi.frame_rate,
+        shuffle,
+        progress,
+    )
+
+
+def _write_result(moshi: Moshi, config: RunConfig, folder: Path) -> None:
+    """The adapter, or a folder that `load` takes."""
+    lora, files = config.lora, moshi.files
+    if lora is not None:
+        save_adapter(moshi.lm, folder, moshi.config.raw, lora.rank, lora.scaling)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(moshi.lm, folder / "model.safetensors", getattr(mx, config.save))
+    raw = {**moshi.config.raw, "moshi_name": "model.safetensors"}
+    others = {"mimi_name": files.mimi, "tokenizer_name": files.tokenizer}
+    if files.mimi_config is not None:
+        others["mimi_config_name"] = files.mimi_config
+    for field, path in others.items():
+        shutil.copyfile(path, folder / path.name)
+        raw[field] = path.name
+    (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
+    sys.stdout.flush()
+
+
+def _nothing(line: str) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = build_parser()
+    given = parser.parse_args(arguments)
+    if given.fields:
+        _say("\n".join(describe()))
+        return 0
+    if given.config is None:
+        parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")
+    try:
+        run(read_settings(given.config), fresh=given.fresh)
+    except MoshiError as error:
+        sys.stderr.write(f"moshi-train: {error}\n")
+        return 2
+    return 0

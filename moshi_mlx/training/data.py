@@ -1,0 +1,383 @@
+"""Recordings to learn from: their files, the inner monologue, cached tokens, batches.
+
+The format is that of Kyutai's moshi-finetune: stereo sound, left Moshi and right the user; beside
+`a.wav` an `a.json` with the words, `{"alignments": [["hello", [0.4, 0.7], "SPEAKER_MAIN"], …]}`,
+times in seconds, Moshi's words marked SPEAKER_MAIN; and a manifest of JSON lines,
+`{"path": "a.wav", "duration": 12.3}`, paths relative to it. Knows nothing of the trainer.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from ..codec import Codec
+from ..config import ZERO_TOKEN, ModelConfig
+from ..delays import Tokens
+from ..errors import AudioFileError, MoshiError
+from ..moshi import own_streams
+from ..text import Word
+from .losses import Batch
+from .mixing import Pcm, UserSide, levelled, varied
+
+MAIN_SPEAKER = "SPEAKER_MAIN"
+
+# Frames that the codec takes at a time.
+_BLOCK = 50
+
+
+class DataError(MoshiError):
+    """A manifest or the words of a recording cannot be used."""
+
+
+class Encoder(Protocol):
+    """A tokenizer of text, as `TextTokenizer`."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids, the first with the word boundary."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """A line of a manifest: a sound file, and its length in seconds."""
+
+    path: Path
+    duration: float
+
+    @property
+    def words_path(self) -> Path:
+        """The JSON file beside it."""
+        return self.path.with_suffix(".json")
+
+
+def read_manifest(path: Path) -> list[Recording]:
+    """The recordings that a manifest lists.
+
+    Raises:
+        DataError: it is not there, empty, or a line is not as it should be.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
+    recordings = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            recording = Recording(path.parent / entry["path"], float(entry["duration"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f'{path}: line {number} is not {{"path": "a.wav", "duration": seconds}}'
+            ) from error
+        recordings.append(recording)
+    if not recordings:
+        raise DataError(f"{path}: lists no recordings")
+    return recordings
+
+
+def write_manifest(path: Path, sounds: Iterable[Path]) -> None:
+    """Lists sound files in a manifest, their paths relative to it where they are below it."""
+    lines = []
+    for sound in sounds:
+        info = soundfile.info(sound)
+        below = sound.is_relative_to(path.parent)
+        name = (sound.relative_to(path.parent) if below else sound.resolve()).as_posix()
+        lines.append(json.dumps({"path": name, "duration": info.frames / info.samplerate}))
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def read_words(path: Path, speaker: str = MAIN_SPEAKER) -> list[Word]:
+    """One speaker's words with their times, in order of time.
+
+    Raises:
+        DataError: the file is not there, or not as it should be.
+    """
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))["alignments"]
+        words = [
+            Word(str(text).strip(), float(start), float(end))
+            for text, (start, end), who in entries
+            if who == speaker
+        ]
+    except OSError as error:
+        raise DataError(f"{path}: the words cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{path}: is not {{"alignments": [["word", [start, end], "{MAIN_SPEAKER}"], …]}}'
+        ) from error
+    return sorted((word for word in words if word.text), key=lambda word: word.start)
+
+
+def write_words(path: Path, words: Iterable[Word], speaker: str = MAIN_SPEAKER) -> None:
+    """Writes words in the format of `read_words`."""
+    entries = [[word.text, [word.start, word.end], speaker] for word in words]
+    text = json.dumps({"alignments": entries}, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def inner_monologue(
+    words: Iterable[Word],
+    num_frames: int,
+    tokenizer: Encoder,
+    *,
+    frame_rate: float = 12.5,
+    pad: int = 3,
+    epad: int = 0,
+) -> Tokens:
+    """The text stream of words with times, int32 [num_frames].
+
+    A word's pieces stand from the frame in which it starts, one a frame; where the word before is
+    not through yet, as soon as it is. All other frames have PAD, the one before a word EPAD if it
+    is free (Moshi paper, arXiv 2410.00037, section 3.4.4). Words that start outside are left out.
+    """
+    stream = np.full(num_frames, pad, dtype=np.int32)
+    free = 0
+    for word in sorted(words, key=lambda word: word.start):
+        start = math.floor(word.start * frame_rate + 1e-6)
+        if not 0 <= start < num_frames:
+            continue
+        start = max(start, free)
+        pieces = tokenizer.encode(word.text)[: max(0, num_frames - start)]
+        if not pieces:
+            continue
+        if start > free:
+            stream[start - 1] = epad
+        stream[start : start + len(pieces)] = pieces
+        free = start + len(pieces)
+    return stream
+
+
+def spoken_frames(
+    words: Iterable[Word], num_frames: int, frame_rate: float = 12.5, margin: int = 2
+) -> npt.NDArray[np.bool_]:
+    """Frames in which words sound, bool [num_frames], `margin` frames around them included."""
+    spoken = np.zeros(num_frames, dtype=np.bool_)
+    for word in words:
+        first = math.floor(word.start * frame_rate) - margin
+        spoken[max(0, first) : max(0, math.ceil(word.end * frame_rate - 1e-6) + margin)] = True
+    return spoken
+
+
+def read_stereo(path: Path, sample_rate: int) -> Pcm:
+    """Both sides of a recording, float32 [2, samples] at `sample_rate`.
+
+    Raises:
+        AudioFileError: the file cannot be read, or doesn't have two channels.
+    """
+    sound = read_sound(path, sample_rate)
+    if sound.shape[0] != 2:
+        raise AudioFileError(
+            f"{path}: has {sound.shape[0]} channel(s); a recording has Moshi left and the user "
+            "right (moshi_mlx.training.mixing makes such ones from single speakers)"
+        )
+    return sound
+
+
+def read_sound(path: Path, sample_rate: int) -> Pcm:
+    """A sound file, float32 [channels, samples] at `sample_rate`.
+
+    Raises:
+        AudioFileError: it cannot be read.
+    """
+    try:
+        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioFileError(f"{path}: cannot be read as sound ({error})") from error
+    if rate != sample_rate:
+        sound = soxr.resample(sound, rate, sample_rate)
+    return np.ascontiguousarray(sound.T, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """How recordings become batches.
+
+    duration_sec: length of a sequence; a recording gives as many as fit, and a last one filled up
+        with −1, which isn't scored, if a quarter of it or more is left.
+    batch_size: sequences per batch.
+    seed: of the order and of the variations.
+    level_db: loudness that both sides are brought to, RMS in dBFS of what sounds; null leaves it.
+    variants: encodings per recording; the first is as recorded, the others vary the user's side.
+    user: how they vary it.
+    """
+
+    duration_sec: float = 10.0
+    batch_size: int = 1
+    seed: int = 0
+    level_db: float | None = -23.0
+    variants: int = 1
+    user: UserSide = field(default_factory=UserSide)
+
+
+class TokenCache:
+    """Mimi's codes of recordings on disk, so that each is encoded once.
+
+    Args:
+        folder: where they are kept, one file each; may be deleted at any time.
+        codec: turns sound into codes.
+        codec_file: what tells codecs apart, the weights' file.
+        config: what is done to the sound before.
+    """
+
+    def __init__(
+        self, folder: Path, codec: Codec[Any], codec_file: Path, config: DataConfig
+    ) -> None:
+        self._folder = folder
+        self._codec = codec
+        self._config = config
+        self._name = f"{codec_file.name} {_digest(codec_file)} {codec.num_codebooks}"
+
+    def codes(self, recording: Recording, variant: int) -> Tokens:
+        """int32 [2, codebooks, frames]: Moshi's side and the user's.
+
+        Raises:
+            AudioFileError: the recording cannot be read.
+        """
+        path = self._folder / f"{self._key(recording, variant)}.npz"
+        if path.is_file():
+            with np.load(path) as file:
+                return np.asarray(file["codes"], dtype=np.int32)
+        codes = self._encoded(recording, variant)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".new.npz")
+        np.savez_compressed(fresh, codes=codes.astype(np.int16))
+        fresh.replace(path)
+        return codes
+
+    def _key(self, recording: Recording, variant: int) -> str:
+        config = self._config
+        try:
+            sound = _digest(recording.path)
+        except OSError as error:
+            raise AudioFileError(f"{recording.path}: cannot be read: {error.strerror}") from error
+        user = (config.user, config.seed) if variant else None
+        what = (self._name, sound, config.level_db, variant, user)
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:32]
+
+    def _encoded(self, recording: Recording, variant: int) -> Tokens:
+        config, rate = self._config, self._codec.sample_rate
+        own, user = read_stereo(recording.path, rate)
+        if config.level_db is not None:
+            own, user = (levelled(side, config.level_db, rate) for side in (own, user))
+        if variant:
+            seed = int.from_bytes(bytes.fromhex(self._key(recording, variant))[:8])
+            user = varied(user, own, config.user, rate, np.random.default_rng(seed))
+        return np.stack([self._codes(own), self._codes(user)])
+
+    def _codes(self, pcm: Pcm) -> Tokens:
+        codec = self._codec
+        size = codec.frame_size
+        pcm = np.pad(pcm, (0, -len(pcm) % size))
+        state = codec.init_state()
+        starts = range(0, len(pcm), _BLOCK * size)
+        blocks = [codec.encode_step(pcm[i : i + _BLOCK * size], state) for i in starts]
+        return np.concatenate(blocks, axis=1)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclass(frozen=True)
+class _Segment:
+    recording: int
+    start: int  # frame
+
+
+class Recordings:
+    """The trainer's dataset over a manifest: sequences in a new order every epoch.
+
+    Args:
+        recordings: of `read_manifest`.
+        cache: gives their codes.
+        tokenizer: of the inner monologue.
+        model: the streams to fill.
+        config: length and number of sequences.
+        frame_rate: frames per second.
+        shuffle: or the order of the manifest.
+        progress: called with (done, all) while recordings are encoded.
+    """
+
+    def __init__(
+        self,
+        recordings: Sequence[Recording],
+        cache: TokenCache,
+        tokenizer: Encoder,
+        model: ModelConfig,
+        config: DataConfig,
+        frame_rate: float = 12.5,
+        shuffle: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._lm = model.lm
+        self._own = own_streams(model)
+        self._config = config
+        self._tokenizer = tokenizer
+        self._frame_rate = frame_rate
+        self._shuffle = shuffle
+        self._frames = max(1, round(config.duration_sec * frame_rate))
+        self._words = [read_words(recording.words_path) for recording in recordings]
+        self._codes: list[list[Tokens]] = []
+        for done, recording in enumerate(recordings, 1):
+            self._codes.append([cache.codes(recording, v) for v in range(config.variants)])
+            if progress is not None:
+                progress(done, len(recordings))
+        self._segments = [
+            _Segment(i, start)
+            for i, (codes, *_) in enumerate(self._codes)
+            for start in range(0, max(1, codes.shape[2] - self._frames // 4), self._frames)
+        ]
+
+    @property
+    def num_batches(self) -> int:
+        """Batches per epoch, the last filled up with the beginning of the next."""
+        return -(-len(self._segments) // self._config.batch_size)
+
+    def batch(self, index: int) -> Batch:
+        """Batch number `index`; see `trainer.Dataset`."""
+        size = self._config.batch_size
+        sequences = [self._sequence(index * size + i) for i in range(size)]
+        codes, speaking = zip(*sequences, strict=True)
+        return Batch(codes=np.stack(codes), speaking=np.stack(speaking))
+
+    def _sequence(self, number: int) -> tuple[Tokens, npt.NDArray[np.bool_]]:
+        """Codes [1 + n_q, T] and who speaks [T] of sequence `number`, counted over all epochs."""
+        epoch, place = divmod(number, len(self._segments))
+        rng = np.random.default_rng((self._config.seed, epoch))
+        order = rng.permutation(len(self._segments)) if self._shuffle else None
+        segment = self._segments[place if order is None else order[place]]
+        variants = self._codes[segment.recording]
+        choice = np.random.default_rng((self._config.seed, number)).integers(len(variants))
+        sides = variants[choice if self._shuffle else 0]
+        sides = sides[:, :, segment.start : segment.start + self._frames]
+        there = sides.shape[2]
+        lm, rate = self._lm, self._frame_rate
+        offset = segment.start / rate
+        words = [
+            replace(word, start=word.start - offset, end=word.end - offset)
+            for word in self._words[segment.recording]
+        ]
+        codes = np.full((1 + lm.n_q, self._frames), ZERO_TOKEN, dtype=np.int32)
+        codes[0, :there] = inner_monologue(
+            words,
+            there,
+            self._tokenizer,
+            frame_rate=rate,
+            pad=lm.text_padding_id,
+            epad=lm.text_end_padding_id,
+        )
+        own = self._own
+        codes[1 : 1 + own, :there] = sides[0, :own]
+        codes[1 + own :, :there] = sides[1, : lm.n_q - own]
+        return codes, spoken_frames(words, self._frames, rate)

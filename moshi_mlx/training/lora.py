@@ -1,0 +1,103 @@
+"""Training of low-rank adapters: which layers get one, what is frozen, and their files.
+
+Files have the published names, so they exchange with moshi-finetune and load in PyTorch's Moshi.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from ..embedding import Embedding
+from ..lm import Lm
+from ..lora import LoraLinear, attach, linear_layers, linear_shape
+from ..weights import Weights, read_adapter, to_pytorch
+from .trees import flat
+
+
+def add_lora(
+    lm: Lm, rank: int, scaling: float, train_embeddings: bool = False, seed: int = 0
+) -> None:
+    """Freezes a model and puts an adapter beside every linear layer, in place.
+
+    A begins at random, B at zero, so the model is the same until a step is made.
+
+    Args:
+        lm: the base, full-precision or quantized.
+        rank: inner width of the adapters.
+        scaling: what their part is multiplied by.
+        train_embeddings: the embedding tables are trained too, in full; they cannot be quantized.
+        seed: of A.
+    """
+    key = mx.random.key(seed)
+    adapter: Weights = {}
+    for path, layer in linear_layers(lm).items():
+        outputs, inputs = linear_shape(layer)
+        key, own = mx.random.split(key)
+        bound = inputs**-0.5
+        adapter[f"{path}.lora_A.weight"] = mx.random.uniform(-bound, bound, (rank, inputs), key=own)
+        adapter[f"{path}.lora_B.weight"] = mx.zeros((outputs, rank))
+    attach(lm, adapter, scaling, "a new adapter")
+    freeze_base(lm, train_embeddings)
+
+
+def continue_lora(lm: Lm, path: Path, scaling: float, train_embeddings: bool = False) -> None:
+    """As `add_lora`, with an adapter that was saved: training goes on from it."""
+    adapter, full = read_adapter(path, lm.config)
+    attach(lm, adapter, scaling, str(path))
+    lm.load_weights(list(full.items()), strict=False)
+    freeze_base(lm, train_embeddings)
+
+
+def freeze_base(lm: Lm, train_embeddings: bool) -> None:
+    """Leaves only the adapters trainable, and the embedding tables if asked."""
+    lm.freeze()
+    for module in lm.modules():
+        if isinstance(module, LoraLinear):
+            module.lora_A.unfreeze()
+            module.lora_B.unfreeze()
+        elif train_embeddings and isinstance(module, Embedding):
+            module.unfreeze()
+
+
+def adapter_of(lm: Lm) -> Weights:
+    """What is trained of a model with adapters, by our names."""
+    return flat(lm.trainable_parameters())
+
+
+def save_adapter(
+    lm: Lm, folder: Path, raw_config: Mapping[str, Any], rank: int, scaling: float
+) -> None:
+    """Writes `lora.safetensors` with the published names, and the `config.json` for it.
+
+    The config is the base's with `lora`, `lora_rank` and `lora_scaling`: what PyTorch's Moshi
+    takes as `--lora-weight` and `--config-path`, and `moshi_mlx.load(base, lora=folder)`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    fresh = folder / "lora.new.safetensors"
+    mx.save_safetensors(str(fresh), to_pytorch(adapter_of(lm), lm.config))
+    fresh.replace(folder / "lora.safetensors")
+    config = {**raw_config, "lora": True, "lora_rank": rank, "lora_scaling": scaling}
+    text = json.dumps(config, indent=1) + "\n"
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def merged(lm: Lm) -> Weights:
+    """The full-precision weights of a model with its adapters added in, by our names.
+
+    Raises:
+        ValueError: a layer with an adapter is quantized.
+    """
+    weights = flat(lm.parameters())
+    for path, module in lm.named_modules():
+        if not isinstance(module, LoraLinear):
+            continue
+        parts = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{path}.")}
+        if f"{path}.base.scales" in parts:
+            raise ValueError(f"'{path}' is quantized: keep its adapter beside it")
+        base = parts[f"{path}.base.weight"]
+        product = parts[f"{path}.lora_B.weight"] @ parts[f"{path}.lora_A.weight"]
+        weights[f"{path}.weight"] = (base + module._scaling * product).astype(base.dtype)
+    return weights

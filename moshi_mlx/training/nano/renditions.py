@@ -1,0 +1,123 @@
+"""Who says what in nano's training and evaluation: the renditions of every text.
+
+Knows the script and the synthesizers' voices; nothing of tokens or models. The two sides never
+share a rendition: evaluation draws from other seeds, and its own texts and voices are listed as
+held out in `script` and `speech`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from . import script
+from .codec_data import canonical_rendition
+from .speech import TRAIN_USER_VOICES, UNHEARD_USER_VOICES, Rendition, speak_all, vary
+
+# Stretch, pitch and warp vary by exp(± these).
+_TRAIN_RANGES = (0.242, 0.242, 0.121)
+_EVALUATION_RANGES = (0.18, 0.18, 0.09)
+
+WORDING_RENDITIONS = 26
+OTHER_RENDITIONS = 16
+_FLITE_SHARE = 0.3
+"""Flite has fewer voices than espeak-ng and would hardly be heard if all came up alike."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """Something a user says.
+
+    `kind` is "wording" of the script, "unknown" to it, or "monologue" for a sentence of one.
+    """
+
+    kind: str
+    rendition: Rendition
+
+
+def rng_for(text: str, salt: str) -> np.random.Generator:
+    """Random numbers that depend on a text and a purpose only."""
+    return np.random.default_rng(zlib.crc32(f"{salt}|{text}".encode()))
+
+
+def _voices(rng: np.random.Generator, count: int) -> list[str]:
+    """Training voices, each about equally often within its engine."""
+    engines = [
+        [v for v in TRAIN_USER_VOICES if v.startswith(engine)] for engine in ("flite", "espeak")
+    ]
+    flite = round(_FLITE_SHARE * count)
+    chosen: list[str] = []
+    for voices, number in zip(engines, (flite, count - flite), strict=True):
+        order = rng.permutation(len(voices))
+        chosen += [voices[order[i % len(voices)]] for i in range(number)]
+    return chosen
+
+
+def _varied(kind: str, texts: Sequence[str], count: int) -> Iterator[Line]:
+    for text in texts:
+        rng = rng_for(text, "language model")
+        for voice in _voices(rng, count):
+            yield Line(kind, vary(text, voice, rng, ranges=_TRAIN_RANGES))
+
+
+def training_lines() -> list[Line]:
+    """All renditions of the user's side that the language model is trained on."""
+    wordings = [w for intent in script.INTENTS for w in intent.train_wordings]
+    told = [m.sentences for m in script.MONOLOGUES if not m.held_out]
+    frames = list(dict.fromkeys(s for sentences in told for s in (sentences[0], sentences[-1])))
+    middles = list(dict.fromkeys(s for sentences in told for s in sentences[1:-1]))
+    return [
+        *_varied("wording", wordings, WORDING_RENDITIONS),
+        *_varied("unknown", script.OUT_OF_SCRIPT_TRAIN, OTHER_RENDITIONS),
+        *_varied("monologue", frames, WORDING_RENDITIONS),
+        *_varied("monologue", middles, OTHER_RENDITIONS),
+    ]
+
+
+def evaluation_lines(
+    texts: Sequence[str], heard_voices: bool, kind: str = "wording", salt: str = ""
+) -> list[Line]:
+    """Renditions never trained on, by voices heard in training or by those never heard."""
+    voices = TRAIN_USER_VOICES if heard_voices else UNHEARD_USER_VOICES
+    lines = []
+    for number, text in enumerate(texts):
+        rng = rng_for(text, f"evaluation {heard_voices} {salt}")
+        lines.append(
+            Line(kind, vary(text, voices[number % len(voices)], rng, ranges=_EVALUATION_RANGES))
+        )
+    return lines
+
+
+def one_speaker(texts: Sequence[str], number: int, salt: str) -> list[Rendition]:
+    """Renditions of texts by one voice in one manner, never trained on; voices take turns."""
+    voice = TRAIN_USER_VOICES[number % len(TRAIN_USER_VOICES)]
+    rng = rng_for(f"{number}", f"speaker {salt}")
+    manner = vary(texts[0], voice, rng, ranges=_EVALUATION_RANGES)
+    return [replace(manner, text=text) for text in texts]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Synthesize what nano's language model hears.")
+    parser.add_argument("--out", type=Path, default=Path("build/nano"))
+    parser.add_argument("--processes", type=int, default=1)
+    args = parser.parse_args()
+    lines = training_lines()
+    wanted = [
+        *(canonical_rendition(r) for r in script.replies()),
+        *(line.rendition for line in lines),
+    ]
+    seconds = 0.0
+    for number, speech in enumerate(speak_all(wanted, args.out / "speech", args.processes)):
+        seconds += len(speech.pcm) / 24_000
+        if number % 500 == 0:
+            print(f"{number} of {len(wanted)}, {seconds / 60:.1f} min", flush=True)
+    print(f"{len(wanted)} renditions, {seconds / 60:.1f} min")
+
+
+if __name__ == "__main__":
+    main()
