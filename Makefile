@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UPSTREAM := build/upstream
 FRAMES ?= 200
+MAKING := build/making
 
 # MLX's Linux wheel brings the reference BLAS; OpenBLAS, where it is installed, is many times faster.
 OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/null && \
@@ -19,13 +20,15 @@ else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
-.PHONY: help demo test check bench constraints wheels clean
+.PHONY: help demo test check bench nano nano-eval constraints wheels clean
 
 help:
 	@echo "make demo         a spoken question goes in, the spoken answer comes out: build/demo.wav"
 	@echo "make test         the tests"
 	@echo "make check        lint, format, types and tests, as in CI"
 	@echo "make bench        how long a step takes on this machine, beside upstream's MLX version"
+	@echo "make nano         the bundled model from nothing, in hours: build/nano (flite, espeak-ng)"
+	@echo "make nano-eval    the bundled model's figures: build/nano-eval.md"
 	@echo "make constraints  the newest versions that fit together into constraints.txt (needs uv)"
 	@echo "make wheels       is there a wheel of everything for every Python and platform? (needs uv)"
 	@echo "make clean        remove what was made, the environment too"
@@ -50,6 +53,21 @@ bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
 			--frames $(FRAMES) --vs-upstream $(UPSTREAM)/bin/python; \
 	done
 	$(RUN) $(BIN)/moshi-local bench --model nano --frames $(FRAMES)
+
+nano: $(MAKING)/stamp
+	$(RUN) $(MAKING)/bin/python -m moshi_mlx.training.nano --out build/nano
+
+nano-eval: $(MAKING)/stamp
+	$(RUN) $(MAKING)/bin/python -m moshi_mlx.training.nano.evaluate moshi_mlx/models/nano \
+		--json build/nano-eval.json --markdown build/nano-eval.md
+
+# Nano's codec is trained with PyTorch and the reference's classes, whose pins are old: --no-deps.
+$(MAKING)/stamp: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(MAKING)
+	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		-e '.[dev]' torch einops scipy pystoi
+	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps moshi==0.2.13
+	@touch $@
 
 # Upstream's MLX version, to compare with; its pins fit no current Python, hence --no-deps.
 $(UPSTREAM)/stamp:
