@@ -4,7 +4,7 @@
 
 Run it anew, in an environment with the reference implementation (moshi 0.2.13), when nano's Mimi
 changes. The reference runs over the whole signal at once, every position seeing exactly its
-context; there are more frames than the transformers see (25 and 3). `small` is a random Mimi with
+context; there are more frames than the transformers see (50 and 3). `small` is a random Mimi with
 what the published one has not: dilated residual blocks, several of them, learned shortcuts. Its
 weights, `small.safetensors`, are drawn as in `make_mimi.py`.
 """
@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 
 NANO = Path(__file__).parent.parent / "moshi_mlx" / "models" / "nano"
 DATA = Path(__file__).parent / "data" / "mimi"
-FRAMES = 40
-PCM_FRAMES = [0, 1, 12, 24, 25, 26, 39]
+FRAMES = 60
+PCM_FRAMES = [0, 1, 12, 24, 49, 50, 51, 59]
 
 
 def signal(samples: int) -> npt.NDArray[np.float32]:

@@ -99,7 +99,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="nano (bundled, 65 phrases), moshiko-q4, moshika-q8, …, a folder, or a repository "
+        help="nano (bundled), moshiko-q4, moshika-q8, …, a folder, or a repository "
         "of the hub. Default: nano.",
         show_default=False,
     ),
