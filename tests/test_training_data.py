@@ -200,6 +200,36 @@ def test_batches(tmp_path: Path) -> None:
         assert {c.tobytes() for c in rounds[0][3 * epoch : 3 * epoch + 3]} == plain
 
 
+def test_recordings_to_rehearse(tmp_path: Path) -> None:
+    new, known = make_recording(tmp_path, "new"), make_recording(tmp_path, "known")
+    manifest = tmp_path / "train.jsonl"
+    write_manifest(manifest, [new], rehearse=[known])
+    recordings = read_manifest(manifest)
+    assert [recording.rehearse for recording in recordings] == [False, True]
+    config = DataConfig(duration_sec=1.6, batch_size=2)
+    codec: Any = Loudness()
+    (tmp_path / "codec").write_text("weights")
+    cache = TokenCache(tmp_path / "tokens", codec, tmp_path / "codec", config)
+    data = Recordings(recordings, cache, Letters(), model_config(), config, shuffle=False)
+    assert data.rehearses
+    assert data.batch(0).extra[0].tolist() == [False, True]
+
+
+def test_coarse_only(tmp_path: Path) -> None:
+    config = DataConfig(duration_sec=1.6, batch_size=8, coarse_only=0.5)
+    codec: Any = Loudness()
+    codec_file = tmp_path / "codec"
+    codec_file.write_text("weights")
+    cache = TokenCache(tmp_path / "tokens", codec, codec_file, config)
+    recordings = [Recording(make_recording(tmp_path, "one"), 2.0)]
+    batch = Recordings(recordings, cache, Letters(), model_config(), config).batch(0)
+    assert batch.inputs is not None
+    assert np.array_equal(batch.inputs[:, :6], batch.codes[:, :6])  # up to the user's first
+    left_out = (batch.inputs == -1).all(axis=2).sum(axis=1)
+    assert set(left_out.tolist()) <= {0, 1, 2, 3}
+    assert 0 < (left_out > 0).sum() < 8
+
+
 def test_the_cache_tells_what_differs(tmp_path: Path) -> None:
     sound = make_recording(tmp_path, "one")
     recording = Recording(sound, 2.0)

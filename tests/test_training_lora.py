@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,8 +14,14 @@ from moshi_mlx.config import LmConfig, read_config
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.lm import Lm
 from moshi_mlx.lora import LoraLinear
-from moshi_mlx.training.lora import add_lora, continue_lora, merged, save_adapter
-from moshi_mlx.training.losses import Batch, LossConfig
+from moshi_mlx.training.lora import (
+    add_lora,
+    continue_lora,
+    merged,
+    rehearsing_objective,
+    save_adapter,
+)
+from moshi_mlx.training.losses import Batch, LossConfig, loss_scales, objective, prepare
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer, save_weights
 from moshi_mlx.training.trees import flat
@@ -160,3 +167,27 @@ def test_embeddings_trained_beside_an_adapter_come_back(tmp_path: Path) -> None:
     )
     assert mx.array_equal(loaded.text_emb.weight, lm.text_emb.weight)
     assert replace(config()) == loaded.config
+
+
+def test_rehearsing_keeps_what_the_base_says(tmp_path: Path) -> None:
+    """With an adapter that does nothing yet, what is rehearsed has no gradient, the rest has."""
+    lm = base(None)
+    add_lora(lm, rank=2, scaling=SCALING)
+    loss, rng = LossConfig(), np.random.default_rng(0)
+    codes = rng.integers(4, 60, (2, 17, 12)).astype(np.int32)
+    prepared, counts = prepare(Batch(codes), lm.config, loss, rng)
+    scales = mx.array(loss_scales(counts, loss).astype(np.float32))
+
+    def gradient(sequences: list[bool]) -> float:
+        def value(parameters: dict[str, Any]) -> mx.array:
+            lm.update(parameters)
+            return rehearsing_objective(lm, scales, *prepared, mx.array(sequences))[0]
+
+        gradients = flat(mx.grad(value)(lm.trainable_parameters()))
+        return max(float(mx.abs(g).max()) for g in gradients.values())
+
+    assert gradient([True, True]) < 1e-5 * gradient([False, False])
+    assert gradient([True, False]) > 1e-2 * gradient([False, False])
+    plain = objective(lm, scales, *prepared)
+    rehearsed = rehearsing_objective(lm, scales, *prepared, mx.array([False, False]))
+    assert rehearsed[0].item() == pytest.approx(plain[0].item(), rel=1e-5)

@@ -16,7 +16,8 @@ from ..errors import ConfigError, MoshiError
 from ..moshi import Moshi, load
 from .data import Recordings, TokenCache, read_manifest
 from .distributed import Peers
-from .lora import add_lora, continue_lora, save_adapter
+from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
+from .losses import objective
 from .plots import plot_losses
 from .settings import RunConfig, describe, read_settings
 from .trainer import Trainer, evaluation, save_weights
@@ -58,7 +59,10 @@ def run(config: RunConfig, *, fresh: bool = False) -> Path:
     if config.data.eval is not None and peers.is_first:
         held = _recordings(moshi, config, config.data.eval, peers, shuffle=False)
         evaluate = evaluation(held, held.num_batches, config.loss)
-    trainer = Trainer(moshi.lm, config, train, evaluate, peers, say=say)
+    if train.rehearses and full:
+        raise ConfigError(f"{config.data.train}: only adapters (field 'lora') can rehearse")
+    goal = rehearsing_objective if train.rehearses else objective
+    trainer = Trainer(moshi.lm, config, train, evaluate, peers, goal, say)
     if fresh and peers.is_first:
         shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
         (config.run_dir / "log.jsonl").unlink(missing_ok=True)

@@ -3,7 +3,9 @@
 The format is that of Kyutai's moshi-finetune: stereo sound, left Moshi and right the user; beside
 `a.wav` an `a.json` with the words, `{"alignments": [["hello", [0.4, 0.7], "SPEAKER_MAIN"], …]}`,
 times in seconds, Moshi's words marked SPEAKER_MAIN; and a manifest of JSON lines,
-`{"path": "a.wav", "duration": 12.3}`, paths relative to it. Knows nothing of the trainer.
+`{"path": "a.wav", "duration": 12.3}`, paths relative to it. `"rehearse": true` in such a line is
+our own: the recording is for remembering (`lora.rehearsing_objective`). Knows nothing of the
+trainer.
 """
 
 import hashlib
@@ -47,10 +49,11 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Recording:
-    """A line of a manifest: a sound file, and its length in seconds."""
+    """A line of a manifest: a sound file, its length in seconds, whether it is to be rehearsed."""
 
     path: Path
     duration: float
+    rehearse: bool = False
 
     @property
     def words_path(self) -> Path:
@@ -74,7 +77,11 @@ def read_manifest(path: Path) -> list[Recording]:
             continue
         try:
             entry = json.loads(line)
-            recording = Recording(path.parent / entry["path"], float(entry["duration"]))
+            recording = Recording(
+                path.parent / entry["path"],
+                float(entry["duration"]),
+                bool(entry.get("rehearse", False)),
+            )
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f'{path}: line {number} is not {{"path": "a.wav", "duration": seconds}}'
@@ -85,14 +92,15 @@ def read_manifest(path: Path) -> list[Recording]:
     return recordings
 
 
-def write_manifest(path: Path, sounds: Iterable[Path]) -> None:
+def write_manifest(path: Path, sounds: Iterable[Path], rehearse: Iterable[Path] = ()) -> None:
     """Lists sound files in a manifest, their paths relative to it where they are below it."""
     lines = []
-    for sound in sounds:
+    for sound, again in [*((s, False) for s in sounds), *((s, True) for s in rehearse)]:
         info = soundfile.info(sound)
         below = sound.is_relative_to(path.parent)
         name = (sound.relative_to(path.parent) if below else sound.resolve()).as_posix()
-        lines.append(json.dumps({"path": name, "duration": info.frames / info.samplerate}))
+        entry = {"path": name, "duration": info.frames / info.samplerate}
+        lines.append(json.dumps(entry | ({"rehearse": True} if again else {})))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
@@ -209,6 +217,8 @@ class DataConfig:
     level_db: loudness that both sides are brought to, RMS in dBFS of what sounds; null leaves it.
     variants: encodings per recording; the first is as recorded, the others vary the user's side.
     user: how they vary it.
+    coarse_only: share of the sequences in which the model reads the user's codebooks only up to one
+        at random: it learns to listen to the coarse ones.
     """
 
     duration_sec: float = 10.0
@@ -217,6 +227,7 @@ class DataConfig:
     level_db: float | None = -23.0
     variants: int = 1
     user: UserSide = field(default_factory=UserSide)
+    coarse_only: float = 0.0
 
 
 class TokenCache:
@@ -327,6 +338,7 @@ class Recordings:
         self._frame_rate = frame_rate
         self._shuffle = shuffle
         self._frames = max(1, round(config.duration_sec * frame_rate))
+        self._rehearse = [recording.rehearse for recording in recordings]
         self._words = [read_words(recording.words_path) for recording in recordings]
         self._codes: list[list[Tokens]] = []
         for done, recording in enumerate(recordings, 1):
@@ -340,6 +352,11 @@ class Recordings:
         ]
 
     @property
+    def rehearses(self) -> bool:
+        """Whether some recordings are to be rehearsed; `Batch.extra` then has which, bool [B]."""
+        return any(self._rehearse)
+
+    @property
     def num_batches(self) -> int:
         """Batches per epoch, the last filled up with the beginning of the next."""
         return -(-len(self._segments) // self._config.batch_size)
@@ -348,11 +365,29 @@ class Recordings:
         """Batch number `index`; see `trainer.Dataset`."""
         size = self._config.batch_size
         sequences = [self._sequence(index * size + i) for i in range(size)]
-        codes, speaking = zip(*sequences, strict=True)
-        return Batch(codes=np.stack(codes), speaking=np.stack(speaking))
+        parts = zip(*sequences, strict=True)
+        codes, speaking, rehearse = (np.stack(part) for part in parts)
+        extra = (rehearse,) if self.rehearses else ()
+        return Batch(codes, self._coarser(codes, index), speaking, extra)
 
-    def _sequence(self, number: int) -> tuple[Tokens, npt.NDArray[np.bool_]]:
-        """Codes [1 + n_q, T] and who speaks [T] of sequence `number`, counted over all epochs."""
+    def _coarser(self, codes: Tokens, index: int) -> Tokens | None:
+        """The codes to read, where some of the user's finer ones are left out."""
+        share, finer = self._config.coarse_only, 2 + self._own
+        if not share or not self._shuffle or finer >= codes.shape[1]:
+            return None
+        rng = np.random.default_rng((self._config.seed, index))
+        inputs = codes.copy()
+        for sequence in inputs:
+            first = rng.integers(finer, len(sequence))
+            if rng.random() < share:
+                sequence[first:] = ZERO_TOKEN
+        return inputs
+
+    def _sequence(self, number: int) -> tuple[Tokens, npt.NDArray[np.bool_], bool]:
+        """Codes [1 + n_q, T], when Moshi speaks [T], and whether to rehearse sequence `number`.
+
+        Sequences are counted over all epochs.
+        """
         epoch, place = divmod(number, len(self._segments))
         rng = np.random.default_rng((self._config.seed, epoch))
         order = rng.permutation(len(self._segments)) if self._shuffle else None
@@ -380,4 +415,4 @@ class Recordings:
         own = self._own
         codes[1 : 1 + own, :there] = sides[0, :own]
         codes[1 + own :, :there] = sides[1, : lm.n_q - own]
-        return codes, spoken_frames(words, self._frames, rate)
+        return codes, spoken_frames(words, self._frames, rate), self._rehearse[segment.recording]

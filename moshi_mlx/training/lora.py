@@ -4,7 +4,8 @@ Files have the published names, so they exchange with moshi-finetune and load in
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from ..embedding import Embedding
 from ..lm import Lm
 from ..lora import LoraLinear, attach, linear_layers, linear_shape
 from ..weights import Weights, read_adapter, to_pytorch
+from .losses import Prepared, Teacher, logits_of, loss_sums
 from .trees import flat
 
 
@@ -60,6 +62,36 @@ def freeze_base(lm: Lm, train_embeddings: bool) -> None:
             module.lora_B.unfreeze()
         elif train_embeddings and isinstance(module, Embedding):
             module.unfreeze()
+
+
+@contextmanager
+def without_adapters(lm: Lm) -> Iterator[None]:
+    """The base alone, for a while."""
+    layers = [module for module in lm.modules() if isinstance(module, LoraLinear)]
+    scalings = [layer._scaling for layer in layers]
+    for layer in layers:
+        layer._scaling = 0.0
+    try:
+        yield
+    finally:
+        for layer, scaling in zip(layers, scalings, strict=True):
+            layer._scaling = scaling
+
+
+def rehearsing_objective(lm: Lm, scales: mx.array, *arrays: mx.array) -> tuple[mx.array, mx.array]:
+    """`losses.objective` of a model with adapters that is not to forget.
+
+    The last array, bool [B], marks sequences to rehearse: there the model learns to say what the
+    base says, not what the sequence has.
+    """
+    *parts, sequences = arrays
+    prepared = Prepared(*parts)
+    with without_adapters(lm):
+        text, audio = logits_of(lm, prepared)
+    text = mx.stop_gradient(text)
+    teacher = Teacher(sequences, text, None if audio is None else mx.stop_gradient(audio))
+    sums = loss_sums(lm, prepared, teacher)
+    return (sums[:3] * scales).sum(), sums
 
 
 def adapter_of(lm: Lm) -> Weights:

@@ -166,17 +166,48 @@ def loss_scales(counts: Counts, loss: LossConfig) -> Counts:
     return scales
 
 
-def loss_sums(lm: Lm, batch: Prepared) -> mx.array:
-    """Float32 [6]: sums of the cross-entropies of `PARTS`, text weighted, and of right guesses."""
+class Teacher(NamedTuple):
+    """What another model says to a batch, to be followed in some sequences instead of the targets.
+
+    sequences: bool [B], those in which it is followed.
+    text_logits: [B, T, text_card]; audio_logits: [N, dep_q, card] of the scored positions.
+    """
+
+    sequences: mx.array
+    text_logits: mx.array
+    audio_logits: mx.array | None
+
+
+def logits_of(lm: Lm, batch: Prepared) -> tuple[mx.array, mx.array | None]:
+    """Text logits [B, T, text_card], and [N, dep_q, card] of the scored positions' codes."""
     z, text_logits = lm.temporal(batch.inputs)
+    if not lm.config.dep_q:
+        return text_logits, None
+    flat = z.reshape(-1, z.shape[-1])
+    if batch.rows.shape[0] != flat.shape[0]:
+        flat = flat[batch.rows]
+    return text_logits, lm.depformer.forward(flat, batch.before)
+
+
+def loss_sums(lm: Lm, batch: Prepared, teacher: Teacher | None = None) -> mx.array:
+    """Float32 [6]: sums of the cross-entropies of `PARTS`, text weighted, and of right guesses.
+
+    Where a teacher is followed, cross-entropies are with its distributions (Li and Hoiem 2016,
+    arXiv 1606.09282).
+    """
+    text_logits, audio_logits = logits_of(lm, batch)
     text, text_right = cross_entropy(text_logits, batch.text)
+    if teacher is not None:
+        soft = soft_cross_entropy(text_logits, teacher.text_logits)
+        text = mx.where(teacher.sequences[:, None], soft, text)
     sums = [(text * batch.text_weights).sum()]
     hits = [(text_right * batch.words).sum()]
-    if lm.config.dep_q:
-        flat = z.reshape(-1, z.shape[-1])
-        if batch.rows.shape[0] != flat.shape[0]:
-            flat = flat[batch.rows]
-        audio, right = cross_entropy(lm.depformer.forward(flat, batch.before), batch.audio)
+    if audio_logits is not None:
+        audio, right = cross_entropy(audio_logits, batch.audio)
+        if teacher is not None and teacher.audio_logits is not None:
+            soft = soft_cross_entropy(audio_logits, teacher.audio_logits)
+            followed = teacher.sequences[batch.rows // batch.text.shape[1]]
+            audio = mx.where(followed[:, None], soft, audio)
         audio, right = audio * batch.there, right * batch.there
         sums += [audio[:, 0].sum(), audio[:, 1:].sum()]
         hits += [right[:, 0].sum(), right[:, 1:].sum()]
@@ -200,6 +231,13 @@ def cross_entropy(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.arr
     chosen = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     entropy = mx.log(mx.exp(logits).sum(axis=-1)) - chosen
     return entropy, mx.stop_gradient(chosen >= 0).astype(mx.float32)
+
+
+def soft_cross_entropy(logits: mx.array, teacher: mx.array) -> mx.array:
+    """−Σ p·log q, float32 […], for q of logits […, V] and p of the teacher's."""
+    logits = logits.astype(mx.float32)
+    p = mx.softmax(teacher.astype(mx.float32), axis=-1)
+    return mx.logsumexp(logits, axis=-1) - (p * logits).sum(axis=-1)
 
 
 def metrics(sums: npt.ArrayLike, counts: Counts, loss: LossConfig) -> dict[str, float]:

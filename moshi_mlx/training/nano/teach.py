@@ -7,8 +7,9 @@
     python -m moshi_mlx.training.nano.teach check --out build/teach
 
 What it writes is what any data set looks like: stereo sound, Moshi left and the user right, the
-times of Moshi's words beside it, a manifest, and the run's YAML file. Among the new question there
-are questions that nano knows, so that it doesn't forget them. Needs flite and espeak-ng.
+times of Moshi's words beside it, a manifest, and the run's YAML file. Beside the new question there
+are questions that nano knows, to rehearse: it is held to what it says to them now, so that it
+doesn't forget. Needs flite and espeak-ng.
 """
 
 from __future__ import annotations
@@ -47,12 +48,12 @@ FRAME_SIZE = 1920
 SECONDS = 9.6
 """Length of a recording: room for two questions and their answers."""
 
-_LEAD, _DELAY, _GAP = 4, 6, 8
-"""Frames before the first question, from a question to its answer, and after an answer."""
+_LEAD, _DELAY, _GAP = 4, 5, 8
+"""Frames before the first question, from a question's last to its answer, and after an answer."""
 
 _CHECK_FRAMES = 75
-_PER_WORDING = 24
-_REHEARSED, _UNKNOWN = 4, 60
+_PER_WORDING = 40
+_REHEARSED, _UNKNOWN = 8, 60
 
 RUN = """\
 # What this file may say: moshi-train --fields
@@ -62,6 +63,7 @@ data:
   train: train.jsonl
   duration_sec: {seconds}
   batch_size: 8
+  coarse_only: 0.5
   level_db: null  # the recordings are as loud as they should be
 lora: {{rank: 8, scaling: 2.0}}
 max_steps: {steps}
@@ -73,7 +75,7 @@ loss:  # as nano was trained
   text_padding_weight: 0.15
   text_end_padding_weight: 1.0
   depth_keep: 0.4
-optim: {{name: adamw, lr: 2e-3, weight_decay: 0.0, warmup_steps: 20, schedule: linear}}
+optim: {{name: adamw, lr: 1e-3, weight_decay: 0.0, warmup_steps: 20, schedule: linear}}
 """
 
 
@@ -119,7 +121,7 @@ def recording(
     length = round(SECONDS * SAMPLE_RATE)
     sides = np.zeros((2, 4 * length), np.float32)
     words: list[Word] = []
-    frame = _LEAD + int(rng.integers(8))
+    frame = _LEAD + int(rng.integers(40 if len(parts) == 1 else 8))
     for part in parts:
         question = speak(part.question, cache)
         start = frame * FRAME_SIZE + int(rng.integers(FRAME_SIZE))
@@ -148,22 +150,17 @@ def make_data(
     new, known = exchanges(questions, answer)
     rng = np.random.default_rng(0)
     order = [known[i] for i in rng.permutation(len(known))]
-    # Each new one beside a known one, before or after it; then the rest of the known ones.
-    pairs = [
-        (one, other) if rng.random() < 0.5 else (other, one)
-        for one, other in zip(new, order, strict=False)
-    ]
-    rest = order[len(new) :]
-    pairs += list(zip(rest[::2], rest[1::2], strict=False))
+    parts: list[Sequence[Exchange]] = [[exchange] for exchange in new]
+    parts += zip(order[::2], order[1::2], strict=False)
     paths = []
-    for number, pair in enumerate(pairs):
-        sides, words = recording(pair, out / "speech", rng)
+    for number, spoken in enumerate(parts):
+        sides, words = recording(spoken, out / "speech", rng)
         path = out / "recordings" / f"{number:04}.wav"
         path.parent.mkdir(exist_ok=True)
-        soundfile.write(path, sides.T, SAMPLE_RATE, subtype="PCM_16")
+        soundfile.write(path, sides.T, SAMPLE_RATE, subtype="FLOAT")
         write_words(path.with_suffix(".json"), words)
         paths.append(path)
-    write_manifest(out / "train.jsonl", paths)
+    write_manifest(out / "train.jsonl", paths[: len(new)], rehearse=paths[len(new) :])
     run = RUN.format(model=model, seconds=SECONDS, steps=steps)
     (out / "run.yaml").write_text(run, encoding="utf-8")
     lesson = {"questions": list(questions), "answer": answer, "model": model}
@@ -235,7 +232,7 @@ def main() -> None:
     data.add_argument("--ask", action="append", required=True, help="the question, a wording each")
     data.add_argument("--answer", required=True, help="what nano is to say")
     data.add_argument("--model", default="nano")
-    data.add_argument("--steps", type=int, default=250)
+    data.add_argument("--steps", type=int, default=200)
     checking = commands.add_parser("check", help="what nano says, before and after")
     for command in (data, checking):
         command.add_argument("--out", type=Path, default=Path("build/teach"))
