@@ -129,11 +129,6 @@ class LmConfig:
     fuser: FuserConfig | None = None
 
     @property
-    def num_streams(self) -> int:
-        """Text and all audio streams: the rows of a block of codes."""
-        return 1 + self.n_q
-
-    @property
     def text_initial_token(self) -> int:
         return self.text_card
 
@@ -145,11 +140,6 @@ class LmConfig:
     def initial_tokens(self) -> tuple[int, ...]:
         """What every stream reads before its first token, text first."""
         return (self.text_initial_token, *(self.initial_token,) * self.n_q)
-
-    @property
-    def mimi_codebooks(self) -> int:
-        """Codebooks the codec needs for the larger of the two sides."""
-        return max(self.dep_q, self.n_q - self.dep_q)
 
 
 @dataclass(frozen=True)
