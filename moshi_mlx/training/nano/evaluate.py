@@ -394,7 +394,7 @@ def codec_figures(moshi: Moshi, cache: Path) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------- report
 
 GOALS: tuple[tuple[str, str, str, float, bool], ...] = (
-    ("codec", "STOI", "STOI of the codec on its own voice", 0.93, True),
+    ("codec", "STOI", "STOI of the codec on the replies it was trained on", 0.93, True),
     ("replies", "whole replies recognized", "replies recognized", 0.97, True),
     (
         "known voices, new renditions",
