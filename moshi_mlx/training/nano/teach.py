@@ -75,7 +75,7 @@ loss:  # as nano was trained
   text_padding_weight: 0.15
   text_end_padding_weight: 1.0
   depth_keep: 0.4
-optim: {{name: adamw, lr: 1e-3, weight_decay: 0.0, warmup_steps: 20, schedule: linear}}
+optim: {{name: adamw, lr: 2e-3, weight_decay: 0.0, warmup_steps: 20, schedule: linear}}
 """
 
 
@@ -232,7 +232,7 @@ def main() -> None:
     data.add_argument("--ask", action="append", required=True, help="the question, a wording each")
     data.add_argument("--answer", required=True, help="what nano is to say")
     data.add_argument("--model", default="nano")
-    data.add_argument("--steps", type=int, default=200)
+    data.add_argument("--steps", type=int, default=250)
     checking = commands.add_parser("check", help="what nano says, before and after")
     for command in (data, checking):
         command.add_argument("--out", type=Path, default=Path("build/teach"))
