@@ -128,7 +128,7 @@ class Generator:
         if sampling.guarded and self._recent:
             mask = self._said_lately(stream, logits.shape[-1], sampling.repetition_window)
             logits = penalized(logits, mask, sampling.repetition_penalty)
-        return sample(logits, mx.zeros((2,)) if keys is None else keys[stream], sampling)
+        return sample(logits, None if keys is None else keys[stream], sampling)
 
     def _said_lately(self, stream: int, size: int, window: int) -> mx.array:
         """Tokens of the stream's last steps, bool [B, size]; padding is no repetition."""

@@ -41,8 +41,11 @@ def penalized(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
     return mx.where(recent, mx.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
-def sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
-    """Draws one token per row: logits [N, V] → int32 [N]. The same key draws the same tokens."""
+def sample(logits: mx.array, key: mx.array | None, sampling: Sampling) -> mx.array:
+    """Draws one token per row: logits [N, V] → int32 [N]. The same key draws the same tokens.
+
+    Greedy sampling needs no key; elsewhere None takes MLX's own random state.
+    """
     logits = logits.astype(mx.float32)
     if sampling.greedy:
         return mx.argmax(logits, axis=-1).astype(mx.int32)

@@ -6,7 +6,7 @@ the tensor and the file. Knows nothing of where files come from.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -371,13 +371,7 @@ def _quantization(
     return {"bits": bits, "group_size": group, "mode": mode}
 
 
-def fill(
-    model: nn.Module,
-    weights: Weights,
-    where: str,
-    dtype: mx.Dtype,
-    keep: Callable[[str], bool] = lambda name: False,
-) -> None:
+def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> None:
     """Puts the weights into the model, every tensor checked, and evaluates them one by one.
 
     Args:
@@ -385,7 +379,6 @@ def fill(
         weights: tensors by the names of the model's modules.
         where: the file, for messages.
         dtype: what floating-point tensors become.
-        keep: names of floating-point tensors that keep their type.
 
     Raises:
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
@@ -407,7 +400,7 @@ def fill(
                 raise CheckpointError(
                     f"{where}: tensor '{name}' is {value.dtype}, not floating-point"
                 )
-            value = value if keep(name) else value.astype(dtype)
+            value = value.astype(dtype)
         elif value.dtype != like.dtype:
             raise CheckpointError(f"{where}: tensor '{name}' is {value.dtype}, not {like.dtype}")
         filled.append((name, value))

@@ -14,13 +14,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_mimi_expected import DATA, FRAMES, NANO, signal
-from mlx.utils import tree_flatten
 from safetensors.numpy import load_file
 
 from moshi_mlx.codec import MlxCodec, RustCodec, choose_codec
 from moshi_mlx.config import MimiConfig, read_json, read_mimi_config
 from moshi_mlx.errors import CheckpointError, MoshiError
 from moshi_mlx.mimi import Mimi, MimiState
+from moshi_mlx.weights import named_parameters
 from moshi_mlx.weights_mimi import from_published, load_mimi
 
 LEAST_EQUAL = 0.98  # random codebooks have near ties
@@ -29,7 +29,7 @@ FRAME_CODES = mx.array(np.random.default_rng(0).integers(0, 31, (1, 4, 6)), mx.i
 
 
 def parameters(mimi: Mimi) -> dict[str, mx.array]:
-    return dict(tree_flatten(mimi.parameters()))
+    return named_parameters(mimi)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from moshi_mlx.errors import CheckpointError
 from moshi_mlx.lm import Lm
 from moshi_mlx.lora import LoraLinear
 from moshi_mlx.training.lora import (
+    adapter_of,
     add_lora,
     continue_lora,
-    merged,
     rehearsing_objective,
     save_adapter,
 )
@@ -25,7 +25,14 @@ from moshi_mlx.training.losses import Batch, LossConfig, loss_scales, objective,
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer, save_weights
 from moshi_mlx.training.trees import flat
-from moshi_mlx.weights import from_pytorch, load_lm, read_safetensors, to_pytorch
+from moshi_mlx.weights import (
+    from_pytorch,
+    load_lm,
+    merge_lora,
+    named_parameters,
+    read_safetensors,
+    to_pytorch,
+)
 
 CASE = Path(__file__).parent / "data" / "lm" / "moshi"
 RAW = json.loads((CASE / "config.json").read_text())
@@ -70,7 +77,7 @@ def train(lm: Lm, folder: Path, steps: int) -> list[float]:
 @pytest.mark.parametrize("bits", [None, 4])
 def test_an_adapter_learns_and_returns_from_its_file(bits: int | None, tmp_path: Path) -> None:
     lm = base(bits)
-    before = flat(lm.parameters())
+    before = named_parameters(lm)
     codes = mx.array(OneSequence().batch(0).codes)
     untouched = lm.forward(codes).text_logits
     add_lora(lm, rank=4, scaling=SCALING)
@@ -105,7 +112,8 @@ def test_an_adapter_learns_and_returns_from_its_file(bits: int | None, tmp_path:
     np.testing.assert_allclose(found.audio_logits, learned.audio_logits, atol=1e-2)
     if bits is None:
         plain = Lm(config())
-        plain.load_weights(list(merged(lm).items()))
+        base_weights = named_parameters(base(None))
+        plain.load_weights(list(merge_lora(base_weights, adapter_of(lm), SCALING, "lm").items()))
         np.testing.assert_allclose(plain.forward(codes).text_logits, learned.text_logits, atol=1e-3)
 
 

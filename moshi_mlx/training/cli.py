@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from ..errors import ConfigError, MoshiError
 from ..moshi import Moshi, load
+from ..weights import named_parameters
 from .data import Recordings, TokenCache, read_manifest
 from .distributed import Peers
 from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
@@ -21,7 +22,6 @@ from .losses import objective
 from .plots import plot_losses
 from .settings import RunConfig, describe, read_settings
 from .trainer import Trainer, evaluation, save_weights
-from .trees import flat
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -83,7 +83,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> Path:
 def _prepare_model(moshi: Moshi, config: RunConfig) -> None:
     lora = config.lora
     if lora is None:
-        if any(name.endswith(".scales") for name in flat(moshi.lm.parameters())):
+        if any(name.endswith(".scales") for name in named_parameters(moshi.lm)):
             raise ConfigError(f"{config.model} is quantized: train adapters (field 'lora') on it")
     elif lora.start is not None:
         continue_lora(moshi.lm, lora.start, lora.scaling, lora.train_embeddings)

@@ -114,22 +114,3 @@ def save_adapter(
     config = {**raw_config, "lora": True, "lora_rank": rank, "lora_scaling": scaling}
     text = json.dumps(config, indent=1) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
-
-
-def merged(lm: Lm) -> Weights:
-    """The full-precision weights of a model with its adapters added in, by our names.
-
-    Raises:
-        ValueError: a layer with an adapter is quantized.
-    """
-    weights = flat(lm.parameters())
-    for path, module in lm.named_modules():
-        if not isinstance(module, LoraLinear):
-            continue
-        parts = {name: weights.pop(name) for name in list(weights) if name.startswith(f"{path}.")}
-        if f"{path}.base.scales" in parts:
-            raise ValueError(f"'{path}' is quantized: keep its adapter beside it")
-        base = parts[f"{path}.base.weight"]
-        product = parts[f"{path}.lora_B.weight"] @ parts[f"{path}.lora_A.weight"]
-        weights[f"{path}.weight"] = (base + module._scaling * product).astype(base.dtype)
-    return weights

@@ -23,7 +23,7 @@ from mlx.utils import tree_map
 
 from ..errors import MoshiError
 from ..lm import Lm
-from ..weights import Weights, to_mlx
+from ..weights import named_parameters, to_mlx
 from .checkpointing import checkpoint_layers
 from .distributed import Peers
 from .losses import (
@@ -355,9 +355,8 @@ def evaluation(dataset: Dataset, num_batches: int, loss: LossConfig) -> Evaluate
 
 def save_weights(lm: Lm, path: Path, dtype: mx.Dtype = mx.bfloat16) -> None:
     """Writes a model's weights in the published MLX naming, for `config.json`'s `moshi_name`."""
-    weights: Weights = flat(lm.parameters())
     floats = (mx.float32, mx.float16, mx.bfloat16)
-    cast = {k: v.astype(dtype) if v.dtype in floats else v for k, v in weights.items()}
+    cast = {k: v.astype(dtype) if v.dtype in floats else v for k, v in named_parameters(lm).items()}
     fresh = path.with_suffix(".new.safetensors")
     mx.save_safetensors(str(fresh), to_mlx(cast, lm.config))
     fresh.replace(path)

@@ -24,11 +24,11 @@ from moshi_mlx.generate import Generator
 from moshi_mlx.moshi import Moshi
 
 from . import script
-from .codec_data import canonical_rendition
+from .codec_data import FRAME_SIZE, canonical_rendition
 from .recognize import intelligibility, plain_words, recognize, transcribe, word_error_rate
 from .renditions import Line, evaluation_lines, one_speaker, rng_for
 from .speech import NOISE_KINDS, SAMPLE_RATE, augment, decibels, noise, speak
-from .tokens import FRAME_SIZE, PAD, sounds
+from .tokens import PAD, sounds
 from .train_lm import expected_reply, said_text
 
 _SIDE_BY_SIDE = 48

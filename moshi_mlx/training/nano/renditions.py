@@ -17,7 +17,7 @@ import numpy as np
 
 from . import script
 from .codec_data import canonical_rendition
-from .speech import TRAIN_USER_VOICES, UNHEARD_USER_VOICES, Rendition, speak_all, vary
+from .speech import SAMPLE_RATE, TRAIN_USER_VOICES, UNHEARD_USER_VOICES, Rendition, speak_all, vary
 
 # Stretch, pitch and warp vary by exp(± these).
 _TRAIN_RANGES = (0.242, 0.242, 0.121)
@@ -113,7 +113,7 @@ def main() -> None:
     ]
     seconds = 0.0
     for number, speech in enumerate(speak_all(wanted, args.out / "speech", args.processes)):
-        seconds += len(speech.pcm) / 24_000
+        seconds += len(speech.pcm) / SAMPLE_RATE
         if number % 500 == 0:
             print(f"{number} of {len(wanted)}, {seconds / 60:.1f} min", flush=True)
     print(f"{len(wanted)} renditions, {seconds / 60:.1f} min")

@@ -31,7 +31,7 @@ from moshi_mlx.text import Word
 
 from ..data import write_manifest, write_words
 from . import script
-from .codec_data import canonical_rendition
+from .codec_data import FRAME_SIZE, canonical_rendition
 from .renditions import rng_for
 from .speech import (
     SAMPLE_RATE,
@@ -44,7 +44,6 @@ from .speech import (
     vary,
 )
 
-FRAME_SIZE = 1920
 SECONDS = 9.6
 """Length of a recording: room for two questions and their answers."""
 

@@ -23,11 +23,10 @@ from typing import Any
 import numpy as np
 
 from . import script
-from .codec_data import canonical_rendition
+from .codec_data import FRAME_SIZE, canonical_rendition
 from .renditions import Line, evaluation_lines, training_lines
 from .speech import NOISE_KINDS, SAMPLE_RATE, Speech, augment, decibels, noise, speak
 
-FRAME_SIZE = 1920
 FRAME_RATE = 12.5
 CODEBOOKS, CARD = 8, 512
 PAD, EPAD = 3, 0

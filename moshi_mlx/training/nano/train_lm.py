@@ -19,14 +19,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-from mlx.utils import tree_flatten
 
 from moshi_mlx.config import LmConfig, read_config
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text import TextTokenizer
-from moshi_mlx.weights import read_safetensors
+from moshi_mlx.weights import named_parameters, read_safetensors
 
 from ..losses import Batch, LossConfig, cross_entropy, objective
 from ..optimizers import OptimConfig
@@ -235,8 +234,7 @@ def export(out: Path) -> Path:
     checkpoint = sorted((out / "lm" / "checkpoints").glob("step_????????"))[-1]
     lm = Lm(lm_config())
     weights = read_safetensors(checkpoint / "weights.safetensors")
-    names = dict(tree_flatten(lm.parameters()))
-    lm.load_weights([(name, weights[name]) for name in names])
+    lm.load_weights([(name, weights[name]) for name in named_parameters(lm)])
     model = out / "model"
     model.mkdir(exist_ok=True)
     save_weights(lm, model / "model.safetensors", mx.bfloat16)
