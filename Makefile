@@ -28,7 +28,7 @@ help:
 	@echo "make check        lint, format, types and tests, as in CI"
 	@echo "make bench        how long a step takes on this machine, beside upstream's MLX version"
 	@echo "make nano         the bundled model from nothing, in hours: build/nano (flite, espeak-ng)"
-	@echo "make nano-eval    the bundled model's figures: build/nano-eval.md"
+	@echo "make nano-eval    the bundled model's figures into its card (flite, espeak-ng, a C compiler)"
 	@echo "make constraints  the newest versions that fit together into constraints.txt (needs uv)"
 	@echo "make wheels       is there a wheel of everything for every Python and platform? (needs uv)"
 	@echo "make clean        remove what was made, the environment too"
@@ -57,15 +57,16 @@ bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
 nano: $(MAKING)/stamp
 	$(RUN) $(MAKING)/bin/python -m moshi_mlx.training.nano --out build/nano
 
-nano-eval: $(MAKING)/stamp
-	$(RUN) $(MAKING)/bin/python -m moshi_mlx.training.nano.evaluate moshi_mlx/models/nano \
-		--json build/nano-eval.json --markdown build/nano-eval.md
+nano-eval: $(VENV)/nano.stamp
+	@mkdir -p build
+	$(RUN) $(BIN)/python -m moshi_mlx.training.nano.evaluate nano --json build/nano-eval.json \
+		--picture docs/nano-evaluation.svg --card moshi_mlx/models/nano/MODEL_CARD.md
 
 # Nano's codec is trained with PyTorch and the reference's classes, whose pins are old: --no-deps.
 $(MAKING)/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(MAKING)
 	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[dev]' torch einops scipy pystoi
+		-e '.[nano]' torch einops
 	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps moshi==0.2.13
 	@touch $@
 
@@ -91,9 +92,13 @@ $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(INSTALL) -e '.[dev]'
 	@touch $@
 
+$(VENV)/nano.stamp: $(VENV)/runtime.stamp
+	$(INSTALL) -e '.[nano]'
+	@touch $@
+
 constraints:
-	uv pip compile --quiet --upgrade pyproject.toml --extra dev --universal --fork-strategy fewest \
-		--no-annotate --no-header -o constraints.txt
+	uv pip compile --quiet --upgrade pyproject.toml --extra dev --extra nano --universal \
+		--fork-strategy fewest --no-annotate --no-header -o constraints.txt
 
 wheels:
 	$(PYTHON) tests/wheels.py

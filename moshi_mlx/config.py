@@ -495,8 +495,8 @@ def _read_lm(fields: _Fields) -> LmConfig:
     n_q, dep_q = fields.whole("n_q", least=0), fields.whole("dep_q", least=0)
     if dep_q > n_q:
         raise fields.fail("dep_q", f"{dep_q} is more than the {n_q} audio streams of n_q")
+    delays = fields.ints("delays", 1 + n_q)  # first: dep_q then is no more than what the file has
     depth = _read_depth(fields, main, scale, dep_q)
-    delays = fields.ints("delays", 1 + n_q)
     text_card = fields.whole("text_card")
     conditioners = _read_conditioners(fields) if fields.left.get("conditioners") else {}
     fields.take("conditioners", None)

@@ -85,15 +85,19 @@ class Generator:
         """Steps made so far."""
         return self._ring.step
 
-    def step(self, codes: npt.ArrayLike) -> Step:
+    def step(self, codes: npt.ArrayLike, *, text: int | None = None) -> Step:
         """Hears one frame and says one: the frame given is heard in this very step.
 
         Args:
             codes: integers [B, given]: the other side's codes; −1 for none.
+            text: the text token of this step, in place of one that is drawn. The codes follow it:
+                the padding token makes the model pause.
 
         Raises:
-            ValueError: the shape is wrong.
+            ValueError: the shape is wrong, or `text` is no token of the model.
         """
+        if text is not None and not 0 <= text < self.lm.config.text_card:
+            raise ValueError(f"text must be from 0 to {self.lm.config.text_card - 1}, is {text}")
         heard = np.asarray(codes, dtype=np.int32)
         if heard.shape != (self.batch, self.given):
             raise ValueError(f"codes must be [{self.batch}, {self.given}], are {heard.shape}")
@@ -102,7 +106,10 @@ class Generator:
         z, logits = self.lm.temporal(inputs, self._cache, self._conditions, self._cross)
         z, logits = z[:, 0], logits[:, 0]
         keys = self._keys()
-        drawn = [self._draw(0, logits, keys)]
+        if text is None:
+            drawn = [self._draw(0, logits, keys)]
+        else:
+            drawn = [mx.full((self.batch,), text, dtype=mx.int32)]
         if self.generated:
             depth_cache = self.lm.depformer.make_cache()
             for k in range(self.generated):

@@ -134,21 +134,22 @@ class Session:
         """Frames stepped since the beginning or the last reset."""
         return self._index
 
-    def step(self, pcm: npt.ArrayLike) -> Frame:
+    def step(self, pcm: npt.ArrayLike, *, hold_text: bool = False) -> Frame:
         """Hears a frame and says one.
 
         Args:
             pcm: the other side's sound, float [frame_size] at the codec's rate, in −1 … 1. What
                 is not a finite number is heard as silence, what is out of range is clipped.
+            hold_text: no word may come from this step: its text is padding, as in a pause.
 
         Raises:
             SessionError: the session is closed or being streamed, or the shape is wrong.
         """
         if self._streaming:
             raise SessionError("this session is being streamed: take its frames from there")
-        return self._step(pcm)
+        return self._step(pcm, hold_text)
 
-    def _step(self, pcm: npt.ArrayLike) -> Frame:
+    def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
         self._check_open()
         heard = self._checked(pcm)
         index = self._index
@@ -156,7 +157,8 @@ class Session:
         codes = self._codec.encode_step(heard, self._codec_state)
         encoded = time.perf_counter()
         generator = self._generator
-        tokens = generator.step(codes[: generator.given].T).tokens[0]
+        text = generator.lm.config.text_padding_id if hold_text else None
+        tokens = generator.step(codes[: generator.given].T, text=text).tokens[0]
         modelled = time.perf_counter()
         out = tokens[0] != UNGENERATED_TOKEN
         if out and generator.generated:

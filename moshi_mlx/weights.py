@@ -25,6 +25,7 @@ Weights = dict[str, mx.array]
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (16, 32, 64, 128)
+_FLOAT_MODES = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}  # by bits and group
 
 
 def read_safetensors(paths: str | Path | Sequence[str | Path]) -> Weights:
@@ -76,34 +77,40 @@ def detect_layout(weights: Iterable[str], where: str) -> str:
     raise CheckpointError(f"{where}: is not a Moshi language model (it has {some}, …)")
 
 
-def from_mlx(weights: Weights, config: LmConfig) -> Weights:
-    """MLX names → the names of our modules: depth slices become slices and weight sets."""
-    depth = config.depth
+def from_mlx(weights: Weights, config: LmConfig, *, verify: bool = True) -> Weights:
+    """MLX names → the names of our modules: depth slices become slices and weight sets.
+
+    `verify`: read what slices share, and compare.
+    """
     out: Weights = {}
     for name, value in weights.items():
-        match = re.fullmatch(r"depformer\.slices\.(\d+)\.(\w+)\.(.+)", name)
-        if depth is None or match is None or int(match[1]) >= depth.num_slices:
-            out[name] = value
-            continue
-        k, part, rest = int(match[1]), match[2], match[3]
-        if part == "emb":
-            out[f"depformer.embs.{k}.{rest}"] = value
-        elif part == "linear_out":
-            out[f"depformer.linear_out.{k}.{rest}"] = value
-        elif part == "norm":
-            out[f"depformer.norms.{k}.{rest}"] = value
-        else:
-            sets = depth.inputs if part == "linear_in" else depth.weight_sets
-            kind = "linear_in" if part == "linear_in" else "transformers"
-            target = f"depformer.{kind}.{sets[k]}.{rest}"
-            if target not in out:
-                out[target] = value
-            elif not mx.array_equal(out[target], value).item():
-                raise CheckpointError(
-                    f"tensor '{name}' differs from the one of another slice, but the config's "
-                    "depformer_weights_per_step_schedule says that they share their weights"
-                )
+        target = module_name(name, config)
+        if target not in out:
+            out[target] = value
+        elif verify and not mx.array_equal(out[target], value).item():
+            raise CheckpointError(
+                f"tensor '{name}' differs from the one of another slice, but the config's "
+                "depformer_weights_per_step_schedule says that they share their weights"
+            )
     return out
+
+
+def module_name(name: str, config: LmConfig) -> str:
+    """A tensor's or a layer's MLX name → its name in our modules."""
+    depth = config.depth
+    match = re.fullmatch(r"depformer\.slices\.(\d+)\.(\w+)(\..+)?", name)
+    if depth is None or match is None or int(match[1]) >= depth.num_slices:
+        return name
+    k, part, rest = int(match[1]), match[2], match[3] or ""
+    if part == "emb":
+        return f"depformer.embs.{k}{rest}"
+    if part == "linear_out":
+        return f"depformer.linear_out.{k}{rest}"
+    if part == "norm":
+        return f"depformer.norms.{k}{rest}"
+    if part == "linear_in":
+        return f"depformer.linear_in.{depth.inputs[k]}{rest}"
+    return f"depformer.transformers.{depth.weight_sets[k]}{rest}"
 
 
 def to_mlx(weights: Weights, config: LmConfig) -> Weights:
@@ -256,26 +263,78 @@ def load_lm(
         CheckpointError: something doesn't match; names the tensor and the file.
     """
     where = _where(paths)
-    weights = read_safetensors(paths)
-    rename = from_mlx if detect_layout(weights, where) == "mlx" else from_pytorch
-    try:
-        weights = rename(weights, config)
-    except CheckpointError as error:
-        raise CheckpointError(f"{where}: {error}") from error
+    weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling)
     dtype = dtype or default_dtype()
-    beside: Weights = {}
-    if lora is not None:
-        adapter, full = read_adapter(lora, config)
-        weights = _replaced(weights, full, str(lora))
-        quantized = {name: name.split(".lora_")[0] + ".scales" in weights for name in adapter}
-        beside = {name: value.astype(dtype) for name, value in adapter.items() if quantized[name]}
-        merged = {name: value for name, value in adapter.items() if not quantized[name]}
-        weights = merge_lora(weights, merged, lora_scaling, str(lora))
-    lm = Lm(config)
-    _quantize_like(lm, weights, quantization or {}, where)
+    lm = shaped_like(weights, config, quantization, where)
     fill(lm, weights, where, dtype)
+    beside = {name: value.astype(dtype) for name, value in beside.items()}
     attach(lm, beside, lora_scaling, str(lora))
     return lm
+
+
+def read_lm(
+    paths: str | Path | Sequence[str | Path],
+    config: LmConfig,
+    *,
+    lora: str | Path | None = None,
+    lora_scaling: float = 2.0,
+    verify: bool = True,
+) -> tuple[Weights, Weights]:
+    """The weights from files of any layout by the names of our modules, lazily, and an adapter's.
+
+    The adapter is merged into full-precision layers; what is left of it is for quantized ones.
+
+    Raises:
+        CheckpointError: the files are not of a language model, or the adapter doesn't fit.
+    """
+    where = _where(paths)
+    weights = read_safetensors(paths)
+    layout = detect_layout(weights, where)
+    try:
+        if layout == "mlx":
+            weights = from_mlx(weights, config, verify=verify)
+        else:
+            weights = from_pytorch(weights, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from error
+    if lora is None:
+        return weights, {}
+    adapter, full = read_adapter(lora, config)
+    weights = _replaced(weights, full, str(lora))
+    quantized = {name: name.split(".lora_")[0] + ".scales" in weights for name in adapter}
+    merged = {name: value for name, value in adapter.items() if not quantized[name]}
+    beside = {name: value for name, value in adapter.items() if quantized[name]}
+    return merge_lora(weights, merged, lora_scaling, str(lora)), beside
+
+
+def shaped_like(
+    weights: Weights, config: LmConfig, quantization: Mapping[str, Any] | None, where: str
+) -> Lm:
+    """A language model of the config, quantized where the weights are; its values are not theirs.
+
+    Raises:
+        CheckpointError: a layer's quantization makes no sense, or the block says another.
+    """
+    depth = config.depth
+    layers = [config.transformer.num_layers, config.extra_heads]
+    layers += [depth.transformers[0].num_layers] if depth is not None else []
+    if max(layers) > len(weights):  # each has a tensor: such a model is not even begun
+        raise CheckpointError(
+            f"{where}: has {len(weights)} tensors, the config says {max(layers)} layers"
+        )
+    try:
+        lm = Lm(config)
+    except (OverflowError, ValueError) as error:  # what MLX says of sizes that there cannot be
+        raise CheckpointError(f"{where}: the config's sizes are impossible: {error}") from error
+    _quantize_like(lm, weights, _by_module(quantization or {}, config), where)
+    return lm
+
+
+def _by_module(block: Mapping[str, Any], config: LmConfig) -> dict[str, Any]:
+    """config.json's `quantization`: its layers by the names of our modules."""
+    layers = {k: v for k, v in block.items() if isinstance(v, bool | Mapping)}
+    others = {k: v for k, v in block.items() if k not in layers}
+    return others | {module_name(k, config): v for k, v in layers.items()}
 
 
 def read_adapter(path: str | Path, config: LmConfig) -> tuple[Weights, Weights]:
@@ -349,8 +408,12 @@ def _quantization(
     where: str,
 ) -> dict[str, Any]:
     override = block.get(path)
-    override = override if isinstance(override, dict) else {}
-    mode = override.get("mode", block.get("mode", "affine"))
+    if override is False:
+        raise CheckpointError(
+            f"{where}: tensor '{path}.weight' is quantized, config.json says it isn't"
+        )
+    override = override if isinstance(override, Mapping) else {}
+    said_mode = override.get("mode", block.get("mode"))
     inputs = shape[-1]
     fail = f"{where}: tensor '{path}.weight'"
     if packed.dtype != mx.uint32 or packed.ndim != 2 or scales.ndim != 2 or not scales.shape[1]:
@@ -364,10 +427,15 @@ def _quantization(
             f"{fail} {packed.shape} with scales {scales.shape} is no quantization of {shape}: the "
             "file doesn't match its config"
         )
-    for name, found in {"bits": bits, "group_size": group}.items():
-        said = override.get(name)
-        if said is not None and said != found:
-            raise CheckpointError(f"{fail} has {name} {found}, config.json says {said}")
+    # Scales of the floating-point modes are bytes, and each mode has bits and a group of its own.
+    bytewise = scales.dtype == mx.uint8
+    mode = _FLOAT_MODES.get((bits, group), "unknown") if bytewise else "affine"
+    said = {**override, "mode": said_mode}
+    for name, found in {"bits": bits, "group_size": group, "mode": mode}.items():
+        if said.get(name) not in (None, found):
+            raise CheckpointError(f"{fail} has {name} {found}, config.json says {said[name]}")
+    if mode == "unknown":
+        raise CheckpointError(f"{fail} has {bits} bits in groups of {group}: no mode has these")
     return {"bits": bits, "group_size": group, "mode": mode}
 
 
@@ -383,12 +451,29 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
     Raises:
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
+    check(model, weights, where)
+    filled = [
+        (name, value.astype(dtype) if value.dtype in _FLOATS else value)
+        for name, value in weights.items()
+    ]
+    # Without references from here, a tensor that was converted is freed before the next is read.
+    weights.clear()
+    model.load_weights(filled)
+    for _, value in filled:
+        mx.eval(value)
+
+
+def check(model: nn.Module, weights: Weights, where: str) -> None:
+    """That the weights are the model's, without reading them.
+
+    Raises:
+        CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
+    """
     expected = named_parameters(model)
     if missing := sorted(expected.keys() - weights.keys()):
         raise CheckpointError(_listing(f"{where}: tensors missing", missing))
     if extra := sorted(weights.keys() - expected.keys()):
         raise CheckpointError(_listing(f"{where}: tensors that the config doesn't know", extra))
-    filled: list[tuple[str, mx.array]] = []
     for name, like in expected.items():
         value = weights[name]
         if value.shape != like.shape:
@@ -400,15 +485,8 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
                 raise CheckpointError(
                     f"{where}: tensor '{name}' is {value.dtype}, not floating-point"
                 )
-            value = value.astype(dtype)
         elif value.dtype != like.dtype:
             raise CheckpointError(f"{where}: tensor '{name}' is {value.dtype}, not {like.dtype}")
-        filled.append((name, value))
-    # Without references from here, a tensor that was converted is freed before the next is read.
-    weights.clear()
-    model.load_weights(filled)
-    for _, value in filled:
-        mx.eval(value)
 
 
 def _listing(what: str, names: Sequence[str], most: int = 3) -> str:

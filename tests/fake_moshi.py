@@ -25,13 +25,15 @@ class FakeSession:
         self.delays = delays or {}
         self.heard: list[NDArray[np.float32]] = []
         self.resets = 0
+        self.held: list[bool] = []
 
-    def step(self, pcm: NDArray[np.float32]) -> Frame:
-        """One frame, echoed."""
+    def step(self, pcm: NDArray[np.float32], *, hold_text: bool = False) -> Frame:
+        """One frame, echoed; `held` keeps what `hold_text` was."""
         index = len(self.heard)
         began = time.perf_counter()
         time.sleep(self.delays.get(index, 0.0))
         self.heard.append(pcm.copy())
+        self.held.append(hold_text)
         word = index % FRAMES_A_WORD == FRAMES_A_WORD - 1
         end = (index + 1) / FRAME_RATE
         words = (Word(f"word{index}", end - 0.4, end),) if word else ()
@@ -56,4 +58,5 @@ class FakeSession:
     def reset(self) -> None:
         """Forget everything."""
         self.heard.clear()
+        self.held.clear()
         self.resets += 1

@@ -8,6 +8,10 @@ A recording of the null sink's monitor has both sides on one clock.
         program = subprocess.Popen([...], env=card.environment)
         with card.recording() as both:          # float32 [samples, 2] when the block has ended
             card.play(Path("question.wav"))
+        with card.echo(60, 0.3):                # the microphone hears the speaker
+            ...
+        card.kill()                             # the sound server crashes,
+        card.plug_in()                          # and comes back
 
 Needs pulseaudio, pulseaudio-utils, libasound2-plugins and libportaudio2; no root, no systemd.
 """
@@ -86,9 +90,9 @@ class Recording:
 class VirtualCard:
     """A running virtual sound card; `environment` is for the programs that shall use it."""
 
-    def __init__(self, folder: Path, server: subprocess.Popen[bytes]) -> None:
+    def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._server = server
+        self._server: subprocess.Popen[bytes] | None = None
         self.environment = _environment(folder)
 
     @classmethod
@@ -99,30 +103,77 @@ class VirtualCard:
         (folder / "run").mkdir(mode=0o700)
         (folder / "asound.conf").write_text(ALSA)
         (folder / "rig.pa").write_text(SERVER.format(folder=folder, rate=RATE))
-        command = ["pulseaudio", "-n", "-F", str(folder / "rig.pa"), "--daemonize=no"]
+        card = cls(folder)
+        try:
+            card.plug_in()
+            yield card
+        finally:
+            if card._server is not None:
+                card._server.terminate()
+                try:
+                    card._server.wait(5)
+                except subprocess.TimeoutExpired:
+                    card.kill()
+
+    def plug_in(self) -> None:
+        """Start the sound server, at the beginning or after `kill`; returns when it is up."""
+        (self._folder / "native").unlink(missing_ok=True)
+        command = ["pulseaudio", "-n", "-F", str(self._folder / "rig.pa"), "--daemonize=no"]
         command += ["--use-pid-file=no", "--exit-idle-time=-1", "--disallow-exit=yes"]
         command += ["--realtime=yes", "--high-priority=yes"]
-        with (folder / "log").open("wb") as log:
-            server = subprocess.Popen(
+        with (self._folder / "log").open("wb") as log:
+            self._server = subprocess.Popen(
                 command,
-                env=_environment(folder),
+                env=self.environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
             )
-        prefer(server)
-        card = cls(folder, server)
+        prefer(self._server)
+        self._wait_until_up(self._server)
+
+    def kill(self) -> None:
+        """End the sound server at once, as when it crashes."""
+        assert self._server is not None
+        self._server.kill()
+        self._server.wait()
+        self._server = None
+
+    @contextmanager
+    def echo(self, milliseconds: int, gain: float) -> Iterator[None]:
+        """While the block runs, the microphone hears the speaker, so much later and fainter."""
+        source = self._control(
+            "load-module", "module-remap-source", "source_name=spkmon", "master=rig.monitor",
+            "channels=1", "channel_map=mono", "master_channel_map=front-right", "remix=no",
+        )  # fmt: skip
+        loop = self._control(
+            "load-module", "module-loopback", "source=spkmon", "sink=vmic",
+            f"latency_msec={milliseconds}", f"rate={RATE}", "channels=1",
+        )  # fmt: skip
         try:
-            card._wait_until_up()
-            yield card
+            stream, deadline = None, time.monotonic() + START_SECONDS
+            while stream is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+                for entry in self._control("list", "sink-inputs").split("Sink Input #")[1:]:
+                    if f"Owner Module: {loop}\n" in entry:
+                        stream = entry.split("\n", 1)[0]
+            if stream is None:
+                raise RigError("the echo path did not come up")
+            # PulseAudio's volume is cubic.
+            self._control("set-sink-input-volume", stream, str(round(65536 * gain ** (1 / 3))))
+            yield
         finally:
-            server.terminate()
-            try:
-                server.wait(5)
-            except subprocess.TimeoutExpired:
-                server.kill()
-                server.wait()
+            self._control("unload-module", loop)
+            self._control("unload-module", source)
+
+    def _control(self, *arguments: str) -> str:
+        done = subprocess.run(
+            ["pactl", *arguments], env=self.environment, capture_output=True, text=True
+        )
+        if done.returncode:
+            raise RigError(f"pactl {' '.join(arguments)}: {done.stderr.strip()}")
+        return done.stdout.strip()
 
     def play(self, wav: Path) -> subprocess.Popen[bytes]:
         """Begin to play `wav` into the microphone; wait on the process for its end."""
@@ -154,10 +205,10 @@ class VirtualCard:
         ) / np.float32(32768)
         raw.unlink()
 
-    def _wait_until_up(self) -> None:
+    def _wait_until_up(self, server: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
         command = ["pactl", "list", "short", "sources"]
-        while time.monotonic() < deadline and self._server.poll() is None:
+        while time.monotonic() < deadline and server.poll() is None:
             listed = subprocess.run(command, env=self.environment, capture_output=True, text=True)
             if any(line.split("\t")[1:2] == ["mic"] for line in listed.stdout.splitlines()):
                 return

@@ -1,5 +1,7 @@
 """Nano's dialogues: who speaks when, and that everything follows from seed and step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -10,6 +12,7 @@ from moshi_mlx.training.nano.dialogues import (
     Corruption,
     DialogueMaker,
     Shares,
+    _Scene,
 )
 from moshi_mlx.training.nano.tokens import EPAD, PAD, Bank, Noise, Reply, Utterance, text_stream
 
@@ -138,3 +141,23 @@ def test_text_stream_pads_between_words() -> None:
     pieces = {"one": [10], "two": [20, 21], "three": [30]}
     stream = text_stream([("one", 1), ("two", 3), ("three", 4)], 9, pieces.__getitem__)
     assert stream.tolist() == [EPAD, 10, EPAD, 20, 21, 30, PAD, PAD, PAD]
+
+
+def test_changed_wordings_are_never_held_out_ones(
+    bank: Bank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    user_says = _Scene._user_says
+
+    def listen(scene: _Scene, spoken: Utterance, onset: int) -> int:
+        said.append(spoken.text)
+        return user_says(scene, spoken, onset)
+
+    monkeypatch.setattr(_Scene, "_user_says", listen)
+    shares = replace(PLAIN, mixed_wording=0.5, dressed_wording=1.0)
+    maker = DialogueMaker(bank, 16, 300, shares=shares)
+    for step in range(12):
+        maker.dialogues(step)
+    wordings = {w for intent in script.INTENTS for w in intent.train_wordings}
+    assert sum(text not in wordings for text in said) > 100, "many were changed"
+    assert not maker.reserved & set(said)

@@ -12,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from test_lm import load
 
 import moshi_mlx
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
+from moshi_mlx.generate import Generator
 
 NANO = Path(moshi_mlx.__file__).parent / "models" / "nano"
 FRAMES = 60
@@ -91,6 +93,49 @@ def test_sessions_share_nothing(moshi: Moshi, question: np.ndarray) -> None:
         pairs = [(a.step(x), b.step(y)) for x, y in zip(question, question[::-1], strict=True)]
     assert equal([x for x, _ in pairs], alone[0])
     assert equal([y for _, y in pairs], alone[1])
+
+
+def test_held_text_is_padding_and_nothing_else_changes(moshi: Moshi, question: np.ndarray) -> None:
+    """The frames of which the text is held have padding; before them nothing is different."""
+    hot = Sampling(temperature=0.9, top_k=20)
+    padding = moshi.config.lm.text_padding_id
+    late = max(moshi.config.lm.delays) - moshi.config.lm.delays[0]
+    free = run(moshi, question)
+    with moshi.session(text=hot, audio=hot) as session:
+        held = [session.step(pcm, hold_text=30 <= i < 50) for i, pcm in enumerate(question)]
+    text = [None if frame.tokens is None else int(frame.tokens[0]) for frame in held]
+    assert equal(held[:30], free[:30])
+    assert text[30 + late : 50 + late] == [padding] * 20
+    assert any(f.tokens[0] != padding for f in free[30 + late : 50 + late] if f.tokens is not None)
+    assert not equal(held, free)
+
+
+def test_a_text_token_that_is_given_is_as_one_that_is_drawn() -> None:
+    """Given those that it draws anyway, a generator says the same; it refuses what is no token."""
+    lm, frames = load("moshi"), 20
+    late = max(lm.config.delays) - lm.config.delays[0]
+    user = np.random.default_rng(0).integers(0, lm.config.card, (1, 8, frames + late))
+
+    def make() -> Generator:
+        hot = Sampling(temperature=1.0, top_k=20)
+        return Generator(lm, text=hot, audio=hot, seed=5)
+
+    free = make()
+    tokens = [free.step(user[:, :, t]).tokens for t in range(frames + late)]
+    given = make()
+    for t in range(frames):
+        step = given.step(user[:, :, t], text=int(tokens[t + late][0, 0]))
+        assert (step.tokens == tokens[t]).all()
+    with pytest.raises(ValueError, match="text must be from 0 to"):
+        given.step(user[:, :, 0], text=lm.config.text_card)
+
+
+def test_held_from_the_first_frame_there_is_no_word(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        held = [session.step(pcm, hold_text=True) for pcm in question]
+        assert not any(frame.words or frame.partial or frame.text for frame in held)
+        session.reset()
+        assert any(session.step(pcm).words for pcm in question)
 
 
 def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:

@@ -1,14 +1,15 @@
 """moshi-local: voice chat with Moshi in the terminal. The library underneath is `moshi_mlx`."""
 
-from .audio import DuplexDevice, LiveAudio, PortAudioDevice
 from .cli import main
-from .events import Event, FrameDone, Lag, Listener, Opened, Restarted
+from .events import DeviceLost, Event, FrameDone, Lag, Listener, Opened
 from .files import FileAudio
+from .live import LiveAudio
 from .loop import AudioPort, LoopReport, Read, run_loop
+from .stream import PortAudioDevice, SoundDevice
 
 __all__ = [
     "AudioPort",
-    "DuplexDevice",
+    "DeviceLost",
     "Event",
     "FileAudio",
     "FrameDone",
@@ -19,7 +20,7 @@ __all__ = [
     "Opened",
     "PortAudioDevice",
     "Read",
-    "Restarted",
+    "SoundDevice",
     "main",
     "run_loop",
 ]

@@ -5,9 +5,7 @@ so that what else the machine does falls on both.
 """
 
 import json
-import resource
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +23,8 @@ from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.moshi import own_streams
 from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
+
+from .system import peak_memory
 
 __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
 
@@ -113,7 +113,6 @@ def kv_bytes_per_frame(lm: Lm, frames: int) -> int:
 
 
 def report(name: str, lm: Lm, times: Sequence[float], stages: dict[str, Any]) -> Report:
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     return Report(
         name=name,
         frames=len(times),
@@ -121,7 +120,7 @@ def report(name: str, lm: Lm, times: Sequence[float], stages: dict[str, Any]) ->
         stages=stages,
         weight_bytes_per_frame=weight_bytes_per_frame(lm),
         kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times)),
-        peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+        peak_memory_bytes=peak_memory(),
     )
 
 

@@ -1,16 +1,15 @@
 """The commands of `moshi-local`: options in, plain functions called, one line for an error.
 
-Everything is put together here: the model, the loop, the sound card or the files, the terminal.
+The live conversation is put together in `talk`; the one from file to file here.
 """
 
 from __future__ import annotations
 
 import json
-import secrets
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,16 +19,21 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import moshi_mlx
-from moshi_mlx import Moshi, MoshiError, Sampling, Session
+from moshi_mlx import MoshiError
 
-from .audio import LiveAudio, PortAudioDevice, choose_devices
 from .bench import bench_config, bench_model
 from .bench import print_report as print_bench
+from .devices import list_devices, print_devices
+from .doctor import doctor
+from .echo import EchoMode
 from .events import Event, FrameDone
 from .files import FileAudio, check_files
-from .loop import LoopReport, run_loop, stop_on_signals, warm_up
+from .journal import STDOUT
+from .loop import run_loop, stop_on_signals, warm_up
+from .options import Codec, Keeping, ModelSource, SamplingFlags, SoundFlags
 from .picture import draw_conversation
-from .terminal import Transcript, print_report, print_words
+from .talk import TalkOptions, consoles, load, open_session, print_json, talk
+from .terminal import print_report, print_words
 
 __all__ = ["app", "main"]
 
@@ -39,58 +43,11 @@ DEFAULT_TAIL = 4.0
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
 
 
-class Codec(StrEnum):
-    """Which implementation of Mimi turns sound into codes and back."""
+class RecordFormat(StrEnum):
+    """Of a recording."""
 
-    auto = "auto"
-    mlx = "mlx"
-    rust = "rust"
-
-
-@dataclass(frozen=True, slots=True)
-class ModelSource:
-    """What to load: a name, the codec to run it with, and an adapter beside it."""
-
-    name: str
-    codec: Codec
-    lora: Path | None
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingFlags:
-    """The sampling options of the command line; None where the model's own value holds."""
-
-    temperature: float | None = None
-    temperature_text: float | None = None
-    top_k: int | None = None
-    top_k_text: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-
-    def audio(self, default: Sampling) -> Sampling | None:
-        """For the tokens of the voice, or None if no option says anything about them."""
-        return _changed(default, self.temperature, self.top_k, self.top_p, self.min_p)
-
-    def text(self, default: Sampling) -> Sampling | None:
-        """For the tokens of the text."""
-        return _changed(default, self.temperature_text, self.top_k_text, self.top_p, self.min_p)
-
-
-def _changed(
-    default: Sampling,
-    temperature: float | None,
-    top_k: int | None,
-    top_p: float | None,
-    min_p: float | None,
-) -> Sampling | None:
-    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
-    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
-    if not given:
-        return None
-    if temperature and default.greedy:
-        # top_k 1 of a greedy model would make the temperature mean nothing.
-        default = Sampling()
-    return replace(default, **given)
+    flac = "flac"
+    wav = "wav"
 
 
 # ------------------------------------------------------------------------------ the options
@@ -99,12 +56,16 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="nano (bundled), moshiko-q4, moshika-q8, …, a folder, or a repository "
-        "of the hub. Default: nano.",
+        help="nano (bundled), moshiko or moshika (as exact as this machine can), moshiko-q4, "
+        "moshika-q8, …, a folder, or a repository of the hub. Default: nano.",
         show_default=False,
     ),
 ]
 CodecOption = Annotated[Codec, typer.Option(help="The implementation of Mimi.")]
+QuantizedOption = Annotated[
+    int | None,
+    typer.Option("-q", "--quantized", help="4 or 8: Moshi (moshiko) with so many bits."),
+]
 LoraOption = Annotated[
     Path | None,
     typer.Option(help="An adapter to the model: its file, or the folder that it is in."),
@@ -139,14 +100,15 @@ def _print_version(wanted: bool) -> None:
 def live_command(
     context: typer.Context,
     model: ModelOption = None,
-    quantized: Annotated[
-        int | None,
-        typer.Option("-q", "--quantized", help="4 or 8: Moshi (moshiko) with so many bits."),
-    ] = None,
+    quantized: QuantizedOption = None,
     hf_repo: Annotated[
         str | None, typer.Option("--hf-repo", help="A repository of the hub, as --model.")
     ] = None,
     codec: CodecOption = Codec.auto,
+    lora: LoraOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Load a model that does not fit in memory.")
+    ] = False,
     seed: Annotated[
         int | None, typer.Option(min=0, help="Makes sampling repeatable. Default: random.")
     ] = None,
@@ -162,27 +124,115 @@ def live_command(
     output: Annotated[
         str | None, typer.Option("--output", help="Speaker: number or part of its name.")
     ] = None,
+    rate: Annotated[
+        int | None,
+        typer.Option(
+            min=8000,
+            max=192_000,
+            help="Open the devices at this rate (Hz). Default: 24000, or the device's own.",
+            show_default=False,
+        ),
+    ] = None,
+    echo: Annotated[
+        EchoMode, typer.Option(help="Cancel the speaker's echo; auto: unless on headphones.")
+    ] = EchoMode.auto,
+    noise_suppression: Annotated[
+        bool, typer.Option("--noise-suppression", help="Take noise out of the microphone's sound.")
+    ] = False,
+    push_to_talk: Annotated[
+        bool, typer.Option("--push-to-talk", help="Listen only while the space bar is held.")
+    ] = False,
+    no_greeting: Annotated[
+        bool, typer.Option("--no-greeting", help="Let Moshi wait until you have spoken (or 30 s).")
+    ] = False,
     seconds: Annotated[
         float | None, typer.Option(min=0.0, help="End by itself after so many seconds.")
     ] = None,
-    lora: LoraOption = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Record into this folder: sound (you left, Moshi right), "
+            "transcript and subtitles. Made if missing; nothing is overwritten.",
+        ),
+    ] = None,
+    record_format: Annotated[
+        RecordFormat, typer.Option(help="A WAV while it runs, made FLAC at the end.")
+    ] = RecordFormat.flac,
+    events: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write every event as a JSON line to this file, which is "
+            "replaced, or to - (stdout). Holds what was said, no sound.",
+        ),
+    ] = None,
+    trace: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write the timings of the last two minutes at the end, for "
+            "ui.perfetto.dev. The file is replaced.",
+        ),
+    ] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Plain lines in place of the screen.")
+    ] = False,
     as_json: JsonOption = False,
     version: Annotated[
         bool,
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
     ] = False,
 ) -> None:
-    """Talk with Moshi, a speech model that listens while it speaks. Ctrl-C ends.
+    """Talk with Moshi, a speech model that listens while it speaks. q or Ctrl-C ends.
 
-    Without a command: live, with microphone and speaker. Wear headphones: there is no echo
-    cancellation yet.
+    Without a command: live, with microphone and speaker.
     """
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
-    flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
-    name = _model_name(model, quantized, hf_repo)
-    talk(ModelSource(name, codec, lora), seed, flags, input, output, seconds, as_json)
+    if events == STDOUT and as_json:
+        raise typer.BadParameter("--events - and --json both write to stdout: choose one")
+    talk(
+        TalkOptions(
+            model=ModelSource(_model_name(model, quantized, hf_repo), codec, lora),
+            seed=seed,
+            sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
+            sound=SoundFlags(input, output, rate, echo, noise_suppression),
+            keeping=Keeping(record, record_format.value, events, trace),
+            push_to_talk=push_to_talk,
+            greeting=not no_greeting,
+            seconds=seconds,
+            force=force,
+            plain=plain,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command("devices")
+def devices_command(as_json: JsonOption = False) -> None:
+    """List the sound devices; * marks the defaults."""
+    found = list_devices()
+    if as_json:
+        print(json.dumps([asdict(device) for device in found], ensure_ascii=False, indent=1))
+    else:
+        print_devices(Console(highlight=False), found)
+
+
+@app.command("doctor")
+def doctor_command(
+    model: ModelOption = None,
+    quantized: QuantizedOption = None,
+    frames: Annotated[int, typer.Option(min=1, help="Frames to time.")] = 100,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether this machine holds a conversation with a model, with numbers.
+
+    Exit code 0 if it does, 1 if not.
+    """
+    name = _model_name(model, quantized, None)
+    raise typer.Exit(doctor(name, frames=frames, as_json=as_json, list_devices=list_devices))
 
 
 @app.command("run")
@@ -283,44 +333,6 @@ def _refuse_options_before(context: typer.Context) -> None:
 # ---------------------------------------------------------------------------- the functions
 
 
-def talk(
-    model: ModelSource,
-    seed: int | None,
-    flags: SamplingFlags,
-    input: str | None,
-    output: str | None,
-    seconds: float | None,
-    as_json: bool,
-) -> None:
-    """The live conversation; ends by Ctrl-C, SIGTERM or after `seconds`."""
-    screen, notes = _consoles(as_json)
-    transcript = Transcript(screen)
-    seed = secrets.randbits(31) if seed is None else seed
-    choose_devices(input, output)
-    moshi = _load(model, notes)
-    rate, frame_size = moshi.sample_rate, moshi.frame_size
-    with _session(moshi, seed, flags) as session:
-        warm_up(session, frame_size)
-        device = PortAudioDevice(input, output, rate)
-        with (
-            stop_on_signals() as stop,
-            LiveAudio(device, sample_rate=rate, frame_size=frame_size) as port,
-        ):
-            report = run_loop(
-                session,
-                port,
-                frame_size=frame_size,
-                frame_rate=moshi.frame_rate,
-                listeners=[transcript],
-                stop=lambda: bool(stop),
-                seconds=seconds,
-            )
-    transcript.end_line()
-    print_report(notes, report, 1 / moshi.frame_rate)
-    if as_json:
-        _print_json(report, {"model": model.name, "seed": seed})
-
-
 def run_file(
     source: Path,
     target: Path,
@@ -333,14 +345,14 @@ def run_file(
     as_json: bool,
 ) -> None:
     """The same loop from the file `source` to the file `target`."""
-    screen, notes = _consoles(as_json)
+    screen, notes = consoles(as_json)
     check_files(source, target)
-    moshi = _load(model, notes)
+    moshi = load(model, notes)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
         source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
     )
-    with _session(moshi, seed, flags) as session:
+    with open_session(moshi, seed, flags) as session:
         warm_up(session, frame_size)
         with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
             report = run_loop(
@@ -357,27 +369,10 @@ def run_file(
     if picture is not None:
         draw_conversation(target, report.words, picture)
     if as_json:
-        _print_json(report, {"model": model.name, "seed": seed, "output": str(target)})
+        print_json(report, {"model": model.name, "seed": seed, "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)
-
-
-def _consoles(as_json: bool) -> tuple[Console, Console]:
-    """Where words go and where notes go; with --json, stdout is for the JSON alone."""
-    notes = Console(stderr=True, highlight=False)
-    return (notes if as_json else Console(highlight=False)), notes
-
-
-def _load(model: ModelSource, notes: Console) -> Moshi:
-    notes.print(f"loading {model.name}", markup=False, soft_wrap=True)
-    return moshi_mlx.load(model.name, codec=model.codec.value, lora=model.lora)
-
-
-def _session(moshi: Moshi, seed: int, flags: SamplingFlags) -> Session:
-    return moshi.session(
-        seed=seed, text=flags.text(moshi.text_sampling), audio=flags.audio(moshi.audio_sampling)
-    )
 
 
 @contextmanager
@@ -400,10 +395,6 @@ def _progress(notes: Console, frames: int) -> Iterator[Any]:
         yield advance
 
 
-def _print_json(report: LoopReport, extra: dict[str, object]) -> None:
-    print(json.dumps({**report.as_dict(), **extra}, ensure_ascii=False, indent=1))
-
-
 # typer brings its own copy of click or imports it, by version; this is its ClickException.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
@@ -414,6 +405,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="moshi-local", standalone_mode=False) or 0
     except (MoshiError, _UsageError, OSError) as error:
         return _fail(error)
+    except KeyboardInterrupt:
+        return 130
 
 
 def _fail(error: Exception) -> int:

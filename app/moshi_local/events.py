@@ -7,39 +7,133 @@ seconds on the session's clock.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from moshi_mlx import Event, Frame
 
-__all__ = ["Event", "FrameDone", "Lag", "Listener", "Opened", "Restarted"]
+__all__ = [
+    "DeviceLost",
+    "Event",
+    "FrameDone",
+    "GreetingHeld",
+    "Lag",
+    "Listener",
+    "LoopBroken",
+    "MicrophoneClosed",
+    "MicrophoneDead",
+    "Notice",
+    "Opened",
+    "Paused",
+    "RecordingStopped",
+    "ResetDone",
+    "Resumed",
+]
+
+
+@dataclass(frozen=True)
+class Notice(Event):
+    """Something that the user should know, in plain words."""
+
+    text: str
 
 
 @dataclass(frozen=True)
 class Opened(Event):
-    """The sound devices with these names are open."""
+    """The sound devices with these names are open, at these rates (Hz)."""
 
     input: str
     output: str
+    input_rate: int = 24_000
+    output_rate: int = 24_000
+    echo_cancelled: bool = False
+
+
+@dataclass(frozen=True)
+class DeviceLost(Event):
+    """The sound stream ended or stopped calling; it will be opened again."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class MicrophoneDead(Event):
+    """The microphone has given nothing but zeros for some seconds."""
+
+    advice: str
 
 
 @dataclass(frozen=True)
 class FrameDone(Event):
-    """One step of the session; `frame.events` have been told before it."""
+    """One step of the session; `frame.events` have been told before it.
+
+    heard: what the session was given, float32 [frame_size].
+    took: the whole step (seconds).
+    lag: sound that waits to be heard or played, beyond what must (seconds).
+    delay: from mouth to ear now, or None where there is no sound card (seconds).
+    """
 
     frame: Frame
+    heard: NDArray[np.float32] = field(repr=False, compare=False)
+    took: float = 0.0
+    lag: float = 0.0
+    delay: float | None = None
 
 
 @dataclass(frozen=True)
 class Lag(Event):
-    """The loop was late, and the oldest sound was thrown away to catch up (seconds of sound)."""
+    """The loop was late, and sound was thrown away to catch up (seconds of sound)."""
 
     input_dropped: float
     output_dropped: float
 
 
 @dataclass(frozen=True)
-class Restarted(Event):
-    """The sound stream had stopped calling and was opened again."""
+class Resumed(Event):
+    """The machine or the program had been asleep for so many seconds."""
+
+    slept: float
+
+
+@dataclass(frozen=True)
+class MicrophoneClosed(Event):
+    """The user closed the microphone (mute, push-to-talk), or opened it again."""
+
+    closed: bool
+
+
+@dataclass(frozen=True)
+class Paused(Event):
+    """The model rests, since the microphone is closed and Moshi silent; or goes on."""
+
+    paused: bool
+
+
+@dataclass(frozen=True)
+class ResetDone(Event):
+    """The conversation was begun anew; the session's clock starts at 0 again."""
+
+
+@dataclass(frozen=True)
+class GreetingHeld(Event):
+    """Moshi's text is held back until the user has spoken; or (`held` False) no longer."""
+
+    held: bool
+
+
+@dataclass(frozen=True)
+class LoopBroken(Event):
+    """Moshi said `phrase` again and again, and was made to pause."""
+
+    phrase: str
+    times: int
+
+
+@dataclass(frozen=True)
+class RecordingStopped(Event):
+    """Nothing more can be recorded; what was heard until now is kept."""
 
     reason: str
 

@@ -58,6 +58,7 @@ class FileAudio:
         self._given = 0
         self._samples = self._frames()
         self._heard = np.zeros(frame_size, np.float32)
+        self._levels = (0.0, 0.0)
         self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         self._output: soundfile.SoundFile | None = None
 
@@ -105,12 +106,14 @@ class FileAudio:
             return Read.END
         frame[:] = next(self._samples, 0.0)
         self._heard[:] = frame
+        self._levels = float(np.abs(frame).max()), self._levels[1]
         self._given += 1
         return Read.FRAME
 
     def write(self, pcm: FloatArray) -> None:
         """Append the answer to the frame that was read last."""
         assert self._output is not None, "FileAudio is a context manager"
+        self._levels = self._levels[0], float(np.abs(pcm).max())
         try:
             self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
         except (soundfile.SoundFileError, OSError) as error:
@@ -123,6 +126,17 @@ class FileAudio:
     def statistics(self) -> dict[str, float | int]:
         """Files have none."""
         return {}
+
+    def delay(self) -> None:
+        """Files have none."""
+
+    def lag(self) -> float:
+        """Files wait for nothing."""
+        return 0.0
+
+    def levels(self) -> tuple[float, float]:
+        """The peaks of the frame that was read last, and of the one written last."""
+        return self._levels
 
     def _frames(self) -> Iterator[FloatArray]:
         """The recording as whole frames, the last one filled up with zeros."""

@@ -1,17 +1,18 @@
 """The loop: a frame is heard, the session makes a step, a frame is played.
 
-One loop for the live program and for files: what differs is the `AudioPort` behind it. Knows
-nothing of sound cards, files and terminals. It runs on the thread that loaded the model, which
-owns all MLX work, and it never waits longer than WAIT_SECONDS, so that a stop is heard soon.
+One loop for the live program and for files: what differs is the `AudioPort` behind it. What the
+user wants of the conversation is in `Conversation`. Knows nothing of sound cards, files and
+terminals. It runs on the thread that loaded the model, which owns all MLX work, and it never
+waits longer than WAIT_SECONDS, so that a stop is heard soon.
 """
 
 from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from types import FrameType
 from typing import Protocol
@@ -19,9 +20,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from moshi_mlx import Frame, Word
+from moshi_mlx import MoshiError, SessionError, Word, WordSpoken
 
-from .events import Event, FrameDone, Listener
+from .conversation import Conversation, Stepper
+from .events import Event, FrameDone, Listener, ResetDone
 
 __all__ = [
     "AudioPort",
@@ -65,18 +67,14 @@ class AudioPort(Protocol):
     def statistics(self) -> Mapping[str, float | int]:
         """Counters for the report."""
 
+    def delay(self) -> float | None:
+        """From mouth to ear now, or None where there is no sound card (seconds)."""
 
-class Stepper(Protocol):
-    """The part of `moshi_mlx.Session` that the loop needs."""
+    def lag(self) -> float:
+        """Sound that waits to be heard or played, beyond what must (seconds)."""
 
-    def step(self, pcm: FloatArray) -> Frame:
-        """Hear float32 [frame_size], say float32 [frame_size]."""
-
-    def flush(self) -> tuple[Word, ...]:
-        """The words that were still open."""
-
-    def reset(self) -> None:
-        """Back to the state of a fresh session."""
+    def levels(self) -> tuple[float, float]:
+        """The last peaks of what comes in and what goes out, 0 … 1; from any thread."""
 
 
 class FrameTimes:
@@ -113,7 +111,10 @@ class FrameTimes:
 
 @dataclass(slots=True)
 class LoopReport:
-    """What a run was: the words, the times, the port's counters."""
+    """What a run was: the words, the times, the port's counters.
+
+    The words' times count from the beginning of the run; a reset does not set them back.
+    """
 
     frame_rate: float
     words: list[Word] = field(default_factory=list)
@@ -161,31 +162,48 @@ class LoopReport:
 
 
 class StopFlag:
-    """Set when the loop shall end after the frame it is at."""
+    """Set when the loop shall end after the frame it is at.
+
+    `signal` is the number of the signal that set it, or None.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._asked = False
+
+    def ask(self) -> None:
+        """Set it, from any thread."""
+        self._asked = True
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self._asked or self.signal is not None
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """A StopFlag that Ctrl-C and SIGTERM set; the second one ends the program at once."""
+    """A StopFlag that Ctrl-C, SIGTERM and SIGHUP (the terminal is gone) set.
+
+    The second signal raises KeyboardInterrupt, whichever it is, so that context managers still
+    give back the terminal and the sound card; the third ends the program as if this were not here.
+    A signal that was ignored before, as under nohup, still is.
+    """
     flag = StopFlag()
-    watched = (signal.SIGINT, signal.SIGTERM)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    watched = [getattr(signal, name) for name in names if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in watched}
+    before = {n: handler for n, handler in before.items() if handler != signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
             signal.signal(number, handler)
 
     def handle(number: int, _: FrameType | None) -> None:
+        if flag.signal is not None:
+            restore()
+            raise KeyboardInterrupt
         flag.signal = number
-        restore()
 
-    for number in watched:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield flag
@@ -206,7 +224,7 @@ def warm_up(session: Stepper, frame_size: int) -> None:
 
 
 def run_loop(
-    session: Stepper,
+    session: Stepper | Conversation,
     port: AudioPort,
     *,
     frame_size: int,
@@ -217,35 +235,64 @@ def run_loop(
 ) -> LoopReport:
     """Step `session` with what `port` brings until its end, a stop, or `seconds` of real time.
 
-    `frame_size` is in samples, `frame_rate` in frames per second. The words still open at the
-    end are in the report, not in an event.
+    `frame_size` is in samples, `frame_rate` in frames per second. A bare session is a
+    conversation that nobody controls, without a guard. While the model rests, `port` is given
+    silence. Words that are still open at the end are told as events too.
+
+    Raises:
+        SessionError: the model failed; its own error is the cause.
+        MoshiError: what `port` and `session` raise by themselves.
     """
+    conversation = session
+    if not isinstance(conversation, Conversation):
+        conversation = Conversation(conversation, frame_rate=frame_rate, guard=False)
     report = LoopReport(frame_rate)
     heard = np.zeros(frame_size, np.float32)
+    silence = np.zeros(frame_size, np.float32)
+    begun = 0.0  # of the conversation, on the run's clock
+
+    def tell(events: Iterable[Event]) -> None:
+        nonlocal begun
+        for event in events:
+            if isinstance(event, WordSpoken):
+                report.words.append(_later(event.word, begun))
+            elif isinstance(event, ResetDone):
+                begun = report.seconds
+            for listener in listeners:
+                listener(event)
+
     started = time.monotonic()
     while not (stop() or (seconds is not None and time.monotonic() - started >= seconds)):
         status = port.read(heard, WAIT_SECONDS)
-        for event in port.take_events(report.seconds):
-            _tell(listeners, event)
+        tell(port.take_events(conversation.seconds))
         if status is Read.END:
             break
         if status is Read.NOTHING:
             continue
         began = time.perf_counter()
-        frame = session.step(heard)
+        try:
+            frame = conversation.step(heard)
+        except MoshiError:
+            raise
+        except Exception as error:
+            raise SessionError(
+                f"the model failed in frame {report.frames}: {type(error).__name__}: {error}"
+            ) from error
         took = time.perf_counter() - began
-        port.write(frame.pcm)
+        port.write(silence if frame is None else frame.pcm)
+        tell(conversation.take_events())  # before the frame counts: a reset lies in front of it
+        if frame is None:
+            continue
         timing = frame.timing
         report.times.add(took, (timing.encode, timing.model, timing.decode))
-        report.words.extend(frame.words)
-        for event in (*frame.events, FrameDone(report.seconds, frame)):
-            _tell(listeners, event)
-    report.words.extend(session.flush())
+        now = conversation.seconds
+        tell([FrameDone(now, frame, heard.copy(), took, port.lag(), port.delay())])
+    conversation.finish()
+    tell(conversation.take_events())
     report.elapsed = time.monotonic() - started
     report.port = port.statistics()
     return report
 
 
-def _tell(listeners: Sequence[Listener], event: Event) -> None:
-    for listener in listeners:
-        listener(event)
+def _later(word: Word, seconds: float) -> Word:
+    return replace(word, start=word.start + seconds, end=word.end + seconds) if seconds else word

@@ -12,12 +12,35 @@ from rich.console import Console
 
 from moshi_mlx import Word, WordSpoken
 
-from .events import Event, Lag, Opened, Restarted
+from .events import (
+    DeviceLost,
+    Event,
+    GreetingHeld,
+    Lag,
+    LoopBroken,
+    MicrophoneClosed,
+    MicrophoneDead,
+    Notice,
+    Opened,
+    Paused,
+    RecordingStopped,
+    ResetDone,
+    Resumed,
+)
 from .loop import LoopReport
 
-__all__ = ["Transcript", "print_report", "print_words"]
+__all__ = [
+    "PHRASE_PAUSE",
+    "Transcript",
+    "clock",
+    "describe",
+    "print_report",
+    "print_words",
+    "printable",
+]
 
 PHRASE_PAUSE = 1.0
+"""Seconds without a word after which the next one begins a new line."""
 
 
 class Transcript:
@@ -30,18 +53,12 @@ class Transcript:
 
     def __call__(self, event: Event) -> None:
         """Print what `event` says, if it is for the reader."""
-        match event:
-            case WordSpoken(word=word):
-                self._word(word)
-            case Opened(time, input, output):
-                self._line(f'{clock(time)}  listening: input "{input}", output "{output}"')
-            case Lag(time, heard, spoken):
-                self._line(
-                    f"{clock(time)}  late: {1000 * heard:.0f} ms of input and "
-                    f"{1000 * spoken:.0f} ms of output dropped"
-                )
-            case Restarted(time, reason):
-                self._line(f"{clock(time)}  sound opened again: {reason}")
+        if isinstance(event, WordSpoken):
+            self._word(event.word)
+        elif (text := describe(event)) is not None:
+            self._line(f"{clock(event.time)}  {text}")
+        if isinstance(event, ResetDone):
+            self._last_end = 0.0
 
     def _word(self, word: Word) -> None:
         """Append `word` to the phrase, or begin a new one."""
@@ -63,8 +80,47 @@ class Transcript:
         self._print(text + "\n")
 
     def _print(self, text: str) -> None:
-        self._console.print(text, end="", markup=False, highlight=False, soft_wrap=True)
+        clean = "\n".join(printable(line) for line in text.split("\n"))
+        self._console.print(clean, end="", markup=False, highlight=False, soft_wrap=True)
         self._console.file.flush()
+
+
+def describe(event: Event) -> str | None:
+    """`event` on one line for the reader, or None if it is nothing to read about."""
+    match event:
+        case Notice(_, text):
+            return text
+        case Opened(_, input, output, echo_cancelled=cancelled):
+            echo = ", echo cancelled" if cancelled else ""
+            return f'listening: input "{input}", output "{output}"{echo}'
+        case DeviceLost(_, reason):
+            return f"no sound: {reason}; opening it again"
+        case MicrophoneDead(_, advice):
+            return f"the microphone gives nothing but silence: {advice}"
+        case Lag(_, heard, spoken):
+            return (
+                f"late: {1000 * heard:.0f} ms of input and {1000 * spoken:.0f} ms of output dropped"
+            )
+        case Resumed(_, slept):
+            return f"back after {slept:.0f} s of sleep"
+        case MicrophoneClosed(_, closed):
+            return "microphone closed" if closed else "microphone open"
+        case Paused(_, paused):
+            return "the model rests" if paused else "the model goes on"
+        case ResetDone():
+            return "the conversation begins anew"
+        case GreetingHeld(_, held):
+            return "Moshi waits for you to begin" if held else None
+        case LoopBroken(_, phrase, times):
+            return f'"{phrase}" {times} times in a row: Moshi was made to pause'
+        case RecordingStopped(_, reason):
+            return f"recording stopped: {reason}"
+    return None
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal; a model may say any byte."""
+    return text if text.isprintable() else "".join(c for c in text if c.isprintable())
 
 
 def clock(seconds: float) -> str:

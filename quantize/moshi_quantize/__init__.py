@@ -1,5 +1,18 @@
-"""Converts and quantizes Moshi checkpoints. Imports moshi_mlx, never the app."""
+"""Converts and quantizes Moshi checkpoints, and measures what that costs.
 
-from .convert import RECIPES, Recipe, convert, quantized
+Imports moshi_mlx, never the app. `quantize` does it all; the rest are its parts.
+"""
 
-__all__ = ["RECIPES", "Recipe", "convert", "quantized"]
+from .api import Result, quantize
+from .recipe import RECIPES, Layer, Precision, Recipe, RecipeError, recipe
+
+__all__ = [
+    "RECIPES",
+    "Layer",
+    "Precision",
+    "Recipe",
+    "RecipeError",
+    "Result",
+    "quantize",
+    "recipe",
+]

@@ -1,107 +1,330 @@
-"""From a checkpoint of any layout to a folder in MLX's, quantized or not.
+"""From a checkpoint of any layout to a folder in MLX's, quantized or not, tensor by tensor.
 
-Knows which layers the published recipes quantize and how. Knows nothing of the command line.
+Never holds more than a few tensors, whatever the model's size. The folder appears whole or not at
+all. Knows nothing of the command line, or of how good the result is.
 """
 
+import errno
 import json
+import os
+import re
 import shutil
-import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
+import numpy as np
 
-from moshi_mlx.config import LmConfig, read_config, read_json
 from moshi_mlx.errors import CheckpointError
-from moshi_mlx.hub import ModelFiles, resolve
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import load_lm, named_parameters, to_mlx
+from moshi_mlx.weights import Weights, named_parameters, to_mlx
+
+from .recipe import Assignment, Layer, Precision, Recipe, layers_of
+from .source import Source
+from .writer import Spec, TensorWriter, raw
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+_RESERVED = (WEIGHTS, CONFIG, "README.md", "quality.json", "SOURCE_CARD.md")
+_CACHE_BYTES = 256_000_000  # that MLX may keep of freed memory while it streams
+_SPARE_BYTES = 20_000_000  # of the disk, for the small files
+
+Parts = dict[str, mx.array]
+"""A layer's quantized tensors: weight, scales, biases."""
+Emit = Callable[[Layer, Parts], None]
+Progress = Callable[[int, int, str], None]
+"""Called with bytes done, bytes in all, and what is being done."""
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """Affine quantization of every Linear and Embedding whose inputs the group divides."""
+class Plan:
+    """What becomes of each tensor.
 
-    bits: int
-    group_size: int
+    `specs` are the file's tensors by their published names, `layers` all that can be quantized,
+    `assignment` their precisions by path.
+    """
+
+    source: Source
+    layers: tuple[Layer, ...]
+    assignment: Assignment
+    dtype: mx.Dtype | None
+    specs: Mapping[str, Spec]
+    skipped: tuple[Layer, ...]  # that should have been quantized, but no group divides them
+    base: Precision | None
+
+    @property
+    def nbytes(self) -> int:
+        """Of the tensors written."""
+        return sum(int(np.prod(s)) * dtype.size for dtype, s in self.specs.values())
+
+    def quantization(self) -> dict[str, Any] | None:
+        """config.json's block: mlx-lm's convention, with what differs from the rest by layer."""
+        if self.source.config.quantization is not None:
+            return dict(self.source.config.quantization)
+        if self.base is None:
+            return None
+        block = self.base.block
+        for layer in self.layers:
+            given = self.assignment[layer.path]
+            if given != self.base:
+                block |= dict.fromkeys(layer.names, given.block if given else False)
+        return block
 
 
-# As published: upstream's moshi_mlx reads these.
-RECIPES = {4: Recipe(bits=4, group_size=32), 8: Recipe(bits=8, group_size=64)}
-
-
-def quantized(lm: Lm, recipe: Recipe) -> Lm:
-    """Quantizes a model in place and returns it."""
-
-    def divides(_: str, module: nn.Module) -> bool:
-        if not hasattr(module, "to_quantized"):
-            return False
-        return bool(module.weight.shape[-1] % recipe.group_size == 0)
-
-    nn.quantize(lm, recipe.group_size, recipe.bits, class_predicate=divides)
-    return lm
-
-
-def mlx_weights(lm: Lm, config: LmConfig) -> dict[str, mx.array]:
-    """A model's tensors by their published MLX names."""
-    return to_mlx(named_parameters(lm), config)
-
-
-def convert(
-    source: str | Path, target: Path, *, recipe: Recipe | None, dtype: mx.Dtype = mx.bfloat16
-) -> Path:
-    """Writes a folder that `moshi_mlx.load` runs: weights, config.json, tokenizer, Mimi.
-
-    The folder appears whole or not at all.
+def make_plan(
+    source: Source, recipe: Recipe, dtype: mx.Dtype | None, assignment: Assignment | None = None
+) -> Plan:
+    """What a recipe makes of a checkpoint.
 
     Args:
-        source: what `moshi_mlx.load` takes.
-        target: a folder that isn't there yet.
-        recipe: how to quantize; None only converts.
-        dtype: type of what is not quantized, and of scales and biases.
+        source: the checkpoint.
+        recipe: which precision each layer gets, unless `assignment` says it.
+        dtype: of what is not quantized, and of scales and biases; None leaves it.
+        assignment: precisions by path, where they were found by measuring.
 
     Raises:
-        MoshiError: the source cannot be read, or the target is there already.
+        CheckpointError: the source doesn't match its config, or is quantized already.
+        RecipeError: the recipe doesn't fit the model.
     """
-    if target.exists():
-        raise CheckpointError(f"{target}: is there already; name a new folder")
-    files = resolve(source)
-    config = read_config(read_json(files.config) if files.config else None, str(files.config))
-    if recipe is not None and config.quantization is not None:
-        raise CheckpointError(f"{files.weights[0]}: is quantized already; start from the original")
-    lm = load_lm(files.weights, config.lm, dtype=dtype, quantization=config.quantization)
-    if recipe is not None:
-        quantized(lm, recipe)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as name:
-        folder = Path(name) / "model"
-        folder.mkdir()
-        _write(folder, files, mlx_weights(lm, config.lm), _config(files, config.raw, recipe))
-        folder.rename(target)
-    return target
+    lm = source.skeleton(verify=True)
+    quantized = any(name.endswith(".scales") for name in named_parameters(lm))
+    layers = () if quantized else tuple(layers_of(lm))
+    wanted = assignment if assignment is not None else recipe.assign(layers)
+    some = any(precision is not None for precision in wanted.values())
+    if quantized and (some or recipe.default is not None):
+        raise CheckpointError(f"{source.where}: is quantized already; start from the original")
+    by_weight = {f"{layer.path}.weight": layer for layer in layers}
+    specs: dict[str, Spec] = {}
+    for name, value in source.weights().items():
+        layer = by_weight.get(name)
+        precision = wanted[layer.path] if layer else None
+        kind = _kept(value.dtype, dtype)
+        parts: dict[str, Spec] = {name: (kind, value.shape)}
+        if layer is not None and precision is not None:
+            quantized_specs = precision.specs(layer.shape, kind)
+            parts = {f"{layer.path}.{part}": spec for part, spec in quantized_specs.items()}
+        specs |= {n: parts[our] for our in parts for n in _published(our, lm)}
+    chosen = [p for p in wanted.values() if p is not None]
+    base = recipe.default or (max(set(chosen), key=chosen.count) if chosen else None)
+    asked = recipe.assign(layers) if assignment is not None else wanted
+    skipped = tuple(
+        layer
+        for layer in layers
+        if base is not None and wanted[layer.path] is None and asked[layer.path] is None
+        and base.fitting(layer.shape[1]) is None
+    )  # fmt: skip
+    return Plan(source, layers, wanted, dtype, specs, skipped, base if some else None)
 
 
-def _config(files: ModelFiles, raw: Any, recipe: Recipe | None) -> dict[str, Any]:
-    config = dict(raw)
-    config["moshi_name"] = "model.safetensors"
-    config["mimi_name"] = files.mimi.name
-    config["tokenizer_name"] = files.tokenizer.name
-    if files.mimi_config is not None:
-        config["mimi_config_name"] = files.mimi_config.name
-    if recipe is not None:
-        config["quantization"] = {
-            "group_size": recipe.group_size, "bits": recipe.bits, "mode": "affine",
-        }  # fmt: skip
-    return config
+def _kept(kind: mx.Dtype, dtype: mx.Dtype | None) -> mx.Dtype:
+    return dtype if dtype is not None and mx.issubdtype(kind, mx.floating) else kind
 
 
-def _write(
-    folder: Path, files: ModelFiles, weights: dict[str, mx.array], config: dict[str, Any]
+def _published(name: str, lm: Lm) -> list[str]:
+    """The file's names of one of our tensors."""
+    return list(to_mlx({name: mx.zeros(0)}, lm.config))
+
+
+def write_model(
+    plan: Plan,
+    path: Path,
+    *,
+    learned: Callable[[Emit], None] | None = None,
+    progress: Progress | None = None,
 ) -> None:
-    mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n", encoding="utf-8")
-    for path in (files.mimi, files.mimi_config, files.tokenizer):
-        if path is not None:
-            shutil.copyfile(path, folder / path.name)
+    """Writes the weights, reading, quantizing and dropping one tensor after the other.
+
+    Args:
+        plan: what becomes of each.
+        path: the new safetensors file.
+        learned: called first; emits the layers that it quantizes itself.
+        progress: told after each tensor.
+
+    Raises:
+        CheckpointError: a tensor has values that are not finite, or the disk doesn't take the file.
+    """
+    lm = plan.source.skeleton()
+    weights = plan.source.weights()
+    total = sum(value.nbytes for value in weights.values())
+    done = 0
+    by_weight = {f"{layer.path}.weight": layer for layer in plan.layers}
+    with TensorWriter(path, plan.specs) as writer, small_cache():
+
+        def put(tensors: Weights) -> None:
+            for name, value in tensors.items():
+                check_finite(value, name, plan.source.where)
+                for published in _published(name, lm):
+                    writer.write(published, value)
+
+        def emit(layer: Layer, parts: Parts) -> None:
+            nonlocal done
+            put({f"{layer.path}.{part}": value for part, value in parts.items()})
+            done += weights.pop(f"{layer.path}.weight").nbytes
+            if progress is not None:
+                progress(done, total, layer.name)
+
+        if learned is not None:
+            learned(emit)
+        for name in list(weights):
+            layer = by_weight.get(name)
+            precision = plan.assignment[layer.path] if layer else None
+            value = weights[name]
+            size = value.nbytes
+            value = value.astype(_kept(value.dtype, plan.dtype))
+            if layer is not None and precision is not None:
+                del weights[name]
+                mx.eval(value)
+                check_finite(value, name, plan.source.where)
+                put({f"{layer.path}.{k}": v for k, v in precision.quantize(value).items()})
+            else:
+                del weights[name]
+                put({name: value})
+            del value
+            done += size
+            if progress is not None:
+                progress(done, total, name)
+
+
+@contextmanager
+def small_cache() -> Iterator[None]:
+    """MLX keeps little of what is freed, for a while."""
+    before = mx.set_cache_limit(_CACHE_BYTES)
+    try:
+        yield
+    finally:
+        mx.set_cache_limit(before)
+
+
+# The bits of the exponent, all set in NaN and infinity.
+_EXPONENTS = {
+    mx.bfloat16: (mx.uint16, 0x7F80), mx.float16: (mx.uint16, 0x7C00),
+    mx.float32: (mx.uint32, 0x7F80_0000),
+}  # fmt: skip
+
+
+def check_finite(value: mx.array, name: str, where: str) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    if value.dtype not in _EXPONENTS or not value.size:
+        return
+    kind, exponent = _EXPONENTS[value.dtype]
+    bits = raw(value.view(kind))
+    # Without the sign, NaN and infinity are the largest numbers there are.
+    if (
+        int((bits & (exponent | (exponent - 1) & ~(1 << (8 * bits.itemsize - 1)))).max())
+        >= exponent
+    ):
+        raise CheckpointError(
+            f"{where}: tensor '{name}' has values that are not finite (NaN or infinity)"
+        )
+
+
+@contextmanager
+def new_folder(target: Path, source: Source, needed: int) -> Iterator[Path]:
+    """A folder beside `target` to write into; becomes `target` if all went well, else nothing.
+
+    Args:
+        target: where it shall be: absent, or an empty folder.
+        source: not to be written into.
+        needed: bytes that it will have, to fail before the work where the disk is too small.
+
+    Raises:
+        CheckpointError: the target is in use, or the disk is full or refuses.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
+    _check_target(target, source)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        free = shutil.disk_usage(target.parent).free
+        if free < needed + _SPARE_BYTES:
+            raise CheckpointError(
+                f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
+            )
+        folder = target.parent / f".{target.name}.{os.getpid()}.partial"
+        folder.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
+    try:
+        yield folder
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise CheckpointError(f"{target}: has been made by somebody else") from error
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_target(target: Path, source: Source) -> None:
+    real = target.resolve()
+    home = source.folder.resolve()
+    if real == home or home in real.parents:
+        raise CheckpointError(f"{target}: is the source, or in it; name a folder somewhere else")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            raise CheckpointError(f"{target}: is there already, and not empty; name a new folder")
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be read: {error.strerror}") from error
+
+
+def _sweep(target: Path) -> None:
+    """Removes what runs for this target have left that were killed."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
+        match = re.search(r"\.(\d+)\.partial$", path.name)
+        if match and not _runs(int(match[1])) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()
+
+
+def write_rest(plan: Plan, folder: Path, *, link_mimi: bool = False) -> None:
+    """config.json, codec, tokenizer, and the source's own card with its terms."""
+    files = plan.source.files
+    names = {"mimi": files.mimi, "tokenizer": files.tokenizer}
+    if files.mimi_config is not None:
+        names["mimi_config"] = files.mimi_config
+    config = {k: v for k, v in plan.source.config.raw.items() if not k.startswith("lora")}
+    config["moshi_name"] = WEIGHTS
+    for what, path in names.items():
+        name = path.name if path.name not in _RESERVED else f"{what}{path.suffix}"
+        config[f"{what}_name"] = name
+        if link_mimi and what == "mimi":
+            (folder / name).symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, folder / name)
+    block = plan.quantization()
+    if block is not None:
+        config["quantization"] = block
+    text = json.dumps(config, indent=1) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    if card := source_card(plan.source):
+        shutil.copyfile(card, folder / "SOURCE_CARD.md")
+
+
+def source_card(source: Source) -> Path | None:
+    """The source's own description, which may state its licence."""
+    for name in ("README.md", "MODEL_CARD.md", "SOURCE_CARD.md"):
+        if (source.folder / name).is_file():
+            return source.folder / name
+    return None

@@ -419,7 +419,7 @@ class CodedSampler:
 
     LEAD = 3
     PAD = 12
-    SHARES: ClassVar = {"canonical": 0.50, "own": 0.44, "user": 0.06}
+    SHARES: ClassVar = {"canonical": 0.30, "own": 0.64, "user": 0.06}
 
     def __init__(self, model: MimiModel, clips: list[Clip], seed: int) -> None:
         self.rng = np.random.default_rng(seed)

@@ -38,7 +38,7 @@ IGNORED_PHONE = -1
 _PHONE_INDEX = {phone: i for i, phone in enumerate(PHONES)}
 
 # Renditions of each text.
-_OWN_REPLY, _OWN_OTHER, _USER_WORDING, _USER_OTHER = 9, 2, 8, 5
+_OWN_REPLY, _OWN_OTHER, _USER_WORDING, _USER_OTHER = 17, 5, 8, 5
 
 
 @dataclass(frozen=True)

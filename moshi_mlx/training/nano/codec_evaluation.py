@@ -1,129 +1,131 @@
-"""Figures of nano's trained codec, on renditions, texts and voices it was not trained on.
+"""Figures of nano's codec, as Mimi in MLX runs it: on renditions, texts and voices not trained on.
 
-Knows how to score, not how to train. Prints a table and writes codec/evaluation.json.
+Knows how to score a codec; nothing of its training or of the language model.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import mlx.core as mx
 import numpy as np
-import torch
-from moshi.models.compression import MimiModel
 
-from .codec import encode, load_trained, reconstruct
-from .codec_data import FRAME_SIZE, Clip, load_corpus
+from moshi_mlx.config import read_json, read_mimi_config
+from moshi_mlx.mimi import Mimi
+from moshi_mlx.weights_mimi import load_mimi
+
+from .codec_data import FRAME_SIZE, corpus
 from .recognize import intelligibility, recognize, transcribe, word_error_rate
-from .speech import NOISE_KINDS, SAMPLE_RATE, decibels, noise
+from .speech import NOISE_KINDS, SAMPLE_RATE, decibels, noise, speak
+from .tokens import CARD, CODEBOOKS
 
-CANONICAL = "canonical replies"
-OWN_NEW_RENDITIONS = "own voice, new renditions"
-OWN_NEW_TEXTS = "own voice, new texts"
-_LONG_SILENCE_FRAMES = 100
+OWN_VOICE = "codec, own voice, new renditions of its replies"
+AS_TRAINED = "codec, own voice, replies just as trained"
+GROUPS = {
+    OWN_VOICE: ("own", "held out"),
+    AS_TRAINED: ("canonical", "train"),
+    "codec, own voice, new texts": ("own", "new text"),
+    "codec, users' voices, new texts": ("user", "new text"),
+    "codec, unheard users' voices, new texts": ("user", "unheard"),
+}
+"""Role and split of the codec's corpus, by what is new about them."""
 
-
-def groups(cache: Path) -> dict[str, list[Clip]]:
-    """Clips by what is new about them."""
-    clips = load_corpus(cache, ("train", "held out", "new text", "unheard"))
-
-    def select(role: str, split: str) -> list[Clip]:
-        return [c for c in clips if (c.item.role, c.item.split) == (role, split)]
-
-    return {
-        CANONICAL: select("canonical", "train"),
-        OWN_NEW_RENDITIONS: select("own", "held out"),
-        OWN_NEW_TEXTS: select("own", "new text"),
-        "known users, new texts": select("user", "new text"),
-        "unheard users, new texts": select("user", "unheard"),
-    }
+ADDED_ERRORS = "word error added"
+_SIDE_BY_SIDE = 16
+_NOISE_LEVEL = -50
+_NOISE_FRAMES = 50
 
 
-def recognized(clips: list[Clip], audio: list[np.ndarray]) -> float:
+def through(mimi: Mimi, recordings: Sequence[np.ndarray]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Recordings [samples] after the codec, as long as before, and all their codes [8, frames]."""
+    decoded, all_codes = [], []
+    for start in range(0, len(recordings), _SIDE_BY_SIDE):
+        chosen = recordings[start : start + _SIDE_BY_SIDE]
+        frames = [-(-len(pcm) // FRAME_SIZE) for pcm in chosen]
+        batch = np.zeros((len(chosen), 1, max(frames) * FRAME_SIZE), np.float32)
+        for row, pcm in enumerate(chosen):
+            batch[row, 0, : len(pcm)] = pcm
+        codes = mimi.encode(mx.array(batch))
+        audio = np.array(mimi.decode(codes))[:, 0]
+        decoded += [row[: len(pcm)] for row, pcm in zip(audio, chosen, strict=True)]
+        all_codes += [row[:, :n] for row, n in zip(np.array(codes), frames, strict=True)]
+    return decoded, np.concatenate(all_codes, 1)
+
+
+def recognized(texts: Sequence[str], audio: Sequence[np.ndarray]) -> float:
     """Share of replies that the closed grammar recognizes."""
-    hits = (
-        recognize(pcm, SAMPLE_RATE) == clip.item.rendition.text
-        for clip, pcm in zip(clips, audio, strict=True)
-    )
-    return float(np.mean(list(hits)))
+    pairs = zip(texts, audio, strict=True)
+    return float(np.mean([recognize(pcm, SAMPLE_RATE) == text for text, pcm in pairs]))
 
 
-def open_word_error_rate(clips: list[Clip], audio: list[np.ndarray]) -> float:
+def open_word_errors(texts: Sequence[str], audio: Sequence[np.ndarray]) -> float:
     """Word error rate with a general language model."""
-    heard = (transcribe(pcm, SAMPLE_RATE) for pcm in audio)
-    return word_error_rate((c.item.rendition.text, h) for c, h in zip(clips, heard, strict=True))
+    heard = [transcribe(pcm, SAMPLE_RATE) for pcm in audio]
+    return word_error_rate(zip(texts, heard, strict=True))
 
 
-def after_silence(model: MimiModel, pcm: np.ndarray) -> np.ndarray:
-    """`pcm` through the codec in the midst of a stream: eight seconds of silence came before."""
-    lead = _LONG_SILENCE_FRAMES * FRAME_SIZE
-    return reconstruct(model, np.pad(pcm, (lead, 0)))[lead:]
-
-
-def noise_levels(model: MimiModel, seed: int = 0) -> dict[str, float]:
+def noise_levels(mimi: Mimi, seed: int = 0) -> dict[str, float]:
     """By kind of noise at -50 dBFS: its level in dBFS after the codec."""
     rng = np.random.default_rng(seed)
-    out = {}
-    for kind in NOISE_KINDS:
-        pcm = reconstruct(model, decibels(-50) * noise(kind, 50 * FRAME_SIZE, rng))
-        out[kind] = 20 * math.log10(float(np.sqrt(np.mean(pcm**2))) + 1e-9)
-    return out
+    length = _NOISE_FRAMES * FRAME_SIZE
+    noises = [decibels(_NOISE_LEVEL) * noise(kind, length, rng) for kind in NOISE_KINDS]
+    decoded, _ = through(mimi, noises)
+    levels = (20 * np.log10(np.sqrt(np.mean(pcm**2)) + 1e-9) for pcm in decoded)
+    return {f"{k}, dBFS": float(v) for k, v in zip(NOISE_KINDS, levels, strict=True)}
 
 
-def codebook_use(model: MimiModel, clips: list[Clip]) -> list[tuple[int, float]]:
-    """For each codebook (entries used, perplexity) over some clips."""
-    codes = torch.cat([encode(model, c.pcm) for c in clips], 1)
-    out = []
-    for level in codes:
-        share = torch.bincount(level, minlength=model.cardinality) / level.numel()
-        entropy = -(share * (share + 1e-9).log()).sum()
-        out.append((int((share > 0).sum()), float(entropy.exp())))
-    return out
+def codebook_use(codes: np.ndarray) -> dict[str, dict[str, float]]:
+    """How many of each codebook's entries some codes [8, frames] use, and their perplexity."""
+    used: dict[str, float] = {}
+    perplexity: dict[str, float] = {}
+    for number, row in enumerate(codes):
+        share = np.bincount(row, minlength=CARD) / len(row)
+        name = f"codebook {number}"
+        used[name] = int((share > 0).sum())
+        perplexity[name] = float(np.exp(-np.sum(share * np.log(share + 1e-9))))
+    return {"codec, entries used": used, "codec, perplexity": perplexity}
 
 
-def streaming_milliseconds(model: MimiModel, pcm: np.ndarray) -> float:
-    """Time per frame of encoding and decoding frame by frame with the reference's own code."""
-    frames = torch.from_numpy(pcm).split(FRAME_SIZE)
-    with torch.no_grad(), model.streaming(1):
-        start = time.perf_counter()
-        for frame in frames:
-            model.decode(model.encode(frame[None, None]))
-        return 1000 * (time.perf_counter() - start) / len(frames)
+def codec_figures(mimi: Mimi, cache: Path, each: int | None = None) -> dict[str, dict[str, Any]]:
+    """All figures, by group; `each` clips at most of a group."""
+    items = list(corpus())
+    figures: dict[str, dict[str, Any]] = {}
+    use: dict[str, dict[str, float]] = {}
+    for name, group in GROUPS.items():
+        chosen = [i.rendition for i in items if (i.role, i.split) == group][:each]
+        texts = [rendition.text for rendition in chosen]
+        originals = [speak(rendition, cache).pcm for rendition in chosen]
+        decoded, codes = through(mimi, originals)
+        pairs = zip(originals, decoded, strict=True)
+        stoi, estoi = np.nanmean([intelligibility(*pair, SAMPLE_RATE) for pair in pairs], 0)
+        figures[name] = {"STOI": float(stoi), "ESTOI": float(estoi), "clips": len(chosen)}
+        role, split = group
+        if role != "user":  # a recognizer of whole sentences hardly understands espeak-ng
+            before, after = (open_word_errors(texts, audio) for audio in (originals, decoded))
+            figures[name] |= {
+                "word error, original": before,
+                "word error, codec": after,
+                ADDED_ERRORS: after - before,
+            }
+        if role != "user" and split != "new text":
+            figures[name] |= {
+                "recognized, original": recognized(texts, originals),
+                "recognized, codec": recognized(texts, decoded),
+            }
+        if name == OWN_VOICE:
+            use = codebook_use(codes)
+    return figures | use | {f"codec, noise at {_NOISE_LEVEL} dBFS": noise_levels(mimi)}
 
 
-def evaluate(out: Path) -> dict:
-    """Scores the newest codec under `out`; prints and returns all figures."""
-    model = load_trained(out)
-    clips = groups(out / "speech")
-    figures: dict = {}
-
-    def report(name: str, **values: float) -> None:
-        figures[name] = values
-        print(f"{name:44}", *(f"{k} {v:.3f}" for k, v in values.items()), flush=True)
-
-    decoded = {name: [reconstruct(model, c.pcm) for c in group] for name, group in clips.items()}
-    decoded["midstream"] = [after_silence(model, c.pcm) for c in clips[OWN_NEW_RENDITIONS]]
-    for name, audio in decoded.items():
-        group = clips.get(name, clips[OWN_NEW_RENDITIONS])
-        pairs = zip(group, audio, strict=True)
-        stoi, estoi = np.nanmean([intelligibility(c.pcm, a, SAMPLE_RATE) for c, a in pairs], 0)
-        report(name, stoi=float(stoi), estoi=float(estoi), clips=len(group))
-    for name in (CANONICAL, OWN_NEW_RENDITIONS):
-        original = recognized(clips[name], [c.pcm for c in clips[name]])
-        report(
-            f"recognized, {name}", original=original, codec=recognized(clips[name], decoded[name])
-        )
-    for name in (CANONICAL, OWN_NEW_TEXTS):
-        original = open_word_error_rate(clips[name], [c.pcm for c in clips[name]])
-        codec = open_word_error_rate(clips[name], decoded[name])
-        report(f"open word error rate, {name}", original=original, codec=codec)
-    for kind, level in noise_levels(model).items():
-        report(f"{kind} noise at -50 dBFS", decoded_dbfs=level)
-    for i, (used, perplexity) in enumerate(codebook_use(model, clips[OWN_NEW_RENDITIONS])):
-        report(f"codebook {i}", used=used, perplexity=perplexity)
-    speed = streaming_milliseconds(model, clips[CANONICAL][0].pcm)
-    report("streaming, encode and decode", milliseconds_per_frame=speed)
-    (out / "codec" / "evaluation.json").write_text(json.dumps(figures, indent=1) + "\n")
-    return figures
+def evaluate(out: Path) -> dict[str, dict[str, Any]]:
+    """Scores the codec exported under `out`; prints and writes codec/evaluation.json."""
+    folder = out / "codec"
+    config = read_json(folder / "mimi_config.json")
+    mimi = load_mimi(folder / "mimi.safetensors", CODEBOOKS, read_mimi_config(config))
+    text = json.dumps(codec_figures(mimi, out / "speech"), indent=1)
+    (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
+    print(text)
+    return json.loads(text)

@@ -43,7 +43,7 @@ class Shares:
     quick_turn: float = 0.2
     long_pause: float = 0.07
     splice: float = 0.3  # of unknown sentences
-    mixed_wording: float = 0.2  # of wordings: begins like one, ends like another of the intent
+    mixed_wording: float = 0.1  # of wordings: begins like one, ends like another of the intent
     dressed_wording: float = 0.12  # of wordings: "please" before or "moshi" after it, and the like
 
 
@@ -117,6 +117,7 @@ class DialogueMaker:
             *bank.utterances.get("unknown", {}).values(),
             *(u for s, u in sentences.items() if s in middles),
         ]
+        self.reserved = {w for intent in script.INTENTS for w in intent.held_out_wordings}
         self.words = {word: i + 1 for i, word in enumerate(user_words())}
         """Number of every word that a user says, from 1."""
 
@@ -203,6 +204,13 @@ class _Scene:
     def _pick_wording(self, intent: script.Intent) -> Utterance:
         wordings = self.maker._wordings[intent.name]
         first = self._pick(wordings[self.rng.integers(len(wordings))])
+        changed = self._changed_wording(first, wordings)
+        # What is held out for evaluation must not come about here either.
+        return first if changed.text in self.maker.reserved else changed
+
+    def _changed_wording(
+        self, first: Utterance, wordings: Sequence[Sequence[Utterance]]
+    ) -> Utterance:
         if self._happens(self.shares.mixed_wording):
             return _spliced(first, self._pick_from(wordings, first.voice))
         if not self._happens(self.shares.dressed_wording):

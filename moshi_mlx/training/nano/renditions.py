@@ -17,15 +17,23 @@ import numpy as np
 
 from . import script
 from .codec_data import canonical_rendition
-from .speech import SAMPLE_RATE, TRAIN_USER_VOICES, UNHEARD_USER_VOICES, Rendition, speak_all, vary
+from .speech import (
+    SAMPLE_RATE,
+    TRAIN_USER_VOICES,
+    UNHEARD_ENGINE_VOICES,
+    UNHEARD_USER_VOICES,
+    Rendition,
+    speak_all,
+    vary,
+)
 
 # Stretch, pitch and warp vary by exp(± these).
 _TRAIN_RANGES = (0.242, 0.242, 0.121)
 _EVALUATION_RANGES = (0.18, 0.18, 0.09)
 
-WORDING_RENDITIONS = 26
-OTHER_RENDITIONS = 16
-_FLITE_SHARE = 0.3
+WORDING_RENDITIONS = 12
+OTHER_RENDITIONS = 12
+_FLITE_SHARE = 0.42
 """Flite has fewer voices than espeak-ng and would hardly be heard if all came up alike."""
 
 
@@ -90,6 +98,16 @@ def evaluation_lines(
         lines.append(
             Line(kind, vary(text, voices[number % len(voices)], rng, ranges=_EVALUATION_RANGES))
         )
+    return lines
+
+
+def unheard_engine_lines(texts: Sequence[str], kind: str = "wording") -> list[Line]:
+    """Renditions by an engine never trained on; which of its voices speaks is drawn for a text."""
+    lines = []
+    for text in texts:
+        rng = rng_for(text, "evaluation engine")
+        voice = str(rng.choice(UNHEARD_ENGINE_VOICES))
+        lines.append(Line(kind, vary(text, voice, rng, ranges=_EVALUATION_RANGES)))
     return lines
 
 

@@ -1,8 +1,9 @@
-"""Synthetic speech for nano: flite and espeak-ng renditions with word and phone times, and noise.
+"""Synthetic speech for nano: renditions with word and phone times, and noise.
 
-Knows the two synthesizers and signal processing; nothing of nano's dialogues, tokens or models.
+Knows the synthesizers and signal processing; nothing of nano's dialogues, tokens or models.
 Audio is mono float32 at 24 kHz. Flite is called as the program `flite`; espeak-ng through its
-shared library, because only that reports when each word and phone starts.
+shared library, because only that reports when each word and phone starts; SVOX Pico, which reports
+neither and is for the evaluation only, through the package `ttspico`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ctypes
 import ctypes.util
 import functools
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -25,25 +27,30 @@ import numpy as np
 import soundfile
 import soxr
 
+from ...errors import MoshiError
+
 SAMPLE_RATE = 24_000
 SPEECH_RMS = 0.08
 """Root mean square of every rendition over its loud samples."""
 
 NANO_VOICE = "flite:slt"
-"""Nano's own voice; never a user in training."""
+"""Nano's own voice; as a user it has other pitches and vocal tract lengths."""
 
 TRAIN_USER_VOICES = (
-    "flite:rms", "flite:kal16", "flite:kal",
+    "flite:rms", "flite:awb", "flite:slt", "flite:kal16", "flite:kal",
     "espeak:en-us", "espeak:en-us+m1", "espeak:en-us+m3", "espeak:en-us+m4", "espeak:en-us+m7",
     "espeak:en-us+f2", "espeak:en-us+f4", "espeak:en-us+klatt2", "espeak:en-us-nyc",
     "espeak:en-us-nyc+f3", "espeak:en", "espeak:en+f1", "espeak:en+m2",
     "espeak:en-gb-x-rp", "espeak:en-gb-x-rp+f3", "espeak:en-gb-x-gbcwmd", "espeak:en-029",
 )  # fmt: skip
 UNHEARD_USER_VOICES = (
-    "flite:awb", "flite:slt", "espeak:en-gb-scotland", "espeak:en-gb-scotland+f5",
+    "espeak:en-gb-scotland", "espeak:en-gb-scotland+f5",
     "espeak:en-gb-x-gbclan", "espeak:en-us+m6", "espeak:en-us+f5",
 )  # fmt: skip
 """User voices of the evaluation only."""
+
+UNHEARD_ENGINE_VOICES = ("pico:en-US", "pico:en-GB")
+"""User voices of the evaluation only, of an engine that neither codec nor model ever heard."""
 
 PHONES = (
     "pau", "aa", "ae", "ah", "ao", "aw", "ax", "ay", "b", "ch", "d", "dh", "eh", "er", "ey", "f",
@@ -51,6 +58,9 @@ PHONES = (
     "th", "uh", "uw", "v", "w", "y", "z", "zh",
 )  # fmt: skip
 """Flite's phones; "pau" is silence."""
+
+UNKNOWN_PHONE = "?"
+"""Some phone, where an engine does not tell which."""
 
 _IPA_PHONES = {
     "ɑ": "aa", "ɒ": "aa", "ɑə": "aa", "aa": "aa", "æ": "ae", "a": "ae", "ʌ": "ah", "ɔ": "ao",
@@ -150,21 +160,23 @@ def _flite(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span]
     return samples, sample_rate, phones, _words_from_phones(rendition, phones)
 
 
+def _phone_counts(rendition: Rendition) -> list[int]:
+    """About how many phones each word has."""
+    lexicon = dict(rendition.lexicon)
+    bare = (bare_word(word) for word in rendition.text.split())
+    return [sum(_count_phones(part) for part in lexicon.get(w, w).split()) for w in bare]
+
+
 def _words_from_phones(rendition: Rendition, phones: list[Span]) -> list[Span]:
     """Word times when a synthesizer tells phone times only: phones are dealt out by their count."""
-    lexicon = dict(rendition.lexicon)
-    words = rendition.text.split()
-    counts = [
-        sum(_count_phones(part) for part in lexicon.get(bare_word(w), bare_word(w)).split())
-        for w in words
-    ]
+    counts = _phone_counts(rendition)
     spoken = [p for p in phones if p.label != "pau"]
     ends = np.cumsum(counts) * len(spoken) / sum(counts)
     starts = np.concatenate([[0], ends[:-1]])
     last = len(spoken) - 1
     return [
         Span(w, spoken[min(round(a), last)].start, spoken[min(max(round(b) - 1, 0), last)].end)
-        for w, a, b in zip(words, starts, ends, strict=True)
+        for w, a, b in zip(rendition.text.split(), starts, ends, strict=True)
     ]
 
 
@@ -292,13 +304,47 @@ def _espeak(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span
     return samples / 32768.0, espeak.sample_rate, phone_spans, word_spans
 
 
+# ---------------------------------------------------------------------------------------- pico
+
+_PICO_RATE = 16_000
+_PICO_VOLUME = 50  # of 100, which clips
+_PICO_WINDOW = _PICO_RATE // 100
+
+
+def _sounding(samples: np.ndarray) -> tuple[float, float]:
+    """First and last second of what is less than 40 dB below the loudest 10 ms of a recording."""
+    windows = samples[: len(samples) // _PICO_WINDOW * _PICO_WINDOW].reshape(-1, _PICO_WINDOW)
+    power = np.mean(windows**2, 1)
+    loud = np.flatnonzero(power > decibels(-40) ** 2 * power.max())
+    return float(loud[0]) / 100, float(loud[-1] + 1) / 100
+
+
+def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
+    """Pico tells no times: phones of equal length between the sound's beginning and end."""
+    try:
+        from ttspico import TtsEngine
+    except ImportError as error:
+        raise MoshiError("voices of Pico need ttspico: pip install 'moshi-mlx[nano]'") from error
+    engine = TtsEngine(name)  # a new one each time: another text before would change the sound
+    engine.rate = round(np.clip(100 / rendition.stretch, 20, 500))
+    engine.pitch = round(np.clip(100 * rendition.pitch, 50, 200))
+    engine.volume = _PICO_VOLUME
+    samples = np.frombuffer(engine.speak(_spoken_text(rendition)), np.int16) / 32768.0
+    start, end = _sounding(samples)
+    edges = np.linspace(start, end, sum(_phone_counts(rendition)) + 1).tolist()
+    phones = [Span(UNKNOWN_PHONE, a, b) for a, b in itertools.pairwise(edges)]
+    words = _words_from_phones(rendition, phones)
+    total = len(samples) / _PICO_RATE
+    return samples, _PICO_RATE, [Span("pau", 0, start), *phones, Span("pau", end, total)], words
+
+
 # -------------------------------------------------------------------------------------- renditions
 
 
 def synthesize(rendition: Rendition) -> Speech:
     """Speaks one rendition: 40 ms of silence before the first phone, 80 ms after the last."""
     engine, _, name = rendition.voice.partition(":")
-    speak = {"flite": _flite, "espeak": _espeak}[engine]
+    speak = {"flite": _flite, "espeak": _espeak, "pico": _pico}[engine]
     raw, sample_rate, phones, words = speak(rendition, name)
     pcm = soxr.resample(raw, sample_rate * rendition.warp, SAMPLE_RATE)
     scale = 1 / rendition.warp  # seconds there to seconds here

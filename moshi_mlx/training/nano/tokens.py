@@ -4,8 +4,9 @@
 
 Nano's replies become canonical blocks: encoded after silence, on the frame grid, so that what the
 language model has to say is always the same. The user's are encoded at random offsets, through
-rooms, microphones and noise. Everything follows from the seed and the codec's encoder; the cache
-lies in a folder named by a fingerprint of the encoder, one file a shard, so a stopped run goes on.
+rooms, microphones and noise. Everything follows from the seed, the codec's encoder and the lines;
+the cache lies in a folder named by a fingerprint of both, one file a shard, so a stopped run goes
+on.
 Making tokens needs `torch` and `moshi` (development only); reading them needs NumPy alone.
 """
 
@@ -181,6 +182,12 @@ class Encoder:
             for row, i in enumerate(chosen):  # causal: what follows a recording doesn't matter
                 codes[i] = block[row, :, : len(recordings[i]) // FRAME_SIZE]
         return codes
+
+
+def lines_fingerprint() -> str:
+    """Changes with anything that is said in training, by nano or by the user."""
+    said = repr((script.replies(), training_lines()))
+    return hashlib.sha1(said.encode()).hexdigest()[:10]
 
 
 def _frames(samples: float) -> int:
@@ -386,7 +393,7 @@ def main() -> None:
 
     torch.set_num_threads(args.threads)
     encoder = Encoder(args.out)
-    folder = args.out / "tokens" / encoder.fingerprint
+    folder = args.out / "tokens" / f"{encoder.fingerprint}-{lines_fingerprint()}"
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "noises.npz").exists():
         make_noises(encoder, folder, args.seed)

@@ -1,0 +1,233 @@
+"""What is decided about a conversation from outside the model: closed microphone, rest, new
+beginning, held greeting, broken loops.
+
+Stands between the sound and the session. Knows nothing of sound cards, keys and screens. All
+decisions are made on the loop's thread, in frames of the session's clock, never in wall time;
+other threads only set what they want. That clock stands while the model rests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from moshi_mlx import Event, Frame, SpeechStarted, Word, WordSpoken
+
+from .events import GreetingHeld, LoopBroken, MicrophoneClosed, Paused, ResetDone
+
+__all__ = ["Conversation", "LoopGuard", "Stepper"]
+
+FloatArray = NDArray[np.float32]
+
+REST_SECONDS = 3.0
+"""So long the microphone has been closed and Moshi silent when the model begins to rest."""
+HOLD_SECONDS = 1.5
+"""So long Moshi is kept from new words when it says the same again and again."""
+LONGEST_PHRASE = 12
+"""Words of the longest phrase whose repetition is noticed."""
+
+
+class Stepper(Protocol):
+    """The part of `moshi_mlx.Session` that a conversation needs."""
+
+    def step(self, pcm: FloatArray, *, hold_text: bool = False) -> Frame:
+        """Hear float32 [frame_size], say float32 [frame_size]; with `hold_text` no new word."""
+
+    def flush(self) -> tuple[Word, ...]:
+        """The words that were still open."""
+
+    def reset(self) -> None:
+        """Back to the state of a fresh session."""
+
+
+class LoopGuard:
+    """Notices a phrase that is said again and again. Case and punctuation don't count.
+
+    A phrase of one word must come six times in a row ("no, no, no, no!" is how people speak),
+    one of 2 to LONGEST_PHRASE words four times.
+    """
+
+    def __init__(self) -> None:
+        most = max(n * needed(n) for n in range(1, LONGEST_PHRASE + 1))
+        self._words: deque[tuple[str, str]] = deque(maxlen=most)
+
+    def add(self, word: str) -> tuple[str, int] | None:
+        """Takes the next word; gives the phrase and how often it came once that is too often."""
+        plain = "".join(c for c in word.casefold() if c.isalnum())
+        if not plain:
+            return None
+        self._words.append((plain, word))
+        said = [plain for plain, _ in self._words]
+        for n in range(1, LONGEST_PHRASE + 1):
+            times = needed(n)
+            if len(said) >= n * times and said[-n * times :] == said[-n:] * times:
+                phrase = " ".join(word for _, word in list(self._words)[-n:])
+                self.clear()
+                return phrase, times
+        return None
+
+    def clear(self) -> None:
+        """What was said until now is no part of a loop."""
+        self._words.clear()
+
+
+def needed(words: int) -> int:
+    """How often in a row a phrase of so many words must come to be a loop."""
+    return 6 if words == 1 else 4
+
+
+class Conversation:
+    """A session and what the user wants of it. `step` belongs to one thread, the loop's.
+
+    Args:
+        session: what hears and speaks.
+        frame_rate: frames per second.
+        push_to_talk: the microphone is open only while `talk(True)` holds.
+        greeting_held: Moshi says nothing before the user has sounded, or so many seconds have
+            passed; 0 lets it begin by itself.
+        guard: whether loops are broken.
+    """
+
+    def __init__(
+        self,
+        session: Stepper,
+        *,
+        frame_rate: float,
+        push_to_talk: bool = False,
+        greeting_held: float = 0.0,
+        guard: bool = True,
+    ) -> None:
+        self.push_to_talk = push_to_talk
+        self._session = session
+        self._frame_rate = frame_rate
+        self._greeting_frames = math.ceil(greeting_held * frame_rate)
+        self._guard = LoopGuard() if guard else None
+        self._events: list[Event] = []
+        # Set by other threads; each is one assignment.
+        self._muted = False
+        self._talking = False
+        self._reset_asked = False
+        # Of the loop's thread.
+        self._closed = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._frames = 0
+        self._paused = False
+        self._quiet = 0  # frames since the microphone is closed and Moshi silent
+        self._hold_until = 0  # the first frame that may have a new word again
+        self._greeting = False
+        if self._guard:
+            self._guard.clear()
+
+    # ------------------------------------------------------------------- from any thread
+
+    @property
+    def muted(self) -> bool:
+        """Whether the user wants the microphone closed, whatever else."""
+        return self._muted
+
+    def mute(self, muted: bool) -> None:
+        """Close the microphone, or no longer."""
+        self._muted = muted
+
+    def toggle_mute(self) -> None:
+        """Close the microphone if it is not muted, else no longer. For one thread."""
+        self._muted = not self._muted
+
+    def talk(self, talking: bool) -> None:
+        """With push-to-talk: the user holds the key, or has let it go."""
+        self._talking = talking
+
+    def ask_reset(self) -> None:
+        """Begin anew at the next frame."""
+        self._reset_asked = True
+
+    # --------------------------------------------------------------- on the loop's thread
+
+    @property
+    def seconds(self) -> float:
+        """The session's clock: seconds stepped since the beginning or the last reset."""
+        return self._frames / self._frame_rate
+
+    @property
+    def paused(self) -> bool:
+        """Whether the model rests."""
+        return self._paused
+
+    def step(self, pcm: FloatArray) -> Frame | None:
+        """Hear float32 [frame_size] and say a frame, or None while the model rests.
+
+        A closed microphone silences `pcm` in place: the caller then knows what was heard.
+        """
+        if self._reset_asked:
+            self._reset()
+        self._open_or_close()
+        if self._closed:
+            pcm.fill(0.0)
+        self._rest_or_go_on()
+        if self._paused:
+            return None
+        if self._greeting_frames and not self._frames:
+            self._greeting = True
+            self._events.append(GreetingHeld(0.0, held=True))
+        hold = self._greeting or self._frames < self._hold_until
+        frame = self._session.step(pcm, hold_text=hold)
+        self._frames += 1
+        self._events += frame.events
+        self._after(frame)
+        return frame
+
+    def take_events(self) -> Sequence[Event]:
+        """What happened since the last call, that of the frames included, in order."""
+        events, self._events = self._events, []
+        return events
+
+    def finish(self) -> None:
+        """Nothing more will be stepped: the word that is still open becomes an event."""
+        self._events += [WordSpoken(word.end, word) for word in self._session.flush()]
+
+    def _reset(self) -> None:
+        self._reset_asked = False
+        self.finish()
+        if self._paused:
+            self._events.append(Paused(self.seconds, paused=False))
+        self._events.append(ResetDone(self.seconds))
+        self._session.reset()
+        self._begin()
+
+    def _open_or_close(self) -> None:
+        closed = self._muted or (self.push_to_talk and not self._talking)
+        if closed != self._closed:
+            self._closed = closed
+            self._quiet = 0
+            self._events.append(MicrophoneClosed(self.seconds, closed=closed))
+
+    def _rest_or_go_on(self) -> None:
+        rests = self._closed and self._quiet >= REST_SECONDS * self._frame_rate
+        if rests != self._paused:
+            self._paused = rests
+            self._events.append(Paused(self.seconds, paused=rests))
+
+    def _after(self, frame: Frame) -> None:
+        """What follows from a frame, for those after it."""
+        self._quiet = self._quiet + 1 if self._closed and not frame.speaking else 0
+        if self._greeting and (frame.user_speaking or self._frames >= self._greeting_frames):
+            self._greeting = False
+            self._events.append(GreetingHeld(self.seconds, held=False))
+        if self._guard:
+            self._watch(self._guard, frame)
+
+    def _watch(self, guard: LoopGuard, frame: Frame) -> None:
+        for event in frame.events:
+            if isinstance(event, SpeechStarted) and event.side == "user":
+                guard.clear()
+            elif isinstance(event, WordSpoken) and (loop := guard.add(event.word.text)):
+                phrase, times = loop
+                self._hold_until = self._frames + math.ceil(HOLD_SECONDS * self._frame_rate)
+                self._events.append(LoopBroken(self.seconds, phrase, times))

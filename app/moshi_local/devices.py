@@ -1,0 +1,166 @@
+"""The sound devices that PortAudio sees: listed, found by number or name, looked for again.
+
+Opens no stream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from moshi_mlx import AudioDeviceError
+
+__all__ = [
+    "DeviceInfo",
+    "choose_devices",
+    "find_device",
+    "list_devices",
+    "print_devices",
+    "reason_of",
+    "refresh_devices",
+    "sounddevice",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A sound device as PortAudio lists it; `inputs` and `outputs` are channels, `rate` its own
+    rate (Hz)."""
+
+    index: int
+    name: str
+    inputs: int
+    outputs: int
+    rate: int = 0
+    host_api: str = ""
+    default_input: bool = False
+    default_output: bool = False
+
+    def channels(self, kind: str) -> int:
+        """The number of channels of `kind`, "input" or "output"."""
+        return self.inputs if kind == "input" else self.outputs
+
+    def is_default(self, kind: str) -> bool:
+        """Whether the system takes this one when none is named."""
+        return self.default_input if kind == "input" else self.default_output
+
+
+def sounddevice() -> Any:
+    """The sounddevice module; imported late, since it needs the PortAudio library."""
+    try:
+        import sounddevice
+    except OSError as error:
+        raise AudioDeviceError(
+            f"the PortAudio library is missing ({error}); "
+            "on Debian or Ubuntu: apt-get install libportaudio2"
+        ) from error
+    return sounddevice
+
+
+def list_devices() -> list[DeviceInfo]:
+    """All sound devices that PortAudio saw when it was started or refreshed last."""
+    sd = sounddevice()
+    try:
+        found, host_apis = sd.query_devices(), sd.query_hostapis()
+    except sd.PortAudioError as error:
+        raise AudioDeviceError(f"cannot list the sound devices: {reason_of(error)}") from error
+    defaults = [_default(sd, kind) for kind in ("input", "output")]
+    return [
+        DeviceInfo(
+            i,
+            d["name"],
+            d["max_input_channels"],
+            d["max_output_channels"],
+            round(d["default_samplerate"]),
+            host_apis[d["hostapi"]]["name"],
+            i == defaults[0],
+            i == defaults[1],
+        )
+        for i, d in enumerate(found)
+    ]
+
+
+def _default(sd: Any, kind: str) -> int:
+    """The number of the system's own device, or -1."""
+    try:
+        return int(sd.query_devices(None, kind)["index"])
+    except (sd.PortAudioError, ValueError):
+        return -1
+
+
+def find_device(spec: str | int, kind: str, devices: Sequence[DeviceInfo]) -> DeviceInfo:
+    """The device with number `spec`, or the one device whose name contains `spec`.
+
+    `kind` is "input" or "output". A whole name goes before a part of one; case does not count.
+    Raises AudioDeviceError, with the devices there are, when none or several fit.
+    """
+    usable = [d for d in devices if d.channels(kind) > 0]
+    listing = ", ".join(f'{d.index} "{d.name}"' for d in usable) or "none"
+    text = str(spec).strip()
+    if text.isdigit():
+        fits = [d for d in usable if d.index == int(text)]
+    else:
+        names = [(d, d.name.casefold()) for d in usable]
+        fits = [d for d, name in names if name == text.casefold()]
+        fits = fits or [d for d, name in names if text.casefold() in name]
+    if len(fits) == 1:
+        return fits[0]
+    problem = "matches several devices" if fits else "matches no device"
+    raise AudioDeviceError(f'{kind} "{text}" {problem}; {kind} devices: {listing}')
+
+
+def choose_devices(input: str | None, output: str | None) -> tuple[DeviceInfo, DeviceInfo]:
+    """The devices asked for; None for the system's own. Raises AudioDeviceError."""
+    devices = list_devices()
+    chosen: list[DeviceInfo] = []
+    for kind, spec in (("input", input), ("output", output)):
+        if spec is not None:
+            chosen.append(find_device(spec, kind, devices))
+            continue
+        usable = [d for d in devices if d.channels(kind)]
+        if not usable:
+            raise AudioDeviceError(
+                f"there is no {kind} device; plug one in, or use `moshi-local run` with files"
+            )
+        chosen.append(next((d for d in usable if d.is_default(kind)), usable[0]))
+    return chosen[0], chosen[1]
+
+
+def print_devices(console: Console, devices: Sequence[DeviceInfo]) -> None:
+    """A table, a line a device; the system's own are marked."""
+    table = Table(box=None, pad_edge=False, header_style="")
+    for name in ("", "device", "in", "out", "rate", "through", "default"):
+        number = name in ("", "in", "out", "rate")
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    for d in devices:
+        marks = [kind for kind in ("input", "output") if d.is_default(kind)]
+        row = (d.index, d.name, d.inputs or "", d.outputs or "", d.rate, d.host_api)
+        # As Text: a name may have brackets, which rich would read as markup.
+        table.add_row(*(Text(str(cell)) for cell in row), " and ".join(marks))
+    if devices:
+        console.print(table, highlight=False)
+    else:
+        console.print("no sound devices", highlight=False)
+
+
+def refresh_devices() -> None:
+    """Make PortAudio look for devices again (its list is frozen otherwise); no stream may be open.
+
+    sounddevice has no public call for this; these two are what its own issue tracker advises.
+    """
+    sd = sounddevice()
+    try:
+        sd._terminate()
+        sd._initialize()
+    except sd.PortAudioError as error:
+        raise AudioDeviceError(f"PortAudio does not start again: {reason_of(error)}") from error
+
+
+def reason_of(error: Exception) -> str:
+    """PortAudio's words on one line."""
+    return " ".join(str(error.args[0] if error.args else error).split())

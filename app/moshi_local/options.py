@@ -1,0 +1,89 @@
+"""What the command line can ask for, as values. Knows no parser and no parts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Literal
+
+from moshi_mlx import Sampling
+
+from .echo import EchoMode
+
+__all__ = ["Codec", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
+
+
+class Codec(StrEnum):
+    """Which implementation of Mimi turns sound into codes and back."""
+
+    auto = "auto"
+    mlx = "mlx"
+    rust = "rust"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """What to load: a name, the codec to run it with, and an adapter beside it."""
+
+    name: str
+    codec: Codec
+    lora: Path | None
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingFlags:
+    """The sampling options; None where the model's own value holds."""
+
+    temperature: float | None = None
+    temperature_text: float | None = None
+    top_k: int | None = None
+    top_k_text: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+
+    def audio(self, default: Sampling) -> Sampling | None:
+        """For the tokens of the voice, or None if no option says anything about them."""
+        return _changed(default, self.temperature, self.top_k, self.top_p, self.min_p)
+
+    def text(self, default: Sampling) -> Sampling | None:
+        """For the tokens of the text."""
+        return _changed(default, self.temperature_text, self.top_k_text, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True, slots=True)
+class SoundFlags:
+    """Which sound devices, and what is done with the microphone's sound."""
+
+    input: str | None = None
+    output: str | None = None
+    rate: int | None = None
+    echo: EchoMode = EchoMode.auto
+    noise_suppression: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Keeping:
+    """What is written of a conversation; nothing if not asked for. `events` may be "-"."""
+
+    record: Path | None = None
+    record_format: Literal["flac", "wav"] = "flac"
+    events: str | None = None
+    trace: Path | None = None
+
+
+def _changed(
+    default: Sampling,
+    temperature: float | None,
+    top_k: int | None,
+    top_p: float | None,
+    min_p: float | None,
+) -> Sampling | None:
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    given: dict[str, Any] = {k: v for k, v in options.items() if v is not None}
+    if not given:
+        return None
+    if temperature and default.greedy:
+        # top_k 1 of a greedy model would make the temperature mean nothing.
+        default = Sampling()
+    return replace(default, **given)

@@ -1,0 +1,367 @@
+"""What a model needs, and what its frames would take on this machine if it were here.
+
+Bytes come from the configuration and the files' headers alone; times are measured on matrices of
+the model's sizes. `predict` has the formula. Knows nothing of devices, verdicts and the terminal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from moshi_mlx.codec import MlxCodec
+from moshi_mlx.config import LmConfig, MimiConfig, TransformerConfig, read_config, read_json
+from moshi_mlx.hub import ALIASES, ModelFiles
+from moshi_mlx.lm import Lm
+from moshi_mlx.mimi import Mimi
+from moshi_mlx.weights import default_dtype, named_parameters, read_safetensors
+
+from .bench import GROUPS, kv_bytes_per_frame, time_steps, weight_bytes_per_frame
+
+__all__ = [
+    "PRECISIONS",
+    "Needs",
+    "Prediction",
+    "Shape",
+    "Speed",
+    "Speeds",
+    "gb",
+    "long_conversation_ms",
+    "measure_speed",
+    "needs_of_files",
+    "predict",
+    "published_shape",
+    "shape_of",
+]
+
+CODEC_BYTES = 385_000_000
+"""The published Mimi in float32; as large in memory as in its file."""
+WORKING_BYTES = 300_000_000
+"""Python, MLX and what a step computes, beside weights, conversation and codec: an allowance.
+Nano took 77 MB on Linux; with Metal it was not measured."""
+
+PRECISIONS = {"bf16": 16, "q8": 8, "q4": 4}
+"""Of the published models, the most exact first → bits a weight."""
+_STREAM_BYTES = 256_000_000  # more than processors' caches hold
+_CACHE_BYTES = 128_000_000
+_SPENT = 0.5  # seconds for each of the short measurements
+
+
+def gb(size: float) -> str:
+    """Bytes for a person: "4.6 GB", "12 MB"."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
+
+
+# ------------------------------------------------------------------------- what a model needs
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """Memory that a conversation takes at its longest, in bytes."""
+
+    weights: int
+    conversation: int  # keys and values of a full context
+    codec: int
+    working: int = WORKING_BYTES
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.conversation + self.codec + self.working
+
+    def __str__(self) -> str:
+        return (
+            f"{gb(self.total)} of memory ({gb(self.weights)} weights, {gb(self.conversation)} "
+            f"for a long conversation, {gb(self.codec + self.working)} codec and working memory)"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """A model without its weights: what a frame reads and what memory it takes.
+
+    bits: 4, 8 or 16 (unquantized). `read_per_frame` and `needs` are in bytes, for the type
+    that this machine computes in: bfloat16 on a GPU, float32 on the CPU.
+    """
+
+    name: str
+    bits: int
+    config: LmConfig
+    read_per_frame: int
+    needs: Needs
+
+
+def shape_of(name: str, config: LmConfig, bits: int, dtype: mx.Dtype | None = None) -> Shape:
+    """The shape of a model with this configuration, quantized as the published ones are.
+
+    Nothing of it is computed: a model's arrays have shapes before they have values.
+    """
+    lm = _empty_model(config, bits, dtype or default_dtype())
+    return Shape(
+        name=name,
+        bits=bits,
+        config=config,
+        read_per_frame=weight_bytes_per_frame(lm),
+        needs=Needs(
+            weights=sum(array.nbytes for array in named_parameters(lm).values()),
+            conversation=_full_kv(lm),
+            codec=CODEC_BYTES,
+        ),
+    )
+
+
+def published_shape(name: str, dtype: mx.Dtype | None = None) -> Shape | None:
+    """The shape of a published Moshi by its alias or repository; None for other names."""
+    alias = next((a for a, repo in ALIASES.items() if name in (a, repo)), None)
+    if alias is None:
+        return None
+    return shape_of(alias, read_config().lm, PRECISIONS[alias.rpartition("-")[2]], dtype)
+
+
+def needs_of_files(files: ModelFiles) -> Needs:
+    """The memory that loading these files takes; only their headers are read.
+
+    Raises:
+        CheckpointError: a file is broken.
+    """
+    config = _config_of(files)
+    dtype = default_dtype()
+    floats = (mx.float32, mx.float16, mx.bfloat16)
+    arrays = read_safetensors(files.weights).values()
+    weights = sum(a.size * (dtype if a.dtype in floats else a.dtype).size for a in arrays)
+    lm = _empty_model(config, 16, dtype)
+    return Needs(weights, _full_kv(lm), files.mimi.stat().st_size)
+
+
+def _config_of(files: ModelFiles) -> LmConfig:
+    return read_config(read_json(files.config) if files.config else None, str(files.config)).lm
+
+
+def _empty_model(config: LmConfig, bits: int, dtype: mx.Dtype) -> Lm:
+    """A model whose arrays are never evaluated."""
+    lm = Lm(config)
+    lm.set_dtype(dtype)
+    if bits in GROUPS:
+        nn.quantize(lm, GROUPS[bits], bits)
+    return lm
+
+
+def _full_kv(lm: Lm) -> int:
+    """Bytes of keys and values at full context."""
+    return kv_bytes_per_frame(lm, lm.config.transformer.context or 0)
+
+
+# ------------------------------------------------------------------------------- prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What one frame would take, by parts: milliseconds as [p50, p95]; see `predict`."""
+
+    weights: tuple[float, float]
+    conversation: tuple[float, float]
+    launches: tuple[float, float]
+    codec: tuple[float, float]
+
+    @property
+    def frame_ms(self) -> dict[str, float]:
+        """The sums, in milliseconds. That of the p95 is more than the p95 of the sum."""
+        parts = (self.weights, self.conversation, self.launches, self.codec)
+        p50, p95 = (sum(part[i] for part in parts) for i in (0, 1))
+        return {"p50": round(p50, 1), "p95": round(p95, 1)}
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What this machine does with a shape's matrices: p50 and p95 of measured times.
+
+    weights, attention: seconds a byte, of weights and of keys and values.
+    launches: seconds for all of a frame's operations on next to nothing.
+    codec: seconds for a frame of the published Mimi, both ways.
+    """
+
+    weights: tuple[float, float]
+    attention: tuple[float, float]
+    launches: tuple[float, float]
+    codec: tuple[float, float]
+
+
+def predict(shape: Shape, speed: Speed, positions: int | None = None) -> Prediction:
+    """What a frame of a model that is not here would take on this machine.
+
+        frame = weight bytes / bandwidth + key and value bytes / their bandwidth
+                + launches · cost of a launch + codec
+
+    Each term is measured on this machine. The bandwidth is that of a vector going through matrices
+    of the model's own sizes and precision, more of them than caches hold; keys and values are
+    attended at full context. Launches are not counted: the same model with all its layers, 64 wide,
+    is run, and that time is their number by their cost, Python included. The codec is our Mimi of
+    the published size with random weights. What a GPU does while Python prepares more is counted
+    twice, so the sum should be too high rather than too low there; that was never tried on a Mac.
+    There the program prefers rustymimi for the codec, which needs its file and is not timed here.
+
+    Args:
+        shape: of `published_shape` or `shape_of`.
+        speed: of `measure_speed` with the same shape.
+        positions: how far the conversation is, in frames; None: a full context, the worst.
+    """
+    context = shape.config.transformer.context or 1
+    share = 1.0 if positions is None else min(1.0, positions / context)
+    conversation = shape.needs.conversation * share
+
+    def ms(seconds: tuple[float, float], times: float = 1.0) -> tuple[float, float]:
+        return 1000 * seconds[0] * times, 1000 * seconds[1] * times
+
+    return Prediction(
+        weights=ms(speed.weights, shape.read_per_frame),
+        conversation=ms(speed.attention, conversation),
+        launches=ms(speed.launches),
+        codec=ms(speed.codec),
+    )
+
+
+class Speeds:
+    """This machine's speed with the published shapes, measured when first asked for."""
+
+    def __init__(self) -> None:
+        self._measured: dict[int, Speed] = {}
+
+    def __call__(self, shape: Shape) -> Speed:
+        """Takes some seconds for the first precision, about one for each other."""
+        if shape.bits not in self._measured:
+            other = next(iter(self._measured.values()), None)
+            self._measured[shape.bits] = measure_speed(shape, other)
+        return self._measured[shape.bits]
+
+
+def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
+    """Some seconds of measuring. `before`: of the same configuration in another precision, to reuse."""
+    weights = _per_byte(*_matrix_pass(shape.config.transformer, shape.bits))
+    if before is not None:
+        return replace(before, weights=weights)
+    attention = _per_byte(*_attention_pass(shape.config.transformer))
+    small = _empty_model(_narrow(shape.config), 16, default_dtype())
+    mx.eval(small.parameters())
+    generated = min(small.config.dep_q, small.config.n_q // 2)
+    return Speed(weights, attention, _p50_p95(time_steps(small, 40, generated)), _codec_times())
+
+
+def long_conversation_ms(lm: Lm) -> float:
+    """Milliseconds that a step takes for attending a full context; takes half a second."""
+    p50, _ = _per_byte(*_attention_pass(lm.config.transformer))
+    return 1000 * p50 * _full_kv(lm)
+
+
+def _per_byte(run: Callable[[], None], size: int) -> tuple[float, float]:
+    p50, p95 = _p50_p95(_repeat(run))
+    return p50 / size, p95 / size
+
+
+def _repeat(run: Callable[[], None]) -> list[float]:
+    """Seconds of each run, for half a second, at least three times after a first."""
+    run()
+    times: list[float] = []
+    while len(times) < 3 or sum(times) < _SPENT:
+        began = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def _p50_p95(times: Sequence[float]) -> tuple[float, float]:
+    p50, p95 = np.percentile(times, (50, 95))
+    return float(p50), float(p95)
+
+
+def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Callable[[], None], int]:
+    """A vector's way through the matrices of some layers, and the bytes that it reads."""
+    kv_dim = c.num_kv_heads * c.head_dim
+    if c.gating == "none":
+        widths = [(c.dim, c.feedforward), (c.feedforward, c.dim)]
+    else:
+        widths = [(c.dim, 2 * c.gated_hidden), (c.gated_hidden, c.dim)]
+    widths = [(c.dim, c.dim + 2 * kv_dim), (c.dim, c.dim), *widths]
+    dtype = default_dtype()
+    layers: list[nn.Module] = []
+    size = 0
+    for _ in range(c.num_layers):
+        for inputs, outputs in widths:
+            layer: nn.Module = nn.Linear(inputs, outputs, bias=False)
+            layer.set_dtype(dtype)
+            if bits in GROUPS:
+                layer = layer.to_quantized(GROUPS[bits], bits)
+            arrays = named_parameters(layer)
+            # Values don't matter, but must be nowhere near zero: such numbers can be slow.
+            layer.update({name: mx.ones_like(array) for name, array in arrays.items()})
+            mx.eval(layer.parameters())
+            size += sum(array.nbytes for array in arrays.values())
+            layers.append(layer)
+        if size >= _STREAM_BYTES:
+            break
+    x = mx.ones((1, 1, max(inputs for inputs, _ in widths)), dtype=dtype)
+
+    def run() -> None:
+        # All depend on the one before, as in a model: none may begin early.
+        y = x
+        for i, layer in enumerate(layers):
+            y = layer(x[..., : widths[i % len(widths)][0]] + 1e-6 * y[..., :1])
+        mx.eval(y)
+
+    return run, size
+
+
+def _attention_pass(c: TransformerConfig) -> tuple[Callable[[], None], int]:
+    """One query a layer over full caches of some layers, and the bytes that it reads."""
+    dtype = default_dtype()
+    shape = (1, c.num_kv_heads, c.context or 1, c.head_dim)
+    caches: list[tuple[mx.array, mx.array]] = []
+    size = 0
+    while len(caches) < c.num_layers and size < _CACHE_BYTES:
+        caches.append((mx.ones(shape, dtype), mx.ones(shape, dtype)))
+        mx.eval(caches[-1])
+        size += sum(array.nbytes for array in caches[-1])
+    query = mx.ones((1, c.num_heads, 1, c.head_dim), dtype)
+
+    def run() -> None:
+        y = query
+        for keys, values in caches:
+            y = mx.fast.scaled_dot_product_attention(y, keys, values, scale=c.head_dim**-0.5)
+        mx.eval(y)
+
+    return run, size
+
+
+def _narrow(config: LmConfig) -> LmConfig:
+    """The same layers, slices, vocabularies and delays, but 64 wide: a model of launches alone."""
+
+    def narrow(c: TransformerConfig) -> TransformerConfig:
+        small = replace(c, dim=64, num_heads=2, kv_repeat=1, feedforward=96)
+        return replace(small, cross_attention=False)
+
+    depth = config.depth
+    if depth is not None:
+        low_rank = depth.low_rank_embeddings and 32
+        transformers = tuple(narrow(t) for t in depth.transformers)
+        depth = replace(depth, transformers=transformers, low_rank_embeddings=low_rank)
+    transformer = narrow(config.transformer)
+    return replace(config, transformer=transformer, depth=depth, conditioners={}, fuser=None)
+
+
+def _codec_times() -> tuple[float, float]:
+    """Seconds for a frame, to codes and back."""
+    mimi = Mimi(MimiConfig())
+    mx.eval(mimi.parameters())
+    codec = MlxCodec(mimi)
+    state = codec.init_state()
+    rng = np.random.default_rng(0)
+
+    def run() -> None:
+        pcm = rng.uniform(-0.1, 0.1, codec.frame_size).astype(np.float32)
+        codec.decode_step(codec.encode_step(pcm, state), state)
+
+    return _p50_p95(_repeat(run))

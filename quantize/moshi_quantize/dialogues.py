@@ -1,0 +1,140 @@
+"""Dialogue tokens, to measure and to calibrate with.
+
+For nano they come with the program (`data/nano.npz`); for other models they are what the model
+says to a recording. Knows nothing of quantizing.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+import moshi_mlx
+from moshi_mlx.errors import AudioFileError, CheckpointError
+from moshi_mlx.generate import Generator
+from moshi_mlx.moshi import own_streams
+
+from .source import Source
+
+SHIPPED = Path(__file__).parent / "data" / "nano.npz"
+QUESTION = Path(moshi_mlx.__file__).parent / "models" / "nano" / "question.wav"
+_MOST_SECONDS = 60
+Codes = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Dialogues:
+    """Codes int32 [N, 1 + n_q, T]: text, own codebooks, the other side's; −1 where there are none.
+
+    `calibration` is for choosing and learning, `evaluation` for the figures; `origin` says what
+    they are.
+    """
+
+    calibration: Codes
+    evaluation: Codes
+    origin: str
+
+
+def fingerprint(*paths: Path) -> str:
+    """Of the files that give tokens their meaning: codec and tokenizer."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def find_dialogues(
+    source: Source, given: str | Path | None = None, speaker: Path | None = None
+) -> Dialogues:
+    """Tokens for a model.
+
+    Args:
+        source: the model.
+        given: an .npz (`codes`, or `calibration` and `evaluation`), or a recording to answer; None:
+            what comes with the program, if it is of this codec, else the model's own answer to
+            nano's question.
+        speaker: the folder of the model that answers: a smaller one than the source.
+
+    Raises:
+        CheckpointError: the tokens aren't this model's.
+        AudioFileError: the recording cannot be read.
+    """
+    if given is not None and str(given).endswith(".npz"):
+        return _checked(read_dialogues(Path(given)), source, str(given))
+    if given is None and SHIPPED.is_file():
+        with np.load(SHIPPED, allow_pickle=False) as file:
+            if str(file["fingerprint"]) == fingerprint(source.files.mimi, source.files.tokenizer):
+                return read_dialogues(SHIPPED)
+    recording = Path(given or QUESTION)
+    codes = hear(speaker or source.folder, recording)
+    return Dialogues(codes, codes, f"the model's own answer to {recording.name}")
+
+
+def read_dialogues(path: Path) -> Dialogues:
+    """From an .npz.
+
+    Raises:
+        CheckpointError: it isn't one, or has no codes.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            names = ("calibration", "evaluation") if "evaluation" in file else ("codes", "codes")
+            codes = [np.atleast_3d(file[name].astype(np.int32)) for name in names]
+            codes = [c if file[n].ndim == 3 else file[n][None].astype(np.int32) for n, c in zip(names, codes, strict=True)]
+            origin = str(file["origin"]) if "origin" in file else path.name
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: is not a file of dialogue tokens ({' '.join(str(error).split())[:100]}): it "
+            "must be an .npz with 'codes', whole numbers [dialogues, 1 + n_q, frames]"
+        ) from error
+    if names[0] == "codes" and len(codes[0]) > 1:
+        codes = [codes[0][::2], codes[1][1::2]]
+    return Dialogues(codes[0], codes[1], origin)
+
+
+def _checked(dialogues: Dialogues, source: Source, where: str) -> Dialogues:
+    lm = source.config.lm
+    for codes in (dialogues.calibration, dialogues.evaluation):
+        if codes.ndim != 3 or codes.shape[1] != 1 + lm.n_q or not codes.size:
+            raise CheckpointError(
+                f"{where}: has tokens {list(codes.shape)}, the model takes [dialogues, "
+                f"{1 + lm.n_q}, frames]"
+            )
+        if codes.min() < -1 or codes[:, 0].max() > lm.text_card or codes[:, 1:].max() > lm.card:
+            raise CheckpointError(f"{where}: has tokens that the model doesn't know")
+    return dialogues
+
+
+def hear(model: Path, recording: Path, seed: int = 0) -> Codes:
+    """What a model says to a recording: all its tokens [1, 1 + n_q, T].
+
+    Raises:
+        AudioFileError: the recording cannot be read.
+        MoshiError: the model cannot be loaded.
+    """
+    import soundfile
+    import soxr
+
+    try:
+        pcm, rate = soundfile.read(str(recording), dtype="float32", always_2d=True)
+    except (OSError, RuntimeError) as error:
+        raise AudioFileError(f"{recording}: cannot be read as sound: {error}") from error
+    moshi = moshi_mlx.load(model)
+    if not moshi.config.lm.dep_q:
+        raise AudioFileError("a model that doesn't speak answers nothing: give tokens (.npz)")
+    mono = pcm[: rate * _MOST_SECONDS].mean(axis=1)
+    mono = soxr.resample(mono, rate, moshi.sample_rate).astype(np.float32)
+    mono = np.pad(mono, (0, -len(mono) % moshi.frame_size))
+    given = moshi.config.lm.n_q - own_streams(moshi.config)
+    user = np.array(moshi.mimi.encode(mx.array(mono[None, None])))[:, :given]
+    generator = Generator(
+        moshi.lm, text=moshi.text_sampling, audio=moshi.audio_sampling, seed=seed,
+        generated=own_streams(moshi.config),
+    )  # fmt: skip
+    tokens = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
+    said = np.stack(tokens[1:], axis=2)  # nothing is out in the first step
+    return np.concatenate([said, user[:, :, : said.shape[2]]], axis=1).astype(np.int32)

@@ -1,0 +1,201 @@
+"""Safetensors files, distrusted: what the header says is checked before anything believes it.
+
+Knows the format (https://github.com/huggingface/safetensors#format): eight bytes with the header's
+length, a JSON header, then the tensors' bytes without gaps. Reads headers only; the tensors
+themselves are read one by one by MLX. Knows nothing of models.
+"""
+
+import json
+import math
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moshi_mlx.errors import CheckpointError
+
+MAX_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+
+ITEM_SIZE = {
+    "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4,
+    "F32": 4, "U64": 8, "I64": 8,
+}  # fmt: skip
+"""Bytes of an element, by the format's names of types; F64 and the 8-bit floats are refused."""
+
+_MAX_AXES = 8
+_MAX_NAME = 1000
+# First bytes of files that people take for weights.
+_PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_OTHERS = {
+    b"GGUF": "a GGUF file",
+    b"\x93NUMPY": "a NumPy file",
+    b"\x89HDF": "an HDF5 file",
+    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched",
+    b"<": "a web page",
+}
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An entry of a header: type by the format's name, shape, and its bytes [begin, end)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.begin
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """The tensors of a safetensors file, everything checked.
+
+    Raises:
+        CheckpointError: the file is not a whole and sound safetensors file; names what is wrong.
+    """
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: is not a file")
+    size = status.st_size
+    try:
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if len(start) == 8 and 2 <= length <= min(MAX_HEADER, size - 8):
+                header = file.read(length)
+            else:
+                header = b""
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {_reason(error)}") from error
+    if header[:1] != b"{":
+        raise CheckpointError(f"{path}: {_not_safetensors(path, start, length, size)}")
+    return parse_header(header, size - 8 - length, str(path))
+
+
+def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorInfo]:
+    """A header's tensors: every type known, every offset in its place, none overlapping.
+
+    Args:
+        header: the JSON text.
+        data_size: bytes that follow it in the file.
+        where: the file, for messages.
+
+    Raises:
+        CheckpointError: as `read_header`.
+    """
+
+    def fail(problem: str) -> CheckpointError:
+        return CheckpointError(f"{where}: is corrupt: {problem}; copy or download it again")
+
+    def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            names = [name for name, _ in pairs]
+            double = next(name for name in names if names.count(name) > 1)
+            raise fail(f"its header has {_shown(double)} twice")
+        return table
+
+    def no_constants(_: str) -> Any:
+        raise ValueError("not a number")
+
+    try:
+        text = header.decode("utf-8")
+        entries = json.loads(text, object_pairs_hook=no_doubles, parse_constant=no_constants)
+    except (ValueError, RecursionError) as error:
+        raise fail("its header is not JSON") from error
+    if not isinstance(entries, dict):
+        raise fail("its header is not a JSON object")
+    metadata = entries.pop("__metadata__", None)
+    strings = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
+    if metadata is not None and not strings:
+        raise fail("its metadata are not strings")
+    tensors: dict[str, TensorInfo] = {}
+    for name, entry in entries.items():
+        try:
+            tensors[name] = _entry(name, entry, data_size)
+        except CheckpointError as error:
+            raise fail(str(error)) from None
+    place, before = 0, "the header"
+    for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
+        if info.begin != place:
+            what = "overlap" if info.begin < place else "have a gap between them"
+            raise fail(f"the bytes of {_shown(before)} and {_shown(name)} {what}")
+        place, before = info.end, name
+    if place != data_size:
+        raise fail(f"it has {data_size} bytes of tensors, its header says {place}")
+    return tensors
+
+
+def _entry(name: str, entry: Any, data_size: int) -> TensorInfo:
+    where = f"tensor {_shown(name)}"
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
+        raise CheckpointError(f"{where} has no proper name")
+    if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where} must have dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
+        raise CheckpointError(f"{where} has the type {_shown(dtype)}, which is not supported")
+    if not _sizes(shape) or len(shape) > _MAX_AXES:
+        raise CheckpointError(f"{where} has no proper shape")
+    if not _sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_size:
+        raise CheckpointError(f"{where} lies outside the file's {data_size} bytes of tensors")
+    size = math.prod(shape) * ITEM_SIZE[dtype]
+    if offsets[1] - offsets[0] != size:
+        raise CheckpointError(
+            f"{where} {dtype} {shape} needs {size} bytes, the header gives it "
+            f"{offsets[1] - offsets[0]}"
+        )
+    return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _sizes(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**48 for v in value)
+
+
+def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
+    with path.open("rb") as file:
+        first = file.read(32)
+    if first.startswith(_PICKLES):
+        return "is a pickle (PyTorch's .pt or .bin), which can run code when it is read; refused"
+    other = next((what for mark, what in _OTHERS.items() if first.startswith(mark)), None)
+    if other is not None and first[5:8] != b"\0\0\0":  # else it is a header's length
+        return f"is {other}, not safetensors"
+    if len(start) < 8:
+        return f"is not a safetensors file: it has only {size} bytes"
+    if length > MAX_HEADER:
+        return f"is not a safetensors file: its header would have {length} bytes"
+    if length > size - 8:
+        return f"is truncated: its header has {length} bytes, the file {size}; fetch it again"
+    return "is not a safetensors file"
+
+
+def _shown(value: Any) -> str:
+    """A value of a distrusted file for a message: one short printable line."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)
+
+
+def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
+    """All tensors of several files.
+
+    Raises:
+        CheckpointError: a file is not sound, or two have the same tensor.
+    """
+    tensors: dict[str, TensorInfo] = {}
+    for path in paths:
+        header = read_header(path)
+        if shared := tensors.keys() & header.keys():
+            raise CheckpointError(f"{path}: tensor {_shown(min(shared))} is in another file too")
+        tensors |= header
+    return tensors

@@ -1,0 +1,334 @@
+"""What becomes of each layer: precisions, recipes, and the layers that they are about.
+
+A layer is a Linear or an Embedding of the language model; it goes by its published MLX name, as in
+the file and in config.json. Knows nothing of files or of how well a recipe does.
+"""
+
+import fnmatch
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import mlx.core as mx
+
+from moshi_mlx.config import DepthConfig
+from moshi_mlx.errors import MoshiError
+from moshi_mlx.lm import Lm
+from moshi_mlx.weights import named_leaves, to_mlx
+
+Part = Literal["temporal", "depth", "embeddings", "heads", "conditions"]
+PARTS: tuple[Part, ...] = ("temporal", "depth", "embeddings", "heads", "conditions")
+
+Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
+BITS = (2, 3, 4, 5, 6, 8)
+GROUPS = (32, 64, 128)
+# Bits and group of the floating-point modes: the OCP Microscaling formats, and NVIDIA's.
+_FLOAT_MODES: dict[str, tuple[int, int]] = {
+    "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16),
+}  # fmt: skip
+# Groups where none is asked for: 4 and 8 as published, few bits with small groups.
+_DEFAULT_GROUP = {2: 32, 3: 32, 4: 32, 5: 64, 6: 64, 8: 64}
+
+
+class RecipeError(MoshiError):
+    """A recipe or a precision that there is not."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a layer is quantized: `bits` an element, a scale for every `group_size` inputs."""
+
+    bits: int
+    group_size: int
+    mode: Mode = "affine"
+
+    def __post_init__(self) -> None:
+        known = _FLOAT_MODES.get(self.mode)
+        if known is not None and (self.bits, self.group_size) != known:
+            raise RecipeError(f"{self.mode} has {known[0]} bits in groups of {known[1]}")
+        if known is None and (self.bits not in BITS or self.group_size not in GROUPS):
+            raise RecipeError(
+                f"There is no precision of {self.bits} bits in groups of {self.group_size}: bits "
+                f"are {', '.join(map(str, BITS))}, groups {', '.join(map(str, GROUPS))}."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.bits}:{self.group_size}" if self.mode == "affine" else self.mode
+
+    @property
+    def bits_per_weight(self) -> float:
+        """With scales and biases, these in 16 bits (8 for the floating-point modes' scales)."""
+        return self.bits + (32 if self.mode == "affine" else 8) / self.group_size
+
+    @property
+    def block(self) -> dict[str, Any]:
+        """As in config.json."""
+        return {"group_size": self.group_size, "bits": self.bits, "mode": self.mode}
+
+    def specs(
+        self, shape: tuple[int, ...], dtype: mx.Dtype
+    ) -> dict[str, tuple[mx.Dtype, tuple[int, ...]]]:
+        """Types and shapes of what `quantize` gives for weights of this shape."""
+        rows, inputs = shape[:-1], shape[-1]
+        groups = (*rows, inputs // self.group_size)
+        specs = {"weight": (mx.uint32, (*rows, inputs * self.bits // 32))}
+        if self.mode == "affine":
+            return specs | {"scales": (dtype, groups), "biases": (dtype, groups)}
+        return specs | {"scales": (mx.uint8, groups)}
+
+    def quantize(self, weight: mx.array) -> dict[str, mx.array]:
+        """Nearest values: packed weights [..., inputs · bits / 32], scales and biases by group."""
+        parts = mx.quantize(weight, self.group_size, self.bits, self.mode)
+        return dict(zip(("weight", "scales", "biases"), parts, strict=False))
+
+    def dequantize(self, parts: Mapping[str, mx.array]) -> mx.array:
+        """What the packed weights stand for."""
+        return mx.dequantize(
+            parts["weight"], parts["scales"], parts.get("biases"), group_size=self.group_size,
+            bits=self.bits, mode=self.mode,
+        )  # fmt: skip
+
+    def fitting(self, inputs: int) -> "Precision | None":
+        """This, or with the largest smaller group that divides the inputs; None if none does."""
+        if inputs % self.group_size == 0:
+            return self
+        groups = [g for g in GROUPS if g < self.group_size and inputs % g == 0]
+        return replace(self, group_size=max(groups)) if groups and self.mode == "affine" else None
+
+
+def parse_precision(text: str) -> Precision | None:
+    """ "4", "4:64" (bits, group), "mxfp4"; "none" is None: left in full precision.
+
+    Raises:
+        RecipeError: there is no such precision.
+    """
+    if text == "none":
+        return None
+    if text in _FLOAT_MODES:
+        return Precision(*_FLOAT_MODES[text], mode=text)  # type: ignore[arg-type]
+    match = re.fullmatch(r"q?(\d)(?::(\d+))?", text)
+    if match is None:
+        raise RecipeError(
+            f"'{text}' is no precision: say bits ({', '.join(map(str, BITS))}), bits:group (4:64), "
+            f"{', '.join(_FLOAT_MODES)} or none."
+        )
+    bits = int(match[1])
+    return Precision(bits, int(match[2]) if match[2] else _DEFAULT_GROUP.get(bits, 32))
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A layer that can be quantized.
+
+    `path` is its place in our modules, `names` are its published ones (several where slices of
+    the depth transformer share weights), `uses` says how often a frame reads it.
+    """
+
+    path: str
+    names: tuple[str, ...]
+    part: Part
+    shape: tuple[int, int]
+    uses: int
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+    @property
+    def kind(self) -> str:
+        """The name without numbers: layers of one kind do the same in different places."""
+        return re.sub(r"\.\d+\b", "", self.name)
+
+    @property
+    def size(self) -> int:
+        """Weights."""
+        return self.shape[0] * self.shape[1]
+
+    def nbytes(self, precision: Precision | None, dtype: mx.Dtype = mx.bfloat16) -> int:
+        """In the file, by one of its names."""
+        if precision is None:
+            return self.size * dtype.size
+        specs = precision.specs(self.shape, dtype).values()
+        return sum(kind.size * shape[0] * shape[1] for kind, shape in specs)
+
+
+def layers_of(lm: Lm) -> list[Layer]:
+    """All Linear and Embedding layers of a model that is not quantized."""
+    layers = []
+    for path, module in named_leaves(lm).items():
+        if not hasattr(module, "to_quantized"):
+            continue
+        published = to_mlx({f"{path}.weight": module.weight}, lm.config)
+        names = tuple(name.removesuffix(".weight") for name in published)
+        layers.append(
+            Layer(path, names, _part(names[0]), module.weight.shape, uses(path, lm.config.depth))
+        )
+    return layers
+
+
+def _part(name: str) -> Part:
+    if name.startswith("condition_provider."):
+        return "conditions"
+    if "emb." in f"{name}." or name.startswith(("text_emb", "audio_embs.")):
+        return "embeddings"
+    if re.fullmatch(r"text_linear|extra_heads\.\d+|depformer\.slices\.\d+\.linear_out", name):
+        return "heads"
+    return "depth" if name.startswith("depformer.") else "temporal"
+
+
+def uses(path: str, depth: DepthConfig | None) -> int:
+    """How often a frame uses a module: a weight set of the depth transformer once per slice."""
+    parts = path.split(".")
+    if depth is None or parts[0] != "depformer":
+        return 1
+    if parts[1] == "linear_in":
+        return depth.inputs.count(int(parts[2]))
+    return depth.weight_sets.count(int(parts[2])) if parts[1] == "transformers" else 1
+
+
+Predicate = Callable[[str, Layer], "bool | Mapping[str, Any] | Precision | None"]
+"""One's own rule, as mlx-lm's `quant_predicate`: a layer's published name and the layer → True (as
+the recipe says), False or None (not quantized), or what to do: {"bits": 8, "group_size": 64}."""
+
+Assignment = dict[str, Precision | None]
+"""A layer's path → its precision."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What becomes of each layer; made by `recipe`.
+
+    `rules` are (what, precision): what is a part, or a pattern for published names in the manner
+    of file names ("depformer.*.linear_out"); the last that fits holds. `upgrade` then spends at
+    most that share of the file's bytes on raising kinds of layers, in the order in which they
+    pay. With `target_bits`, bits are given out by measured sensitivity instead, from `choices`.
+    `method` is how a layer's values are found: "nearest", "gptq" or "dwq".
+    """
+
+    name: str
+    default: Precision | None
+    rules: tuple[tuple[str, Precision | None], ...] = ()
+    upgrade: tuple[float, Precision] | None = None
+    target_bits: float | None = None
+    method: Literal["nearest", "gptq", "dwq"] = "nearest"
+    predicate: Predicate | None = field(default=None, compare=False)
+
+    @property
+    def calibrated(self) -> bool:
+        """Needs dialogue tokens."""
+        return self.target_bits is not None or self.method != "nearest"
+
+    def assign(self, layers: Sequence[Layer]) -> Assignment:
+        """The precision of every layer. Where the group doesn't divide, a smaller one, or none.
+
+        Raises:
+            RecipeError: a rule fits no layer, or the predicate's answer is not understood.
+        """
+        assignment = {layer.path: self.default for layer in layers}
+        if self.upgrade is not None and self.default is not None:
+            assignment |= _upgraded(layers, self.default, *self.upgrade)
+        assignment |= self.fixed(layers)
+        if self.predicate is not None:
+            for layer in layers:
+                assignment[layer.path] = _answer(
+                    self.predicate(layer.name, layer), layer, assignment[layer.path]
+                )
+        return {
+            layer.path: None if given is None else given.fitting(layer.shape[1])
+            for layer in layers
+            for given in [assignment[layer.path]]
+        }
+
+    def fixed(self, layers: Iterable[Layer]) -> Assignment:
+        """What the rules say of the layers that they are about."""
+        layers = list(layers)
+        assignment: Assignment = {}
+        for what, precision in self.rules:
+            hit = [
+                layer
+                for layer in layers
+                if layer.part == what or any(fnmatch.fnmatchcase(n, what) for n in layer.names)
+            ]
+            if not hit and what not in PARTS:
+                raise RecipeError(
+                    f"No layer is called '{what}': say {', '.join(PARTS)}, or a layer's name, "
+                    "with * for any part of it."
+                )
+            assignment |= {layer.path: precision for layer in hit}
+        return assignment
+
+
+def _answer(answer: Any, layer: Layer, given: Precision | None) -> Precision | None:
+    if answer is True:
+        return given
+    if answer is False or answer is None:
+        return None
+    if isinstance(answer, Precision):
+        return answer
+    known = {"bits", "group_size", "mode"}
+    if isinstance(answer, Mapping) and "bits" in answer and answer.keys() <= known:
+        group = answer.get("group_size", _DEFAULT_GROUP.get(answer["bits"], 32))
+        return Precision(answer["bits"], group, answer.get("mode", "affine"))
+    raise RecipeError(
+        f"The predicate's answer for '{layer.name}' is {answer!r}: it must be True, False, or "
+        '{"bits": …, "group_size": …, "mode": …}.'
+    )
+
+
+# Kinds of layers, those first whose eighth bits save most KL per byte, as measured on nano
+# (quantize/README.md has the figures). What is not named here stays as it is.
+UPGRADE_ORDER: tuple[str, ...] = ()
+
+
+def _upgraded(
+    layers: Sequence[Layer], base: Precision, share: float, better: Precision
+) -> Assignment:
+    """Kinds of layers in order of what they pay, as long as the file grows by less than `share`."""
+    sizes = {layer.path: layer.nbytes(base.fitting(layer.shape[1])) for layer in layers}
+    budget = share * sum(sizes.values())
+    assignment: Assignment = {}
+    for kind in UPGRADE_ORDER:
+        for layer in (layer for layer in layers if layer.kind == kind):
+            extra = layer.nbytes(better.fitting(layer.shape[1])) - sizes[layer.path]
+            if 0 < extra <= budget:
+                assignment[layer.path] = better
+                budget -= extra
+    return assignment
+
+
+RECIPES: dict[str, Recipe] = {
+    # As published: upstream's moshi_mlx reads these.
+    "q4": Recipe("q4", Precision(4, 32)),
+    "q8": Recipe("q8", Precision(8, 64)),
+    "q4-mixed": Recipe("q4-mixed", Precision(4, 32), upgrade=(0.1, Precision(8, 64))),
+    "q6-mixed": Recipe("q6-mixed", Precision(6, 64), upgrade=(0.1, Precision(8, 64))),
+    "mxfp4": Recipe("mxfp4", Precision(4, 32, "mxfp4")),
+    "mxfp8": Recipe("mxfp8", Precision(8, 32, "mxfp8")),
+    "nvfp4": Recipe("nvfp4", Precision(4, 16, "nvfp4")),
+    "auto": Recipe("auto", Precision(4, 32), target_bits=4.5),
+    "q4-gptq": Recipe("q4-gptq", Precision(4, 32), method="gptq"),
+    "q4-dwq": Recipe("q4-dwq", Precision(4, 32), method="dwq"),
+    "none": Recipe("none", None),
+}
+
+
+def recipe(what: "str | Recipe | None") -> Recipe:
+    """A recipe by its name, or uniform by its precision ("4:64", "mxfp4"); None only converts.
+
+    Raises:
+        RecipeError: there is no such recipe.
+    """
+    if isinstance(what, Recipe):
+        return what
+    name = what or "none"
+    if name in RECIPES:
+        return RECIPES[name]
+    try:
+        precision = parse_precision(name)
+    except RecipeError:
+        raise RecipeError(
+            f"There is no recipe '{name}': it is one of {', '.join(RECIPES)}, or a precision "
+            "(bits, bits:group) for all layers."
+        ) from None
+    return Recipe(f"q{precision}", precision)

@@ -1,0 +1,143 @@
+"""Which layers matter: bits given out by measuring, not by taste.
+
+Each layer alone (of a model too big for memory: each kind of layers) is quantized, and the KL that
+this costs is measured. What other precisions would cost follows from their squared error, for KL
+grows with it (both are quadratic in a small error); the costs of layers add up. Then bits go where
+they save most: the least cost for a number of bytes, by a Lagrange multiplier.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from .dialogues import Codes
+from .recipe import Assignment, Layer, Precision
+from .source import Source
+from .teacher import Teacher, distance
+
+PROBE = Precision(4, 32)
+CHOICES = (
+    Precision(2, 32), Precision(3, 64), Precision(3, 32), Precision(4, 64), Precision(4, 32),
+    Precision(5, 64), Precision(6, 64), Precision(8, 64),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """By a layer's path: the cost in nats a frame of each precision that fits it."""
+
+    cost: Mapping[str, Mapping[Precision, float]]
+
+
+def measure(
+    source: Source,
+    layers: Sequence[Layer],
+    codes: Codes,
+    choices: Sequence[Precision] = CHOICES,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> Sensitivity:
+    """What quantizing each layer costs, on dialogues [N, 1 + n_q, T]."""
+    teacher = Teacher(source)
+    tokens = mx.array(codes)
+    original = teacher(tokens)
+    by_path = {layer.path: layer for layer in layers if PROBE.fitting(layer.shape[1])}
+    groups: dict[str, list[Layer]] = {}
+    for layer in by_path.values():
+        groups.setdefault(layer.kind if teacher.streams else layer.path, []).append(layer)
+    errors = {p: _errors(teacher.read(p)["weight"], layer, choices) for p, layer in by_path.items()}
+    cost: dict[str, Mapping[Precision, float]] = {}
+    for done, (name, group) in enumerate(groups.items()):
+        if progress is not None:
+            progress(done, len(groups), f"measuring {name}")
+        inside = {layer.path for layer in group}
+
+        def probe(path: str, leaf: nn.Module, _: mx.array, inside: set[str] = inside) -> None:
+            if path in inside:
+                precision = PROBE.fitting(leaf.weight.shape[-1])
+                assert precision is not None
+                leaf.weight = precision.dequantize(precision.quantize(leaf.weight))
+
+        kl = max(distance(original, teacher(tokens, probe)).frame_kl, 0.0)
+        total = sum(errors[path][_probe(by_path[path])] for path in inside)
+        for path in inside:
+            per_error = kl / total if total else 0.0
+            cost[path] = {p: per_error * e for p, e in errors[path].items()}
+    return Sensitivity(cost)
+
+
+def _probe(layer: Layer) -> Precision:
+    precision = PROBE.fitting(layer.shape[1])
+    assert precision is not None
+    return precision
+
+
+def _errors(
+    weight: mx.array, layer: Layer, choices: Sequence[Precision]
+) -> dict[Precision, float]:
+    """Summed squared error of each precision that fits, scales being in bfloat16 as in files."""
+    fitting = {p.fitting(layer.shape[1]) for p in (*choices, PROBE)}
+    half = weight.astype(mx.bfloat16)
+    return {
+        p: mx.sum(mx.square(p.dequantize(p.quantize(half)).astype(mx.float32) - weight)).item()
+        for p in fitting
+        if p is not None
+    }
+
+
+def give_out(
+    sensitivity: Sensitivity,
+    layers: Sequence[Layer],
+    target_bits: float,
+    fixed: Assignment | None = None,
+) -> Assignment:
+    """Precisions of the least cost with at most so many bits a weight on average.
+
+    Args:
+        sensitivity: what each costs.
+        layers: all; those that no group divides stay as they are, and don't count.
+        target_bits: with scales and biases.
+        fixed: layers that are settled already; they count.
+    """
+    fixed = dict(fixed or {})
+    free = [layer for layer in layers if layer.path in sensitivity.cost and layer.path not in fixed]
+    counted = [layer for layer in layers if layer.path in sensitivity.cost]
+    budget = target_bits / 8 * sum(layer.size for layer in counted)
+    budget -= sum(layer.nbytes(fixed[layer.path]) for layer in counted if layer.path in fixed)
+
+    def at(price: float) -> dict[str, Precision]:
+        """The best choices where a byte costs so many nats."""
+        return {
+            layer.path: min(
+                costs, key=lambda p: (costs[p] + price * layer.nbytes(p), layer.nbytes(p))
+            )
+            for layer in free
+            for costs in [sensitivity.cost[layer.path]]
+        }
+
+    def size(chosen: Mapping[str, Precision]) -> int:
+        return sum(layer.nbytes(chosen[layer.path]) for layer in free)
+
+    low, high = 1e-20, 1e6
+    for _ in range(100):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if size(at(middle)) > budget else (low, middle)
+    chosen = at(high)
+    # What is left of the budget goes where it saves most a byte.
+    while True:
+        left = budget - size(chosen)
+        steps = [
+            ((costs[now] - costs[p]) / extra, layer.path, p)
+            for layer in free
+            for costs, now in [(sensitivity.cost[layer.path], chosen[layer.path])]
+            for p in costs
+            for extra in [layer.nbytes(p) - layer.nbytes(now)]
+            if 0 < extra <= left and costs[p] < costs[now]
+        ]
+        if not steps:
+            break
+        _, path, precision = max(steps, key=lambda step: step[0])
+        chosen[path] = precision
+    result: Assignment = {layer.path: None for layer in layers}
+    return result | chosen | fixed
