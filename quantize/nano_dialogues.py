@@ -19,7 +19,7 @@ from moshi_quantize.dialogues import SHIPPED, fingerprint
 from moshi_quantize.source import open_source
 
 FRAMES = 160
-DIALOGUES = 32  # of each half
+DIALOGUES = {"calibration": 32, "evaluation": 20}
 SEED = 2026
 
 
@@ -46,19 +46,19 @@ def main() -> None:
         sys.exit(f"{made}: has no tokens of the bundled nano's tokenizer; run make nano")
     bank = load_bank(folders[-1])
     halves = {}
-    for i, name in enumerate(("calibration", "evaluation")):
-        maker = DialogueMaker(every_other(bank, i), DIALOGUES, FRAMES, seed=SEED + i)
+    for i, (name, count) in enumerate(DIALOGUES.items()):
+        maker = DialogueMaker(every_other(bank, i), count, FRAMES, seed=SEED + i)
         halves[name] = np.stack([d.codes for d in maker.dialogues(0)]).astype(np.int16)
     np.savez_compressed(
         SHIPPED,
         fingerprint=np.array(fingerprint(files.mimi, files.tokenizer)),
         origin=np.array(
-            f"{DIALOGUES} dialogues of {FRAMES * 0.08:.1f} s with nano, synthetic speech (flite, "
+            f"dialogues of {FRAMES * 0.08:.1f} s with nano, synthetic speech (flite, "
             "espeak-ng), made by quantize/nano_dialogues.py"
         ),
         **halves,  # type: ignore[arg-type]
     )
-    print(f"{SHIPPED}: {SHIPPED.stat().st_size} bytes, {halves['evaluation'].shape} each half")
+    print(f"{SHIPPED}: {SHIPPED.stat().st_size} bytes, {halves['evaluation'].shape} to evaluate")
 
 
 if __name__ == "__main__":

@@ -206,13 +206,15 @@ def pass_through(
     port: LiveAudio,
     until: float,
     step: Callable[[float], float] = lambda now: 0.04,
+    answer: Callable[[FloatArray], FloatArray] = lambda frame: frame,
 ) -> None:
-    """Answer each frame with itself, `step(now)` seconds after it was read."""
+    """Answer each frame, with itself if nothing else is said, `step(now)` seconds after it was
+    read."""
     frame = np.zeros(FRAME_SIZE, np.float32)
     while card.now < until:
         if port.read(frame, 0.0) is Read.FRAME:
             card.advance(card.now + step(card.now))
-            port.write(frame)
+            port.write(answer(frame))
         else:
             card.next_block()
 

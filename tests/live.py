@@ -3,19 +3,22 @@
     python tests/live.py [--seconds 60] [--model nano] [--keep both.wav]
 
 Plays nano's question into the microphone again and again, records both sides, and prints a table
-of what the sound card and the frames did. Exit code 1 if there was an xrun, no callback, or no
-sound on the speaker side.
+of what the sound card, the frames and the memory did. Exit code 1 if there was an xrun, no
+callback or fewer than there must be, no sound on the speaker side, or memory that grew by more
+than 2 % after the first minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,11 @@ LOAD_SECONDS = 120.0
 LISTENING = "listening: "
 SPEECH_LEVEL = 0.01
 REPLY_SECONDS = 4.0
+CALLBACKS_A_SECOND = 50
+CALLBACK_TOLERANCE = 0.02
+SAMPLE_SECONDS = 5.0
+SETTLED_SECONDS = 60.0
+MEMORY_GROWTH = 0.02
 
 
 @dataclass(frozen=True)
@@ -40,6 +48,17 @@ class LiveRun:
     both: NDArray[np.float32]
     exit_code: int
     errors: str
+    memory: list[float]
+    """Resident bytes, every SAMPLE_SECONDS from when it listened."""
+
+    @property
+    def memory_growth(self) -> float | None:
+        """By how much the last sixth is above the first minute's end; None for a short run."""
+        settled = self.memory[round(SETTLED_SECONDS / SAMPLE_SECONDS) :]
+        if len(settled) < 6:
+            return None
+        sixth = max(1, len(settled) // 6)
+        return float(np.nanmean(settled[-sixth:]) / np.mean(settled[:sixth]) - 1)
 
     @property
     def speaker_seconds(self) -> float:
@@ -58,23 +77,35 @@ class LiveRun:
             found.append("no callback")
         elif self.summary["xruns"]:
             found.append(f"{self.summary['xruns']} xruns")
+        if self.summary:
+            expected = CALLBACKS_A_SECOND * self.summary["elapsed_seconds"]
+            if abs(self.summary["callbacks"] / expected - 1) > CALLBACK_TOLERANCE:
+                found.append(f"{self.summary['callbacks']} callbacks in place of {expected:.0f}")
+        if (growth := self.memory_growth) is not None and growth > MEMORY_GROWTH:
+            found.append(f"memory grew by {100 * growth:.1f} %")
         if not self.speaker_seconds:
             found.append("no sound on the speaker side")
         return found
 
 
 def talk(
-    card: rig.VirtualCard, seconds: float, *options: str, stop_with: int | None = None
+    card: rig.VirtualCard,
+    seconds: float,
+    *options: str,
+    stop_with: int | None = None,
+    through: Sequence[str] = (),
 ) -> LiveRun:
     """`moshi-local` for `seconds`, questions played to it from when it listens.
 
-    With `stop_with` the program runs without an end and gets this signal after `seconds`.
+    With `stop_with` the program runs without an end and gets this signal after `seconds`. The
+    command `through` starts it, if given.
     """
-    command = [sys.executable, "-m", "moshi_local", "--json", *options]
+    command = [*through, sys.executable, "-m", "moshi_local", "--json", *options]
     if stop_with is None:
         command += ["--seconds", str(seconds)]
     lines: list[str] = []
-    listening = threading.Event()
+    memory: list[float] = []
+    listening, ended = threading.Event(), threading.Event()
     with card.recording() as both:
         program = subprocess.Popen(
             command,
@@ -94,8 +125,14 @@ def talk(
                     listening.set()
             listening.set()
 
-        follower = threading.Thread(target=follow)
-        follower.start()
+        def weigh() -> None:
+            listening.wait()
+            while not ended.wait(SAMPLE_SECONDS):
+                memory.append(_resident_bytes(program.pid))
+
+        followers = [threading.Thread(target=follow), threading.Thread(target=weigh)]
+        for follower in followers:
+            follower.start()
         try:
             if not listening.wait(LOAD_SECONDS):
                 raise rig.RigError(f"moshi-local did not listen in {LOAD_SECONDS:.0f} s")
@@ -109,9 +146,19 @@ def talk(
             if program.poll() is None:
                 program.kill()
                 program.wait()
-            follower.join()
+            ended.set()
+            for follower in followers:
+                follower.join()
     summary = json.loads(output) if program.returncode == 0 else {}
-    return LiveRun(summary, both.samples, program.returncode, "".join(lines))
+    return LiveRun(summary, both.samples, program.returncode, "".join(lines), memory)
+
+
+def _resident_bytes(pid: int) -> float:
+    try:
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    except (OSError, IndexError):  # it has ended
+        return float("nan")
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _play_until(card: rig.VirtualCard, end: float) -> None:
@@ -136,12 +183,17 @@ def table(run: LiveRun) -> str:
         ("callbacks", str(summary["callbacks"])),
         ("xruns", str(summary["xruns"])),
         ("gaps in the output", str(summary["gaps"])),
-        ("restarts", str(summary["restarts"])),
         ("input dropped (s)", f"{summary['input_dropped_seconds']:.2f}"),
         ("output dropped (s)", f"{summary['output_dropped_seconds']:.2f}"),
         ("speaker heard (s)", f"{run.speaker_seconds:.1f}"),
         ("words", str(len(summary["words"]))),
+        ("mouth to ear (ms)", f"{summary['delay_ms']:.0f}"),
     ]
+    if (growth := run.memory_growth) is not None:
+        sizes = [run.memory[round(SETTLED_SECONDS / SAMPLE_SECONDS)], run.memory[-2]]
+        grew = " → ".join(f"{size / 1e6:.1f}" for size in sizes)
+        rows.append(("memory after a minute, at the end (MB)", f"{grew}: {100 * growth:+.2f} %"))
+    rows.append(("restarts", str(summary["restarts"])))
     rows += [
         (f"{name} ms p50 p95 p99 max", " ".join(f"{ms[k]:.1f}" for k in ms))
         for name, ms in times.items()

@@ -173,11 +173,12 @@ def test_the_narrow_model_has_all_launches() -> None:
 
 def test_a_matrix_pass_reads_what_it_says() -> None:
     c = read_config(read_json(SMALL)).lm.transformer
-    run, size = prediction._matrix_pass(c, 16)
-    run()
+    work, size = prediction._matrix_pass(c, 16)
+    work(2)
     inner = c.dim * (c.dim + 2 * c.num_kv_heads * c.head_dim) + c.dim * c.dim
     assert size == 2 * c.num_layers * (inner + 3 * c.dim * c.gated_hidden)
-    q4, q8 = (prediction._matrix_pass(replace(c, dim=64, num_heads=2), b)[1] for b in (4, 8))
+    wide = replace(c, dim=64, num_heads=2, feedforward=96)  # groups divide it
+    q4, q8 = (prediction._matrix_pass(wide, bits)[1] for bits in (4, 8))
     assert q4 / q8 == pytest.approx((4 + 1) / (8 + 0.5))  # with scales, groups of 32 and 64
 
 

@@ -6,12 +6,12 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import live
 import pytest
 import rig
-
-from moshi_local import audio
+import soundfile
 
 pytestmark = pytest.mark.device
 
@@ -34,9 +34,10 @@ def test_nano_answers_through_the_sound_card(card: rig.VirtualCard) -> None:
         run = live.talk(card, SECONDS, "--model", "nano")
         if not run.faults:
             break
-    assert [fault for fault in run.faults if not fault.endswith("xruns")] == []
+    timely = ("xruns", "callbacks in place")  # counted below, with more patience
+    assert [f for f in run.faults if not any(word in f for word in timely)] == []
     assert run.summary["xruns"] <= XRUNS_PER_CALLBACK * run.summary["callbacks"]
-    blocks = SECONDS / audio.BLOCK_SECONDS
+    blocks = SECONDS * live.CALLBACKS_A_SECOND
     assert run.summary["callbacks"] == pytest.approx(blocks, rel=0.1)
     assert run.summary["frames"] == pytest.approx(SECONDS * 12.5, rel=0.1)
     assert run.summary["words"], "it said something"
@@ -51,6 +52,18 @@ def test_a_signal_ends_the_conversation_in_order(
     assert run.exit_code == 0
     assert run.summary["callbacks"] > 0
     assert "Traceback" not in run.errors
+
+
+def test_no_network_at_all_is_needed(card: rig.VirtualCard, tmp_path: Path) -> None:
+    alone = ["unshare", "--net", "--map-root-user"]
+    if subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("this system makes no network namespaces")
+    record = ["--record", str(tmp_path / "kept"), "--record-format", "wav"]
+    run = live.talk(card, 4.0, "--model", "nano", *record, through=alone)
+    assert run.exit_code == 0, run.errors
+    assert run.summary["frames"] > 30
+    (sound,) = (tmp_path / "kept").glob("*.wav")
+    assert soundfile.info(sound).channels == 2
 
 
 def test_a_wrong_device_is_one_line_with_the_right_ones(card: rig.VirtualCard) -> None:

@@ -180,8 +180,7 @@ def test_the_first_signal_asks_the_second_interrupts(number: signal.Signals) -> 
         assert stop
         assert stop.signal == number
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), number)
-            time.sleep(1)
+            signal.raise_signal(number)
         assert signal.getsignal(number) == before, "a third one is as if nobody watched"
     assert signal.getsignal(number) == before
 

@@ -461,7 +461,7 @@ def test_space_is_push_to_talk(terminal: Terminal) -> None:
     assert terminal.exit_code() == 0
 
 
-@pytest.mark.parametrize("how", ["\x03", signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("how", ["\x03", signal.SIGTERM])
 def test_a_stop_gives_the_terminal_back(terminal: Terminal, how: str | signal.Signals) -> None:
     terminal.wait_for("word11")
     if isinstance(how, str):

@@ -205,7 +205,6 @@ class Conversation:
         closed = self._muted or (self.push_to_talk and not self._talking)
         if closed != self._closed:
             self._closed = closed
-            self._quiet = 0
             self._events.append(MicrophoneClosed(self.seconds, closed=closed))
 
     def _rest_or_go_on(self) -> None:

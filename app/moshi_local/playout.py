@@ -42,7 +42,7 @@ QUIET_SURPLUS_SECONDS = 0.01
 LOUD_SURPLUS_SECONDS = 0.02
 FADE_SECONDS = 0.005
 DRIFT_SECONDS = 20.0
-SINK = 0.0002
+SINK = 0.0005
 """Seconds a second by which the slack sinks to a lower cushion, where a resampler can do it."""
 
 
@@ -163,11 +163,11 @@ class Playout:
         else:
             self._slacks.append(slack)
             if len(self._slacks) == WINDOW_WRITES:
-                sink = SINK * self._frame_seconds if self._drift else CUSHION_DOWN_SECONDS
-                self._aim = max(self.cushion, self._aim - sink)
-                surplus = min(self._slacks) - self._aim
+                surplus = min(self._slacks) - self._follow_cushion()
                 if self._drift is not None:
                     self._correction = -self._drift.update(surplus, self._frame_seconds)
+                    if self._aim > self.cushion:
+                        self._correction -= SINK
                 # A few milliseconds are left to the resampler, where there are two clocks.
                 quiet = self.level < QUIET and self._drift is None
                 least = QUIET_SURPLUS_SECONDS if quiet else LOUD_SURPLUS_SECONDS
@@ -200,6 +200,14 @@ class Playout:
         if self._least_when_calm >= CUSHION_DOWN_SECONDS + SPARE_SECONDS:
             self.cushion = max(self.cushion - CUSHION_DOWN_SECONDS, CUSHION_MIN_SECONDS)
         self._calm_since, self._least_when_calm = now, np.inf
+
+    def _follow_cushion(self) -> float:
+        """Where the slack should be now: a resampler takes its time to a lower cushion."""
+        if self._drift is None:
+            self._aim = self.cushion
+        else:
+            self._aim = max(self.cushion, self._aim - SINK * self._frame_seconds)
+        return self._aim
 
     def _without(self, pcm: FloatArray, surplus: float, least: float) -> FloatArray:
         """`pcm` without `surplus` seconds, if that is more than `least`."""

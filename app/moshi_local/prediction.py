@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -50,6 +51,7 @@ PRECISIONS = {"bf16": 16, "q8": 8, "q4": 4}
 _STREAM_BYTES = 256_000_000  # more than processors' caches hold
 _CACHE_BYTES = 128_000_000
 _SPENT = 0.5  # seconds for each of the short measurements
+_SAMPLE = 0.05
 
 
 def gb(size: float) -> str:
@@ -115,12 +117,17 @@ def shape_of(name: str, config: LmConfig, bits: int, dtype: mx.Dtype | None = No
     )
 
 
-def published_shape(name: str, dtype: mx.Dtype | None = None) -> Shape | None:
+def published_shape(name: str) -> Shape | None:
     """The shape of a published Moshi by its alias or repository; None for other names."""
     alias = next((a for a, repo in ALIASES.items() if name in (a, repo)), None)
     if alias is None:
         return None
-    return shape_of(alias, read_config().lm, PRECISIONS[alias.rpartition("-")[2]], dtype)
+    return replace(_moshi(PRECISIONS[alias.rpartition("-")[2]], default_dtype()), name=alias)
+
+
+@cache
+def _moshi(bits: int, dtype: mx.Dtype) -> Shape:
+    return shape_of("moshi", read_config().lm, bits, dtype)
 
 
 def needs_of_files(files: ModelFiles) -> Needs:
@@ -240,7 +247,7 @@ class Speeds:
 
 
 def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
-    """Some seconds of measuring. `before`: of the same configuration in another precision, to reuse."""
+    """Measures for some seconds; what `before`, of another precision, has in common is taken."""
     weights = _per_byte(*_matrix_pass(shape.config.transformer, shape.bits))
     if before is not None:
         return replace(before, weights=weights)
@@ -257,16 +264,28 @@ def long_conversation_ms(lm: Lm) -> float:
     return 1000 * p50 * _full_kv(lm)
 
 
-def _per_byte(run: Callable[[], None], size: int) -> tuple[float, float]:
-    p50, p95 = _p50_p95(_repeat(run))
-    return p50 / size, p95 / size
+Pass = Callable[[int], None]
+"""Work done so many times over in one evaluation, as a frame is."""
+
+
+def _per_byte(work: Pass, size: int) -> tuple[float, float]:
+    """Seconds a byte, p50 and p95. Each sample takes about as long as a frame may.
+
+    Args:
+        work: what to time.
+        size: bytes that it reads each time.
+    """
+    once = min(_repeat(lambda: work(1)))
+    rounds = max(1, round(_SAMPLE / once))
+    p50, p95 = _p50_p95(_repeat(lambda: work(rounds)))
+    return p50 / size / rounds, p95 / size / rounds
 
 
 def _repeat(run: Callable[[], None]) -> list[float]:
-    """Seconds of each run, for half a second, at least three times after a first."""
+    """Seconds of each run, for half a second, at least twice after a first."""
     run()
     times: list[float] = []
-    while len(times) < 3 or sum(times) < _SPENT:
+    while len(times) < 2 or sum(times) < _SPENT:
         began = time.perf_counter()
         run()
         times.append(time.perf_counter() - began)
@@ -278,7 +297,7 @@ def _p50_p95(times: Sequence[float]) -> tuple[float, float]:
     return float(p50), float(p95)
 
 
-def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Callable[[], None], int]:
+def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
     """A vector's way through the matrices of some layers, and the bytes that it reads."""
     kv_dim = c.num_kv_heads * c.head_dim
     if c.gating == "none":
@@ -305,17 +324,17 @@ def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Callable[[], None], i
             break
     x = mx.ones((1, 1, max(inputs for inputs, _ in widths)), dtype=dtype)
 
-    def run() -> None:
+    def work(rounds: int) -> None:
         # All depend on the one before, as in a model: none may begin early.
         y = x
-        for i, layer in enumerate(layers):
+        for i, layer in enumerate(layers * rounds):
             y = layer(x[..., : widths[i % len(widths)][0]] + 1e-6 * y[..., :1])
         mx.eval(y)
 
-    return run, size
+    return work, size
 
 
-def _attention_pass(c: TransformerConfig) -> tuple[Callable[[], None], int]:
+def _attention_pass(c: TransformerConfig) -> tuple[Pass, int]:
     """One query a layer over full caches of some layers, and the bytes that it reads."""
     dtype = default_dtype()
     shape = (1, c.num_kv_heads, c.context or 1, c.head_dim)
@@ -327,13 +346,13 @@ def _attention_pass(c: TransformerConfig) -> tuple[Callable[[], None], int]:
         size += sum(array.nbytes for array in caches[-1])
     query = mx.ones((1, c.num_heads, 1, c.head_dim), dtype)
 
-    def run() -> None:
+    def work(rounds: int) -> None:
         y = query
-        for keys, values in caches:
+        for keys, values in caches * rounds:
             y = mx.fast.scaled_dot_product_attention(y, keys, values, scale=c.head_dim**-0.5)
         mx.eval(y)
 
-    return run, size
+    return work, size
 
 
 def _narrow(config: LmConfig) -> LmConfig:

@@ -1,6 +1,6 @@
 """`quantize`: a model in memory, or any checkpoint into a folder that `moshi_mlx.load` runs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -11,19 +11,26 @@ from moshi_mlx.errors import CheckpointError
 from moshi_mlx.lm import Lm
 from moshi_mlx.moshi import Moshi
 
+from . import gptq, report, sensitivity
 from .card import write_card
-from .convert import WEIGHTS, Plan, Progress, make_plan, new_folder, write_model, write_rest
-from .recipe import Recipe, layers_of
+from .convert import WEIGHTS, Emit, Plan, Progress, make_plan, new_folder, write_model, write_rest
+from .dialogues import Dialogues, find_dialogues
+from .recipe import Assignment, Recipe, layers_of
 from .recipe import recipe as find_recipe
+from .replies import Replies, can_listen
 from .source import Source, open_source
+
+_PROBED = 4  # calibration dialogues that sensitivity is measured on
+_LISTENED = 12  # evaluation dialogues whose replies are listened to
 
 
 @dataclass(frozen=True)
 class Result:
-    """What `quantize` made: the folder, and how."""
+    """What `quantize` made: the folder, how, and how good it is, if that was measured."""
 
     folder: Path
     plan: Plan
+    figures: report.Figures | None = None
 
     @property
     def nbytes(self) -> int:
@@ -43,6 +50,8 @@ def quantize(
     base: str | Path | None = ...,
     offline: bool = ...,
     link_mimi: bool = ...,
+    dialogue: str | Path | None = ...,
+    measured: bool = ...,
     progress: Progress | None = ...,
 ) -> Result: ...
 def quantize(
@@ -54,6 +63,8 @@ def quantize(
     base: str | Path | None = None,
     offline: bool = False,
     link_mimi: bool = False,
+    dialogue: str | Path | None = None,
+    measured: bool = False,
     progress: Progress | None = None,
 ) -> Lm | Result:
     """Quantizes.
@@ -70,7 +81,10 @@ def quantize(
         base: the model that an adapter is for.
         offline: never use the network.
         link_mimi: link the codec's file instead of copying it.
-        progress: called with bytes done, bytes in all, and a name.
+        dialogue: tokens (.npz) or a recording, for recipes that measure or learn, and the report.
+        measured: compare the result with the original; the figures go into its README.md and
+            quality.json.
+        progress: called with what is done, how much there is in all, and a name.
 
     Raises:
         RecipeError: there is no such recipe, or it doesn't fit the model.
@@ -86,11 +100,62 @@ def quantize(
     plan = make_plan(source, chosen, dtype)
     folder = Path(target).expanduser()
     needed = plan.nbytes + (0 if link_mimi else source.files.mimi.stat().st_size)
+    figures = None
     with new_folder(folder, source, needed) as fresh:
-        write_model(plan, fresh / WEIGHTS, progress=progress)
+        tokens: Dialogues | None = None
+        if chosen.calibrated:
+            tokens = find_dialogues(source, dialogue)
+            assignment = measured_bits(plan, chosen, tokens, progress)
+            plan = make_plan(source, chosen, dtype, assignment)
+        learned = _learned(plan, chosen, tokens)
+        write_model(plan, fresh / WEIGHTS, learned=learned, progress=progress)
         write_rest(plan, fresh, link_mimi=link_mimi)
-        write_card(plan, chosen, fresh)
-    return Result(folder, plan)
+        quality = None
+        if measured:
+            if progress is not None:
+                progress(0, 1, "comparing with the original")
+            tokens = tokens or find_dialogues(source, dialogue, fresh)
+            made = replace(open_source(fresh), name=folder.name)
+            listens = can_listen() and not plan.source.config.lm.dep_q == 0
+            replies = Replies(tokens.evaluation[:_LISTENED]) if listens and _small(source) else None
+            (figures,) = report.measure(source, [made], tokens, replies)
+            quality = f"{report.table([figures])}\n\nKL / top-1 of each stream:\n\n"
+            quality += f"{report.codebook_table([figures])}\n\nOn {tokens.origin}.\n"
+            text = report.as_json(source.name, tokens, [figures])
+            (fresh / "quality.json").write_text(text, encoding="utf-8")
+        write_card(plan, chosen, fresh, quality)
+    return Result(folder, plan, figures)
+
+
+def _small(source: Source) -> bool:
+    """Whether the original can be run, not only gone through layer by layer."""
+    return source.nbytes < 1e9
+
+
+def measured_bits(
+    plan: Plan, chosen: Recipe, tokens: Dialogues, progress: Progress | None = None
+) -> Assignment:
+    """What a recipe gives each layer, by measuring where it asks for that."""
+    if chosen.target_bits is None:
+        return plan.assignment
+    costs = sensitivity.measure(
+        plan.source, plan.layers, tokens.calibration[:_PROBED], progress=progress
+    )
+    fixed = chosen.fixed(plan.layers)
+    return sensitivity.give_out(costs, plan.layers, chosen.target_bits, fixed)
+
+
+def _learned(plan: Plan, chosen: Recipe, tokens: Dialogues | None):  # type: ignore[no-untyped-def]
+    if chosen.method == "nearest" or tokens is None:
+        return None
+    codes = tokens.calibration
+
+    def learned(emit: Emit) -> None:
+        gptq.quantize_layers(
+            plan.source, list(plan.layers), plan.assignment, plan.dtype or mx.bfloat16, codes, emit
+        )
+
+    return learned
 
 
 def _in_place(lm: Lm, chosen: Recipe) -> Lm:

@@ -84,7 +84,10 @@ def read_dialogues(path: Path) -> Dialogues:
         with np.load(path, allow_pickle=False) as file:
             names = ("calibration", "evaluation") if "evaluation" in file else ("codes", "codes")
             codes = [np.atleast_3d(file[name].astype(np.int32)) for name in names]
-            codes = [c if file[n].ndim == 3 else file[n][None].astype(np.int32) for n, c in zip(names, codes, strict=True)]
+            codes = [
+                c if file[n].ndim == 3 else file[n][None].astype(np.int32)
+                for n, c in zip(names, codes, strict=True)
+            ]
             origin = str(file["origin"]) if "origin" in file else path.name
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(

@@ -73,9 +73,7 @@ def _probe(layer: Layer) -> Precision:
     return precision
 
 
-def _errors(
-    weight: mx.array, layer: Layer, choices: Sequence[Precision]
-) -> dict[Precision, float]:
+def _errors(weight: mx.array, layer: Layer, choices: Sequence[Precision]) -> dict[Precision, float]:
     """Summed squared error of each precision that fits, scales being in bfloat16 as in files."""
     fitting = {p.fitting(layer.shape[1]) for p in (*choices, PROBE)}
     half = weight.astype(mx.bfloat16)

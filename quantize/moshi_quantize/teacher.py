@@ -10,21 +10,23 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from moshi_mlx.lm import Lm
 from moshi_mlx.weights import Weights, named_leaves, named_parameters
 
 from .convert import small_cache
+from .recipe import Precision
 from .source import Source
 
 IN_MEMORY = 1_500_000_000
-"""Bytes of weights up to which a model is read once and kept."""
+"""Bytes that the weights have in float32, up to which a model is read once and kept."""
 
 Visit = Callable[[str, nn.Module, mx.array], None]
 """Called with a layer's path, the layer with its weights, and its input; may change the weights."""
 
-_LAYERS = (nn.Linear, nn.QuantizedLinear, nn.Embedding, nn.QuantizedEmbedding)
+_LAYERS = (nn.Linear, nn.Embedding)
 _TOGETHER = 8  # dialogues in one pass
 
 
@@ -57,41 +59,48 @@ class Logits(NamedTuple):
 
 
 class Teacher:
-    """Gives the logits of a checkpoint, computed in float32.
+    """Gives the logits of a checkpoint, computed in float32 with what its weights stand for.
 
     Args:
         source: the checkpoint, quantized or not.
-        in_memory: bytes of weights up to which they are kept.
+        in_memory: bytes that the weights have in float32, up to which they are kept.
     """
 
     def __init__(self, source: Source, in_memory: int = IN_MEMORY) -> None:
         self.source = source
         self.visit: Visit | None = None
-        self.lm: Lm = source.skeleton()
-        self.kept: Weights | None = None
-        weights = source.weights()
+        self._packed = named_leaves(source.skeleton())
+        self.lm = Lm(source.config.lm)
         leaves = {p: m for p, m in named_leaves(self.lm).items() if isinstance(m, _LAYERS)}
         inside = tuple(f"{path}." for path in leaves)
         # Norms and the like are small: they are there from the beginning.
-        small = {n: _float(v) for n, v in weights.items() if not n.startswith(inside)}
-        if source.nbytes <= in_memory:
-            self.kept = {n: _float(v) for n, v in weights.items() if n.startswith(inside)}
-            mx.eval(self.kept)
-        mx.eval(small)
+        small = [(n, _float(v)) for n, v in source.weights().items() if not n.startswith(inside)]
+        self.lm.load_weights(small, strict=False)
+        mx.eval([value for _, value in small])
+        self._kept: dict[str, Weights] = {}
+        size = sum(
+            value.size for leaf in leaves.values() for value in named_parameters(leaf).values()
+        )
+        self.streams = 4 * size > in_memory
+        """Whether the weights are read anew for each pass."""
+        if not self.streams:
+            self._kept = {path: self.read(path) for path in leaves}
+            mx.eval(self._kept)
         stands = [(path, _Streamed(path, leaf, self)) for path, leaf in leaves.items()]
-        self.lm.load_weights(list(small.items()), strict=False)
         self.lm.update_modules(tree_unflatten(stands))
 
-    @property
-    def streams(self) -> bool:
-        """Whether the weights are read anew for each pass."""
-        return self.kept is None
-
     def read(self, path: str) -> Weights:
-        """A layer's tensors, in float32 where they are floating-point."""
-        weights = self.kept if self.kept is not None else self.source.weights()
+        """A layer's tensors in float32."""
+        if path in self._kept:
+            return self._kept[path]
         start = f"{path}."
-        found = {n[len(start) :]: v for n, v in weights.items() if n.startswith(start)}
+        found = {
+            n[len(start) :]: v for n, v in self.source.weights().items() if n.startswith(start)
+        }
+        leaf: Any = self._packed[path]
+        if "scales" in found:
+            precision = Precision(leaf.bits, leaf.group_size, leaf.mode)
+            found = {"weight": precision.dequantize({n: _float(v) for n, v in found.items()})}
         return {n: _float(v) for n, v in found.items()}
 
     def __call__(self, codes: mx.array, visit: Visit | None = None) -> Logits:
@@ -109,12 +118,12 @@ class Teacher:
                 out = self.lm.forward(codes)
         finally:
             self.visit = None
+        audio = [out.audio_logits[:, k] for k in range(out.audio_logits.shape[1])]
         streams = []
-        logits = [out.text_logits[:, 0], *(out.audio_logits[:, k] for k in range(out.audio_logits.shape[1]))]
-        for k, stream in enumerate(logits):
+        for k, logits in enumerate([out.text_logits[:, 0], *audio]):
             # Where a token or a prediction is missing, there is nothing to compare.
-            there = mx.array([i for i, m in enumerate(out.masks[:, k].reshape(-1).tolist()) if m], mx.int32)
-            flat = stream.reshape(-1, stream.shape[-1])[there].astype(mx.float32)
+            there = mx.array(np.flatnonzero(np.array(out.masks[:, k])).astype(np.int32))
+            flat = logits.reshape(-1, logits.shape[-1])[there].astype(mx.float32)
             streams.append(flat - mx.logsumexp(flat, axis=-1, keepdims=True))
         mx.eval(streams)
         return Logits(streams)
@@ -146,8 +155,11 @@ class Distance(NamedTuple):
 
 def distance(original: Logits, other: Logits) -> Distance:
     """Between two models on the same tokens."""
-    kl, top1 = [], []
+    kl: list[float] = []
+    top1: list[float] = []
     for p, q in zip(original.streams, other.streams, strict=True):
-        kl.append(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)).item() if len(p) else 0.0)
-        top1.append(mx.mean(mx.argmax(p, -1) == mx.argmax(q, -1)).item() if len(p) else 1.0)
-    return Distance([float(str(v)) for v in kl], [float(str(v)) for v in top1])
+        there = len(p) > 0
+        kl.append(float(np.array(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)))) if there else 0.0)
+        same = mx.argmax(p, -1) == mx.argmax(q, -1)
+        top1.append(float(np.array(mx.mean(same))) if there else 1.0)
+    return Distance(kl, top1)

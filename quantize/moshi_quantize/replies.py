@@ -1,0 +1,76 @@
+"""What a model answers, heard by somebody else: pocketsphinx (an optional package).
+
+The other side's codes of the evaluation dialogues go in, the model answers in its own way of
+sampling, and each stretch of its speech is recognized. Knows nothing of quantizing.
+"""
+
+import importlib.util
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+import moshi_mlx
+from moshi_mlx.generate import Generator
+from moshi_mlx.moshi import Moshi, own_streams
+
+from .dialogues import Codes
+from .source import Source
+
+_WINDOW_SECONDS = 0.02
+_AUDIBLE = 0.01  # root mean square; -40 dBFS
+_PAUSE_SECONDS = 0.48  # a longer pause ends a reply
+_MARGIN_SECONDS = 0.06
+
+
+def can_listen() -> bool:
+    """Whether the recognizer is installed."""
+    return importlib.util.find_spec("pocketsphinx") is not None
+
+
+class Replies:
+    """Lets models answer the other side of dialogues [N, 1 + n_q, T]."""
+
+    def __init__(self, codes: Codes) -> None:
+        self._codes = codes
+
+    def of(self, source: Source) -> list[tuple[str, ...]]:
+        """What is heard in each dialogue, reply by reply."""
+        moshi = moshi_mlx.load(source.folder, codec="mlx")
+        own = own_streams(moshi.config)
+        generator = Generator(
+            moshi.lm, batch=len(self._codes), text=moshi.text_sampling, audio=moshi.audio_sampling,
+            generated=own,
+        )  # fmt: skip
+        user = self._codes[:, 1 + own :]
+        steps = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
+        tokens = np.stack(steps[1:], axis=2)[:, 1 : 1 + own]
+        said = np.array(moshi.mimi.decode(mx.array(tokens)))[:, 0]
+        return [self._heard(pcm, moshi) for pcm in said]
+
+    def _heard(self, pcm: npt.NDArray[np.float32], moshi: Moshi) -> tuple[str, ...]:
+        from moshi_mlx.training.nano.recognize import recognize, transcribe
+
+        # Nano says whole sentences that are known: a closed grammar hears these best.
+        nano = moshi.config.lm.text_card == 512
+        margin = int(_MARGIN_SECONDS * moshi.sample_rate)
+        heard = []
+        for start, end in _stretches(pcm, moshi.sample_rate):
+            part = pcm[max(0, start - margin) : end + margin]
+            rate = moshi.sample_rate
+            heard.append((recognize(part, rate) if nano else transcribe(part, rate)) or "?")
+        return tuple(heard)
+
+
+def _stretches(pcm: npt.NDArray[np.float32], rate: int) -> list[tuple[int, int]]:
+    """Where something sounds: (start, end) in samples, over pauses that are short."""
+    size = int(_WINDOW_SECONDS * rate)
+    windows = pcm[: len(pcm) // size * size].reshape(-1, size)
+    spans: list[tuple[int, int]] = []
+    for window in np.flatnonzero(np.sqrt(np.mean(windows**2, axis=1)) > _AUDIBLE):
+        start, end = int(window) * size, (int(window) + 1) * size
+        if spans and start - spans[-1][1] < _PAUSE_SECONDS * rate:
+            spans[-1] = (spans[-1][0], end)
+        else:
+            spans.append((start, end))
+    return spans

@@ -1,0 +1,222 @@
+"""How good a quantized model is, how big, how fast: measured against the original.
+
+Knows how to measure and to show it: figures, table, JSON, plot. Knows nothing of quantizing.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from moshi_mlx.weights import named_leaves, named_parameters
+
+from .dialogues import Dialogues
+from .recipe import uses
+from .replies import Replies
+from .source import Source
+from .teacher import Logits, Teacher, distance
+
+BANDWIDTHS = {"M1": 68, "M4": 120, "M4 Pro": 273}
+"""GB/s of memory, as Apple gives them."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model's. Sizes are of the language model alone; KL is against the original.
+
+    kl, top1: text first, then each codebook: nats a token; share of tokens with the same first
+    choice. frame_kl: nats a frame, the sum over text and codebooks. floor_ms: bytes read a frame
+    over the memory's bandwidth: no frame can be faster, every frame is slower.
+    """
+
+    name: str
+    nbytes: int
+    bits_per_weight: float
+    bytes_per_frame: int
+    floor_ms: dict[str, float]
+    kl: list[float]
+    top1: list[float]
+    frame_kl: float
+    same_replies: float | None = None
+    replies: int = 0
+
+    @property
+    def audio_top1(self) -> float:
+        audio = self.top1[1:]
+        return sum(audio) / len(audio) if audio else 1.0
+
+
+def sizes(source: Source) -> tuple[int, float, int]:
+    """Bytes of the tensors, bits a weight, and bytes that a frame must read.
+
+    A frame reads every matrix once per use and one row of each embedding; keys and values, which
+    grow with the conversation, come on top.
+    """
+    lm = source.skeleton()
+    weights = source.weights()
+    dense = _weights(source)
+    frame = 0
+    for path, module in named_leaves(lm).items():
+        size = sum(weights[f"{path}.{name}"].nbytes for name in named_parameters(module))
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            size //= module.weight.shape[0]
+        elif path.startswith("condition_provider."):
+            size = 0
+        frame += size * uses(path, source.config.lm.depth)
+    # Of shared slices the file has each name: what counts here is what is held in memory.
+    total = sum(value.nbytes for value in weights.values())
+    return total, 8 * total / dense, frame
+
+
+def _weights(source: Source) -> int:
+    from moshi_mlx.lm import Lm
+
+    return sum(value.size for value in named_parameters(Lm(source.config.lm)).values())
+
+
+def measure(
+    original: Source,
+    others: Sequence[Source],
+    dialogues: Dialogues,
+    replies: Replies | None = None,
+    reference: Logits | None = None,
+) -> list[Figures]:
+    """The figures of some models, the original's among them if it is given.
+
+    Args:
+        original: what they are compared with.
+        others: the models.
+        dialogues: tokens of the original's codec and tokenizer.
+        replies: listens to what they answer; None: nobody listens.
+        reference: the original's logits on the evaluation, where they are known.
+    """
+    tokens = mx.array(dialogues.evaluation)
+    reference = reference or Teacher(original)(tokens)
+    heard = replies.of(original) if replies is not None else None
+    figures = []
+    for other in others:
+        found = distance(reference, Teacher(other)(tokens))
+        nbytes, bits, frame = sizes(other)
+        share = None
+        if replies is not None and heard is not None:
+            theirs = replies.of(other)
+            share = sum(a == b for a, b in zip(heard, theirs, strict=True)) / max(len(heard), 1)
+        figures.append(
+            Figures(
+                name=Path(other.name).name,
+                nbytes=nbytes,
+                bits_per_weight=bits,
+                bytes_per_frame=frame,
+                floor_ms={chip: frame / rate / 1e6 for chip, rate in BANDWIDTHS.items()},
+                kl=found.kl,
+                top1=found.top1,
+                frame_kl=found.frame_kl,
+                same_replies=share,
+                replies=len(heard or ()),
+            )
+        )
+    return figures
+
+
+def table(figures: Sequence[Figures]) -> str:
+    """Markdown."""
+    listened = any(f.same_replies is not None for f in figures)
+    big = max(f.nbytes for f in figures) > 1e9
+    unit, scale = ("GB", 1e9) if big else ("MB", 1e6)
+    chips = list(BANDWIDTHS)
+    head = [
+        "model", unit, "bits a weight", f"{unit} a frame",
+        *(f"floor {chip}, ms" for chip in chips), "KL a frame, nats", "KL text",
+        "KL codebooks, mean", "top-1 text", "top-1 codebooks",
+    ]  # fmt: skip
+    head += ["same replies heard"] if listened else []
+    rows = []
+    for f in figures:
+        audio = f.kl[1:]
+        row = [
+            f.name, f"{f.nbytes / scale:.3f}", f"{f.bits_per_weight:.2f}",
+            f"{f.bytes_per_frame / scale:.3f}", *(f"{f.floor_ms[chip]:.3g}" for chip in chips),
+            f"{f.frame_kl:.5f}", f"{f.kl[0]:.5f}", f"{sum(audio) / max(len(audio), 1):.5f}",
+            f"{f.top1[0]:.4f}", f"{f.audio_top1:.4f}",
+        ]  # fmt: skip
+        if listened:
+            row.append("" if f.same_replies is None else f"{f.same_replies:.2f} of {f.replies}")
+        rows.append(row)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def codebook_table(figures: Sequence[Figures]) -> str:
+    """Markdown: KL and top-1 of the text and of every codebook."""
+    count = len(figures[0].kl) - 1
+    head = ["model", "text", *(f"codebook {k + 1}" for k in range(count))]
+    lines = [head, ["---"] * len(head)]
+    lines += [
+        [f.name, *(f"{k:.5f} / {t:.4f}" for k, t in zip(f.kl, f.top1, strict=True))]
+        for f in figures
+    ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> str:
+    """All figures."""
+    data: dict[str, Any] = {
+        "original": original,
+        "dialogues": dialogues.origin,
+        "evaluated": {
+            "dialogues": dialogues.evaluation.shape[0],
+            "frames": dialogues.evaluation.shape[2],
+        },
+        "models": [asdict(f) for f in figures],
+    }
+    return json.dumps(data, indent=1) + "\n"
+
+
+def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
+    """Quality against size, a point a model, as PNG. Needs matplotlib (the extra `train`).
+
+    Raises:
+        MoshiError: matplotlib isn't there.
+    """
+    from moshi_mlx.errors import MoshiError
+
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise MoshiError("a plot needs matplotlib: pip install 'moshi-mlx[train]'") from error
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = [f for f in figures if f.frame_kl > 0]
+    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    groups = {"uniform": "o", "mixed, auto": "s", "floating point": "^", "learned": "D"}
+    for kind, marker in groups.items():
+        some = [f for f in shown if _kind(f.name) == kind]
+        if some:
+            x, y = [f.nbytes / 1e6 for f in some], [f.frame_kl for f in some]
+            axes.scatter(x, y, marker=marker, label=kind)
+    for f in shown:
+        axes.annotate(f.name, (f.nbytes / 1e6, f.frame_kl), xytext=(4, 3),
+                      textcoords="offset points", fontsize=7)  # fmt: skip
+    axes.set_yscale("log")
+    axes.set_xlabel("language model, MB")
+    axes.set_ylabel("KL to the original, nats a frame")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def _kind(name: str) -> str:
+    if "gptq" in name or "dwq" in name:
+        return "learned"
+    if "fp" in name:
+        return "floating point"
+    return "mixed, auto" if "mixed" in name or "auto" in name else "uniform"
