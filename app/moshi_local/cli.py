@@ -145,6 +145,9 @@ def live_command(
     no_greeting: Annotated[
         bool, typer.Option("--no-greeting", help="Let Moshi wait until you have spoken (or 30 s).")
     ] = False,
+    no_loop_guard: Annotated[
+        bool, typer.Option("--no-loop-guard", help="Let Moshi repeat itself without end.")
+    ] = False,
     seconds: Annotated[
         float | None, typer.Option(min=0.0, help="End by itself after so many seconds.")
     ] = None,
@@ -202,6 +205,7 @@ def live_command(
             keeping=Keeping(record, record_format.value, events, trace),
             push_to_talk=push_to_talk,
             greeting=not no_greeting,
+            loop_guard=not no_loop_guard,
             seconds=seconds,
             force=force,
             plain=plain,
@@ -405,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return app(arguments, prog_name="moshi-local", standalone_mode=False) or 0
     except (MoshiError, _UsageError, OSError) as error:
         return _fail(error)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         return 130
 
 

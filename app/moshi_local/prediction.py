@@ -50,8 +50,9 @@ PRECISIONS = {"bf16": 16, "q8": 8, "q4": 4}
 """Of the published models, the most exact first → bits a weight."""
 _STREAM_BYTES = 256_000_000  # more than processors' caches hold
 _CACHE_BYTES = 128_000_000
-_SPENT = 0.5  # seconds for each of the short measurements
-_SAMPLE = 0.05
+_SPENT = 0.5  # seconds for each of the short measurements,
+_SAMPLE = 0.05  # for a sample of them,
+_FRAMES = 40  # and frames of the narrow model
 
 
 def gb(size: float) -> str:
@@ -255,7 +256,9 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     small = _empty_model(_narrow(shape.config), 16, default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
-    return Speed(weights, attention, _p50_p95(time_steps(small, 40, generated)), _codec_times())
+    return Speed(
+        weights, attention, _p50_p95(time_steps(small, _FRAMES, generated)), _codec_times()
+    )
 
 
 def long_conversation_ms(lm: Lm) -> float:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Moshi, Session
+from moshi_mlx import Moshi, MoshiError, Session
 
 from . import system
 from .conversation import Conversation
@@ -60,6 +60,7 @@ class TalkOptions:
     keeping: Keeping = field(default_factory=Keeping)
     push_to_talk: bool = False
     greeting: bool = True
+    loop_guard: bool = True
     seconds: float | None = None
     force: bool = False
     plain: bool = False
@@ -113,6 +114,7 @@ class _Live:
             frame_rate=moshi.frame_rate,
             push_to_talk=options.push_to_talk,
             greeting_held=0.0 if options.greeting else GREETING_SECONDS,
+            guard=options.loop_guard,
         )
         sound = options.sound
         port = LiveAudio(
@@ -127,6 +129,10 @@ class _Live:
             stop = stack.enter_context(stop_on_signals())
             keys = self._keys(conversation, stop)
             stack.enter_context(keys)
+            if options.push_to_talk and not keys.active:
+                raise MoshiError(
+                    "--push-to-talk needs a terminal: the space bar opens the microphone"
+                )
             stack.enter_context(port)  # a card that does not open is told on the plain terminal
             reader = self._reader(stack, words, port, keys)
             listeners: list[Listener] = [*self._keepers(stack, reader), reader]
@@ -144,13 +150,14 @@ class _Live:
 
     def _keys(self, conversation: Conversation, stop: StopFlag) -> Keys:
         actions = {"m": conversation.toggle_mute, "r": conversation.ask_reset, "q": stop.ask}
-        return Keys(actions, conversation.talk if self._options.push_to_talk else None)
+        return Keys(actions, conversation.talk)
 
     def _reader(self, stack: ExitStack, words: Console, port: LiveAudio, keys: Keys) -> Teller:
         """What the user sees: a screen, or plain lines where there is no terminal for one."""
         if self._options.plain or not can_draw(words):
             transcript = Transcript(words)
             stack.callback(transcript.end_line)
+            stack.enter_context(give_back_on_stop(keys))
             return stack.enter_context(Teller([transcript]))
         record = self._options.keeping.record
         state = ScreenState(

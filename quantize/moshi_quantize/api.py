@@ -1,5 +1,6 @@
 """`quantize`: a model in memory, or any checkpoint into a folder that `moshi_mlx.load` runs."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import overload
@@ -21,7 +22,7 @@ from .replies import Replies, can_listen
 from .source import Source, open_source
 
 _PROBED = 4  # calibration dialogues that sensitivity is measured on
-_LISTENED = 12  # evaluation dialogues whose replies are listened to
+LISTENED = 12  # evaluation dialogues whose replies are listened to
 
 
 @dataclass(frozen=True)
@@ -116,8 +117,8 @@ def quantize(
                 progress(0, 1, "comparing with the original")
             tokens = tokens or find_dialogues(source, dialogue, fresh)
             made = replace(open_source(fresh), name=folder.name)
-            listens = can_listen() and not plan.source.config.lm.dep_q == 0
-            replies = Replies(tokens.evaluation[:_LISTENED]) if listens and _small(source) else None
+            listens = can_listen() and plan.source.config.lm.dep_q != 0
+            replies = Replies(tokens.evaluation[:LISTENED]) if listens and _small(source) else None
             (figures,) = report.measure(source, [made], tokens, replies)
             quality = f"{report.table([figures])}\n\nKL / top-1 of each stream:\n\n"
             quality += f"{report.codebook_table([figures])}\n\nOn {tokens.origin}.\n"
@@ -145,7 +146,7 @@ def measured_bits(
     return sensitivity.give_out(costs, plan.layers, chosen.target_bits, fixed)
 
 
-def _learned(plan: Plan, chosen: Recipe, tokens: Dialogues | None):  # type: ignore[no-untyped-def]
+def _learned(plan: Plan, chosen: Recipe, tokens: Dialogues | None) -> Callable[[Emit], None] | None:
     if chosen.method == "nearest" or tokens is None:
         return None
     codes = tokens.calibration

@@ -1,13 +1,16 @@
 """The command line of `moshi-quantize`."""
 
+import runpy
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import mlx.core as mx
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -19,10 +22,16 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-from moshi_mlx.errors import MoshiError
+from moshi_mlx.errors import HubError, MoshiError
 
+from . import report as report_of
+from .api import LISTENED
 from .api import quantize as run
-from .recipe import RECIPES
+from .dialogues import find_dialogues, hear
+from .recipe import RECIPES, Precision, Predicate, parse_precision
+from .recipe import recipe as find_recipe
+from .replies import Replies, can_listen
+from .source import open_source
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -53,25 +62,128 @@ def quantize(
     recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))] = "",
     dtype: Annotated[str, typer.Option(help=f"of the rest: {', '.join(_DTYPES)}")] = "bfloat16",
     base: Annotated[str, typer.Option(help="the model that an adapter is for")] = "",
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="WHAT=PRECISION: a part (temporal, depth, embeddings, heads) or layers by name, "
+            "with *; may be given several times",
+        ),
+    ] = None,
+    predicate: Annotated[
+        str, typer.Option(help="FILE.py with predicate(name, layer): True, False or a dict")
+    ] = "",
+    target_bits: Annotated[
+        float, typer.Option(help="bits a weight on average, given out by measuring (auto: 4.5)")
+    ] = 0.0,
+    learned: Annotated[bool, typer.Option("--learned", help="learn the values (GPTQ)")] = False,
+    dialogue: Annotated[str, typer.Option(help="tokens (.npz) or a recording to measure on")] = "",
+    measured: Annotated[
+        bool, typer.Option("--report/--no-report", help="compare at the end")
+    ] = True,
     link_mimi: Annotated[bool, typer.Option(help="link the codec instead of copying it")] = False,
     offline: Annotated[bool, typer.Option(help="never use the network")] = False,
+    upload: Annotated[str, typer.Option(help="org/repo of the hub to put the result into")] = "",
 ) -> None:
     """Convert a checkpoint of any layout and quantize it: q4 as published, if nothing is said."""
     if bits and recipe:
         raise typer.BadParameter("say --bits or --recipe, not both")
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
-    chosen = recipe or {"4": "q4", "8": "q8"}.get(bits, bits) or "q4"
+    chosen = find_recipe(recipe or {"4": "q4", "8": "q8"}.get(bits, bits) or "q4")
+    rules = tuple(_rule(text) for text in sets or ())
+    chosen = replace(
+        chosen,
+        rules=(*chosen.rules, *rules),
+        predicate=_predicate(predicate) if predicate else None,
+        target_bits=target_bits or chosen.target_bits,
+        method="gptq" if learned else chosen.method,
+    )
     with _interruptible(), _progress() as progress:
         result = run(
             source, chosen, target, dtype=_DTYPES[dtype], base=base or None, offline=offline,
-            link_mimi=link_mimi, progress=progress,
+            link_mimi=link_mimi, dialogue=dialogue or None,
+            measured=measured and chosen.name != "none", progress=progress,
         )  # fmt: skip
+    if result.figures is not None:
+        print(report_of.table([result.figures]))
+    if upload:
+        _upload(result.folder, upload)
     for layer in result.plan.skipped[:3]:
         print(f"not quantized, no group divides its {layer.shape[1]} inputs: {layer.name}")
     if len(result.plan.skipped) > 3:
         print(f"and {len(result.plan.skipped) - 3} more like these")
     print(f"{target}: {result.nbytes / 1e6:.1f} MB; try it: moshi-local --model {target}")
+
+
+@app.command()
+def report(
+    original: Annotated[str, typer.Argument(help="what to compare with")],
+    others: Annotated[list[str], typer.Argument(help="models made from it")],
+    dialogue: Annotated[str, typer.Option(help="tokens (.npz) or a recording to measure on")] = "",
+    json_file: Annotated[Path | None, typer.Option("--json", help="all figures")] = None,
+    plot: Annotated[Path | None, typer.Option(help="quality against size, a PNG")] = None,
+    listen: Annotated[bool, typer.Option(help="recognize what they answer")] = False,
+) -> None:
+    """Compare models with the original: KL and top-1 on real dialogue tokens, size, speed."""
+    source = open_source(original)
+    models = [open_source(other) for other in others]
+    with _interruptible():
+        tokens = find_dialogues(source, dialogue or None, models[-1].folder)
+        if listen and not can_listen():
+            raise MoshiError("listening needs pocketsphinx: pip install pocketsphinx")
+        replies = Replies(tokens.evaluation[:LISTENED]) if listen else None
+        figures = report_of.measure(source, models, tokens, replies)
+    print(report_of.table(figures))
+    print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
+    if json_file is not None:
+        json_file.write_text(report_of.as_json(original, tokens, figures), encoding="utf-8")
+    if plot is not None:
+        report_of.plot(figures, plot, f"{original}, quantized")
+
+
+@app.command(name="hear")
+def hear_recording(
+    model: Annotated[Path, typer.Argument(help="a model's folder")],
+    recording: Annotated[Path, typer.Argument(help="a sound file")],
+    tokens: Annotated[Path, typer.Argument(help="the .npz to write, for --dialogue")],
+) -> None:
+    """Let a model answer a recording, and write the dialogue's tokens."""
+    with _interruptible():
+        np.savez_compressed(tokens, codes=hear(model, recording).astype(np.int16))
+    print(f"{tokens}: give it as --dialogue")
+
+
+def _rule(text: str) -> tuple[str, Precision | None]:
+    what, equals, precision = text.rpartition("=")
+    if not equals:
+        raise typer.BadParameter(f"'{text}' is not WHAT=PRECISION", param_hint="--set")
+    return what, parse_precision(precision)
+
+
+def _predicate(path: str) -> Predicate:
+    """One's own rule, from a Python file of one's own."""
+    try:
+        found = runpy.run_path(path).get("predicate")
+    except Exception as error:  # whatever somebody's file raises
+        raise MoshiError(f"{path}: {type(error).__name__}: {error}") from error
+    if not callable(found):
+        raise MoshiError(f"{path}: has no function 'predicate'")
+    return cast(Predicate, found)
+
+
+def _upload(folder: Path, repo: str) -> None:
+    from huggingface_hub import HfApi
+
+    try:
+        hub = HfApi()
+        hub.create_repo(repo, exist_ok=True)
+        hub.upload_folder(repo_id=repo, folder_path=folder)
+    except Exception as error:  # whatever the transport raises
+        raise HubError(
+            f"{folder} is made, but {repo} did not take it ({' '.join(str(error).split())[:200]}). "
+            "Is there a login (`hf auth login`) with the right to write?"
+        ) from error
 
 
 @contextmanager
@@ -113,7 +225,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
 def main() -> None:
     """Runs the program; what went wrong is one line, and exit code 2."""
     arguments = sys.argv[1:]
-    if arguments and arguments[0] not in ("report", "quantize", "--help"):
+    if arguments and arguments[0] not in ("report", "hear", "quantize", "--help"):
         arguments = ["quantize", *arguments]
     try:
         app(arguments)

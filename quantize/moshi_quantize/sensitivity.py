@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .dialogues import Codes
 from .recipe import Assignment, Layer, Precision
@@ -78,7 +79,7 @@ def _errors(weight: mx.array, layer: Layer, choices: Sequence[Precision]) -> dic
     fitting = {p.fitting(layer.shape[1]) for p in (*choices, PROBE)}
     half = weight.astype(mx.bfloat16)
     return {
-        p: mx.sum(mx.square(p.dequantize(p.quantize(half)).astype(mx.float32) - weight)).item()
+        p: float(np.array(mx.sum(mx.square(p.dequantize(p.quantize(half)) - weight))))
         for p in fitting
         if p is not None
     }
