@@ -34,6 +34,12 @@ def every_other(bank: Bank, first: int) -> Bank:
     return half
 
 
+def fingerprint_of(path: Path) -> str:
+    """Of the codec and tokenizer that a file's tokens are of."""
+    with np.load(path, allow_pickle=False) as file:
+        return str(file["fingerprint"])
+
+
 def main() -> None:
     made = Path(sys.argv[1] if len(sys.argv) > 1 else "build/nano")
     files = open_source("nano").files

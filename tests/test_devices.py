@@ -82,7 +82,7 @@ class FakePortAudio:
             allowed = self.devices[number][4]
             if allowed is not None and (options["samplerate"], count) not in allowed:
                 raise self.PortAudioError("Invalid sample rate", -9997)
-        made = SimpleNamespace(
+        made: SimpleNamespace = SimpleNamespace(
             kind=kind,
             device=device,
             channels=channels,

@@ -47,8 +47,8 @@ def main() -> int:
         began, frames = time.monotonic(), 0
         while time.monotonic() - began < options.seconds:
             status = port.read(frame, 0.2)
-            for event in port.take_events(time.monotonic() - began):
-                told.append((round(time.monotonic(), 3), type(event).__name__))
+            now = time.monotonic()
+            told += [(round(now, 3), type(event).__name__) for event in port.take_events(now)]
             if status is not Read.FRAME:
                 continue
             if options.say:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .ring import FloatArray
+from .system import headphones
 
 __all__ = ["EchoCanceller", "EchoMode", "LinearCanceller", "needs_canceller"]
 
@@ -33,7 +34,6 @@ TAIL_SECONDS = 0.5
 AEC3 is alone."""
 SILENCE = 1e-3
 """A reference with a lower amplitude teaches nothing."""
-HEADPHONES = ("headphone", "headset", "earphone", "earbud", "airpods", "earpods", "buds", "in-ear")
 
 
 class EchoMode(StrEnum):
@@ -48,8 +48,7 @@ def needs_canceller(mode: EchoMode, output_name: str) -> bool:
     """Whether sound that is played on `output_name` would come back into the microphone."""
     if mode is not EchoMode.auto:
         return mode is EchoMode.on
-    name = output_name.casefold()
-    return not any(word in name for word in HEADPHONES)
+    return not headphones(output_name)
 
 
 class LinearCanceller:

@@ -8,7 +8,6 @@ or dumb is noticed, told as an event, and opened again. Knows nothing of models.
 from __future__ import annotations
 
 import statistics
-import sys
 import threading
 import time
 from collections import deque
@@ -27,6 +26,7 @@ from .loop import Read
 from .playout import Playout
 from .ring import FloatArray
 from .stream import SoundDevice, StreamInfo
+from .system import microphone_advice
 
 __all__ = ["LiveAudio"]
 
@@ -42,6 +42,9 @@ CATCH_UP_SECONDS = 0.6
 all is as before within a second."""
 SLEEP_SECONDS = 5.0
 DEAD_SECONDS = 3.0
+"""Of nothing but zeros, before a microphone that has never given sound is called dead."""
+MUTED_SECONDS = 30.0
+"""And one that has: its own switch may be off, or what it comes from may be digital silence."""
 DEFAULT_POLL_SECONDS = 1.0
 LAG_SECONDS = 0.04
 """Less than this is left out of the output without a word."""
@@ -90,7 +93,7 @@ class LiveAudio:
         self._ever_called = False
         self._steps: deque[float] = deque(maxlen=STEPS_KEPT)
         self._given_at = 0.0
-        self._dead_seconds, self._dead_told = 0.0, False
+        self._dead_seconds, self._dead_told, self._ever_heard = 0.0, False, False
         self._reported = (0.0, 0.0)
         self._delays: deque[float] = deque(maxlen=DELAYS_KEPT)
         self._events: list[Event] = []
@@ -206,12 +209,17 @@ class LiveAudio:
     def _notice_dead_microphone(self, line: _Line) -> None:
         """Tell once when there is nothing but zeros: a system that forbids listening gives them."""
         if line.capture.level > 0.0:
-            self._dead_seconds, self._dead_told = 0.0, False
+            self._dead_seconds, self._dead_told, self._ever_heard = 0.0, False, True
             return
         self._dead_seconds += self._frame_seconds
-        if self._dead_seconds >= DEAD_SECONDS and not self._dead_told:
+        patience = MUTED_SECONDS if self._ever_heard else DEAD_SECONDS
+        if self._dead_seconds >= patience and not self._dead_told:
             self._dead_told = True
-            self._events.append(MicrophoneDead(0.0, _dead_advice(line.info.input_name)))
+            self._events.append(
+                MicrophoneDead(
+                    0.0, f'"{line.info.input_name}" gives nothing but zeros: {microphone_advice()}'
+                )
+            )
 
     # -------------------------------------------------------------- the watch over the card
 
@@ -410,12 +418,3 @@ def _dumb(info: StreamInfo, reason: str) -> AudioDeviceError:
         f'input "{info.input_name}" with output "{info.output_name}" was opened '
         f"{SILENT_STARTS} times and delivers no sound: {reason}"
     )
-
-
-def _dead_advice(name: str) -> str:
-    if sys.platform == "darwin":
-        return (
-            f'"{name}" gives nothing but zeros. Allow this terminal to use the microphone: System '
-            "Settings > Privacy & Security > Microphone; then start it again."
-        )
-    return f'"{name}" gives nothing but zeros: is it muted, or another one meant (--input)?'

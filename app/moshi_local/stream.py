@@ -182,7 +182,7 @@ class PortAudioDevice:
                 **self._options(rate),
             )
 
-        stream, rate = self._first_that_opens(
+        rate = self._first_that_opens(
             make, (source, target), [(1, 1), (source.inputs, target.outputs)]
         )
         return StreamInfo(source.name, target.name, rate, rate, True)
@@ -214,12 +214,8 @@ class PortAudioDevice:
                 **self._options(rate),
             )
 
-        speaker, output_rate = self._first_that_opens(
-            make_output, (target,), [(0, 1), (0, target.outputs)]
-        )
-        microphone, input_rate = self._first_that_opens(
-            make_input, (source,), [(1, 0), (source.inputs, 0)]
-        )
+        output_rate = self._first_that_opens(make_output, (target,), [(0, 1), (0, target.outputs)])
+        input_rate = self._first_that_opens(make_input, (source,), [(1, 0), (source.inputs, 0)])
         return StreamInfo(source.name, target.name, input_rate, output_rate, False)
 
     def _options(self, rate: int) -> dict[str, Any]:
@@ -240,8 +236,9 @@ class PortAudioDevice:
         make: Callable[[int, tuple[int, int]], Any],
         devices: tuple[DeviceInfo, ...],
         channels: list[tuple[int, int]],
-    ) -> tuple[Any, int]:
-        """(stream, rate): mono at our rate before the device's own channels, and its own rate."""
+    ) -> int:
+        """Opens a stream and returns its rate: ours before the device's own, mono before its
+        own channels."""
         sd = sounddevice()
         first_error: Exception | None = None
         rates = list(self._rates(devices))
@@ -253,7 +250,7 @@ class PortAudioDevice:
                     first_error = first_error or error
                 else:
                     self._streams.append(stream)
-                    return stream, rate
+                    return rate
         self.stop()
         names = " with ".join(f'"{name}"' for name in dict.fromkeys(d.name for d in devices))
         tried = " or ".join(str(rate) for rate in rates)

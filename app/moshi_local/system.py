@@ -473,7 +473,7 @@ def microphone_advice() -> str:
 
 
 _HEADPHONES = re.compile(
-    r"head(phone|set)|ear(phone|bud|pod)|air ?pods|\bbuds\b|in-ear|kopfhörer|écouteurs",
+    r"head(phone|set)|ear(phone|bud|pod)|air ?pods|\bbuds|in-ear|kopfhörer|écouteurs",
     re.IGNORECASE,
 )
 

@@ -39,7 +39,7 @@ __all__ = ["TalkOptions", "consoles", "load", "open_session", "print_json", "tal
 
 GREETING_SECONDS = 30.0
 """So long --no-greeting keeps Moshi from speaking first."""
-WARM_UP_FRAMES = 8
+WARM_UP_FRAMES = 12
 RECORDER_EVENTS = 1000
 """What may wait for a slow disk: about a minute."""
 

@@ -202,7 +202,7 @@ class Recipe:
     `rules` are (what, precision): what is a part, or a pattern for published names in the manner
     of file names ("depformer.*.linear_out"); the last that fits holds. `upgrade` first spends at
     most that share of the layers' bytes on raising some, in the order in which they pay
-    (`UPGRADES`). With `target_bits`, bits are given out by measured sensitivity instead, from `choices`.
+    (`UPGRADES`). With `target_bits`, bits are given out by measured sensitivity instead.
     `method` is how a layer's values are found: "nearest", or "gptq", which is learned.
     """
 
