@@ -435,6 +435,8 @@ class Screen:
     def __call__(self, event: Event) -> None:
         """Take in `event`; nothing is drawn here."""
         self.state(event)
+        if isinstance(event, DeviceLost | Opened):
+            self._size = (0, 0)  # PortAudio may have written its own lines: all of it anew
 
     def __enter__(self) -> Screen:
         self._console.file.flush()

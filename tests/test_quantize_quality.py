@@ -1,0 +1,180 @@
+"""moshi-quantize's measuring and learning: small and exact."""
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from quantize_proofs import make_small
+
+from moshi_mlx.errors import CheckpointError
+from moshi_mlx.weights import load_lm
+from moshi_quantize import Precision, cli, quantize, recipe
+from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
+from moshi_quantize.gptq import pack, quantize_for
+from moshi_quantize.recipe import UPGRADES, Layer, layers_of
+from moshi_quantize.report import sizes
+from moshi_quantize.sensitivity import Sensitivity, give_out, measure
+from moshi_quantize.source import Source, open_source
+from moshi_quantize.teacher import Logits, Teacher, distance
+
+FRAMES = 10
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
+    return open_source(make_small(tmp_path_factory.mktemp("quality") / "source"))
+
+
+@pytest.fixture(scope="module")
+def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    codes = np.random.default_rng(0).integers(0, 512, (2, 17, FRAMES)).astype(np.int16)
+    path = tmp_path_factory.mktemp("tokens") / "tokens.npz"
+    np.savez_compressed(path, codes=codes)
+    return path
+
+
+def test_layer_by_layer_is_the_whole_model(source: Source, tokens: Path) -> None:
+    codes = mx.array(read_dialogues(tokens).calibration)
+    lm = load_lm(source.files.weights, source.config.lm, dtype=mx.float32)
+    out = lm.forward(codes)
+    kept, streamed = Teacher(source), Teacher(source, in_memory=0)
+    assert (kept.streams, streamed.streams) == (False, True)
+    a, b = kept(codes), streamed(codes)
+    assert [len(s) for s in a.streams] == [FRAMES] * 2 + [FRAMES - 1] * 7
+    text = out.text_logits[0, 0] - mx.logsumexp(out.text_logits[0, 0], axis=-1, keepdims=True)
+    assert mx.allclose(a.streams[0], text, atol=1e-5).item()
+    for x, y in zip(a.streams, b.streams, strict=True):
+        assert mx.array_equal(x, y).item()
+
+
+def test_distance_by_hand() -> None:
+    p, q = np.array([[0.5, 0.5], [0.9, 0.1]]), np.array([[0.25, 0.75], [0.9, 0.1]])
+    a, b = (Logits([mx.array(np.log(v).astype(np.float32))] * 2) for v in (p, q))
+    found = distance(a, b)
+    kl = (0.5 * np.log(2) + 0.5 * np.log(2 / 3)) / 2
+    assert np.allclose(found.kl, kl, atol=1e-6)
+    assert np.isclose(found.frame_kl, 2 * kl, atol=1e-6)
+    assert found.top1 == [0.5, 0.5]
+    assert distance(a, a).frame_kl == 0
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
+def test_packing_is_mlxs(bits: int) -> None:
+    values = np.random.default_rng(bits).integers(0, 2**bits, (4, 64)).astype(np.uint8)
+    scales, biases = mx.full((4, 2), 0.5), mx.full((4, 2), -1.0)
+    found = Precision(bits, 32).dequantize(
+        {"weight": pack(values, bits), "scales": scales, "biases": biases}
+    )
+    assert np.array_equal(np.array(found), 0.5 * values - 1)
+
+
+def test_gptq_is_nearer_on_its_inputs() -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.standard_normal((128, 128)) * np.linspace(0.05, 1, 128)
+    x = mx.array((rng.standard_normal((400, 128)) @ mixing).astype(np.float32))
+    w = mx.array(rng.standard_normal((32, 128)).astype(np.float32))
+    precision = Precision(3, 32)
+
+    def error(parts: dict[str, mx.array]) -> float:
+        difference = x @ (precision.dequantize(parts) - w).T
+        return float(np.square(np.array(difference)).mean())
+
+    learned = quantize_for(w, x, precision, mx.float32)
+    assert {k: v.shape for k, v in learned.items()} == {
+        k: shape for k, (_, shape) in precision.specs((32, 128), mx.float32).items()
+    }
+    assert error(learned) < 0.6 * error(precision.quantize(w))
+
+
+def test_bits_are_given_out_as_well_as_can_be() -> None:
+    """Against all possibilities; the budget is kept, settled layers too."""
+    layers = [Layer(n, (n,), "temporal", (32, 128 * i), 1) for i, n in enumerate("abc", 1)]
+    choices = [Precision(b, 32) for b in (2, 3, 4, 8)]
+    weight = {"a": 3.0, "b": 1.0, "c": 0.01}
+    cost = {n: {p: w * 4.0**-p.bits for p in choices} for n, w in weight.items()}
+    sensitivity = Sensitivity(cost)
+    for target in (3.5, 4.5, 6.0):
+        chosen = give_out(sensitivity, layers, target)
+        size = sum(layer.nbytes(chosen[layer.path]) for layer in layers)
+        assert size <= target / 8 * sum(layer.size for layer in layers)
+        total = sum(cost[n][p] for n, p in chosen.items() if p is not None)
+        possible = [
+            sum(cost[layer.path][p] for layer, p in zip(layers, ps, strict=True))
+            for ps in itertools.product(choices, repeat=3)
+            if sum(layer.nbytes(p) for layer, p in zip(layers, ps, strict=True)) <= size
+        ]
+        assert total == pytest.approx(min(possible))
+    settled = give_out(sensitivity, layers, 4.5, {"c": Precision(2, 32)})
+    assert settled["c"] == Precision(2, 32)
+
+
+def test_sensitivity_costs_more_where_bits_are_fewer(source: Source, tokens: Path) -> None:
+    layers = [layer for layer in layers_of(source.skeleton()) if layer.name == "text_linear"]
+    costs = measure(source, layers, read_dialogues(tokens).calibration).cost["text_linear"]
+    assert costs[Precision(2, 32)] > costs[Precision(4, 32)] > costs[Precision(8, 64)] > 0
+
+
+def test_mixed_stays_in_its_budget(source: Source) -> None:
+    layers = layers_of(source.skeleton())
+    assert {kind for kind, _ in UPGRADES} <= {layer.kind for layer in layers}
+    for how, base in {"q4-mixed": Precision(4, 32), "q6-mixed": Precision(6, 64)}.items():
+        assignment = recipe(how).assign(layers)
+        before, after = (
+            sum(layer.nbytes(given[layer.path]) for layer in layers)
+            for given in (dict.fromkeys(assignment, base), assignment)
+        )
+        assert 1.05 * before < after <= 1.1 * before
+
+
+def test_learned_and_reported(
+    source: Source, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = tmp_path / "gptq"
+    result = quantize(source, "q4-gptq", made, dialogue=tokens)
+    assert result.plan.quantization() == Precision(4, 32).block
+    near = quantize(source, "q4", tmp_path / "q4")
+    pictures, data = tmp_path / "plot.png", tmp_path / "report.json"
+    with pytest.raises(SystemExit) as done:
+        cli.app(
+            ["report", str(source.folder), str(made), str(near.folder), "--dialogue", str(tokens)]
+            + ["--plot", str(pictures), "--json", str(data)]
+        )
+    assert done.value.code == 0
+    assert "| gptq |" in capsys.readouterr().out
+    assert pictures.stat().st_size > 10_000
+    figures: Any = json.loads(data.read_text())["models"]
+    assert [f["name"] for f in figures] == ["gptq", "q4"]
+    learned, nearest = figures
+    assert 0 < learned["frame_kl"] < nearest["frame_kl"]
+    assert len(learned["kl"]) == len(learned["top1"]) == 9
+    nbytes, bits, frame = sizes(open_source(made))
+    assert nbytes == learned["nbytes"] == near.nbytes - (near.nbytes - nearest["nbytes"])
+    assert 5 <= bits < 5.1
+    assert frame < nbytes
+
+
+def test_tokens_that_are_none(source: Source, tmp_path: Path) -> None:
+    path = tmp_path / "tokens.npz"
+    for content, message in [
+        ({"codes": np.array([{}], dtype=object)}, "is not a file of dialogue tokens"),
+        ({"other": np.zeros(3)}, "is not a file of dialogue tokens"),
+        ({"codes": np.zeros((1, 9, 4), np.int16)}, "the model takes"),
+        ({"codes": np.full((1, 17, 4), 600, np.int16)}, "has tokens that the model doesn't know"),
+    ]:
+        np.savez(path, **content)  # type: ignore[arg-type]
+        with pytest.raises(CheckpointError, match=message):
+            find_dialogues(source, path)
+    path.write_bytes(b"PK nonsense")
+    with pytest.raises(CheckpointError, match="is not a file of dialogue tokens"):
+        find_dialogues(source, path)
+
+
+def test_shipped_tokens_are_small_and_say_where_they_are_from() -> None:
+    assert SHIPPED.stat().st_size < 300_000
+    shipped = read_dialogues(SHIPPED)
+    assert "flite" in shipped.origin
+    assert shipped.calibration.shape[1:] == shipped.evaluation.shape[1:] == (17, 160)
