@@ -25,7 +25,7 @@ from moshi_quantize.source import open_source
 from moshi_quantize.teacher import Teacher
 
 HERE = Path(__file__).parent
-UNIFORM = ("2:32", "3:64", "3:32", "4:128", "4:64", "5:64", "6:64", "8:128")
+UNIFORM = ("2:32", "3:64", "3:32", "4:64", "5:64", "6:64")
 AUTO = (3.5, 4.0, 5.0, 6.0)
 LISTENED = 8
 
@@ -51,7 +51,7 @@ def main() -> None:
     reference = Teacher(source)(mx.array(tokens.evaluation))
     first = make_plan(source, RECIPES["q4"], mx.bfloat16)
     print("measuring sensitivity", file=sys.stderr)
-    costs = sensitivity.measure(source, first.layers, tokens.calibration[:4])
+    costs = sensitivity.measure(source, first.layers, tokens.calibration[:2])
     figures = []
     with tempfile.TemporaryDirectory() as name:
         for chosen in recipes():

@@ -9,16 +9,17 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from quantize_proofs import make_small
 
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import AudioFileError, CheckpointError
 from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
 from moshi_quantize.gptq import pack, quantize_for
 from moshi_quantize.recipe import UPGRADES, Layer, layers_of
 from moshi_quantize.report import sizes
-from moshi_quantize.sensitivity import Sensitivity, give_out, measure
+from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure
 from moshi_quantize.source import Source, open_source
 from moshi_quantize.teacher import Logits, Teacher, distance
 
@@ -96,7 +97,7 @@ def test_bits_are_given_out_as_well_as_can_be() -> None:
     layers = [Layer(n, (n,), "temporal", (32, 128 * i), 1) for i, n in enumerate("abc", 1)]
     choices = [Precision(b, 32) for b in (2, 3, 4, 8)]
     weight = {"a": 3.0, "b": 1.0, "c": 0.01}
-    cost = {n: {p: w * 4.0**-p.bits for p in choices} for n, w in weight.items()}
+    cost: Any = {n: {p: w * 4.0**-p.bits for p in choices} for n, w in weight.items()}
     sensitivity = Sensitivity(cost)
     for target in (3.5, 4.5, 6.0):
         chosen = give_out(sensitivity, layers, target)
@@ -117,6 +118,8 @@ def test_sensitivity_costs_more_where_bits_are_fewer(source: Source, tokens: Pat
     layers = [layer for layer in layers_of(source.skeleton()) if layer.name == "text_linear"]
     costs = measure(source, layers, read_dialogues(tokens).calibration).cost["text_linear"]
     assert costs[Precision(2, 32)] > costs[Precision(4, 32)] > costs[Precision(8, 64)] > 0
+    assert costs[None] == 0
+    assert [_probe(inputs) for inputs in (96, 528, 264)] == [Precision(4, 32), NARROW, None]
 
 
 def test_mixed_stays_in_its_budget(source: Source) -> None:
@@ -247,3 +250,16 @@ def test_interrupted(
     assert run([source.folder, tmp_path / "made"], monkeypatch) == 2
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_hears_a_recording(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's answer to a recording of any rate becomes tokens to measure on."""
+    recording, path = tmp_path / "noise.wav", tmp_path / "tokens.npz"
+    noise = 0.1 * np.random.default_rng(0).standard_normal((16_000, 2))
+    soundfile.write(recording, noise, 16_000)
+    assert run(["hear", source.folder, recording, path], monkeypatch) == 0
+    found = find_dialogues(source, path).evaluation
+    assert found.shape == (1, 17, 12)  # a second is 12.5 frames; the first brings no answer
+    assert np.array_equal(found, find_dialogues(source, recording).evaluation)
+    with pytest.raises(AudioFileError, match=r"none\.wav: cannot be read as sound"):
+        find_dialogues(source, tmp_path / "none.wav")
