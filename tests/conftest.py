@@ -29,10 +29,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def signals_are_not_ignored() -> Iterator[None]:
     """Who is started by nohup or in the background ignores some, and so do those it starts."""
-    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    ignored = [number for number in defaults if signal.getsignal(number) == signal.SIG_IGN]
+    watched = (signal.SIGINT, signal.SIGHUP)
+    ignored = [number for number in watched if signal.getsignal(number) == signal.SIG_IGN]
     for number in ignored:
-        signal.signal(number, defaults[number])
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
     yield
     for number in ignored:
         signal.signal(number, signal.SIG_IGN)
