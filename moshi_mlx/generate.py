@@ -111,9 +111,9 @@ class Generator:
             raise ValueError(f"codes must be [{self.batch}, {self.given}], are {heard.shape}")
         self._ring.hear(heard)
         key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
-        forced = np.full(self.batch, NOT_FORCED if text is None else text, dtype=np.int32)
+        forced = np.full(self.batch, NOT_FORCED if text is None else text, dtype=np.uint32)
         drawn, logits, z = self._step(self._ring.read(), self._cache, key, forced, self._lately())
-        tokens = np.array(drawn)  # the step's one synchronisation
+        tokens = np.array(drawn).astype(np.int32)  # the step's one synchronisation
         if self._text.guarded or self._audio.guarded:
             self._recent.append(tokens)
         return Step(self._ring.say(tokens), logits, z)

@@ -51,7 +51,7 @@ def sample(logits: mx.array, key: mx.array | None, sampling: Sampling) -> mx.arr
 
 
 def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.array:
-    """Draws one token per row: logits [N, V] → integers [N].
+    """Draws one token per row: logits [N, V] → uint32 [N].
 
     Args:
         logits: of any floating type.
@@ -77,9 +77,9 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
     # than the last, since no number is 1, so what has no weight is never drawn.
     weights = mx.cumsum(mx.exp(logits - mx.max(logits, axis=-1, keepdims=True)), axis=-1)
     drawn = mx.sum(weights <= uniform[:, None] * weights[:, -1:], axis=-1, keepdims=True)
-    if candidates is not None:
-        drawn = mx.take_along_axis(candidates, drawn, axis=-1)
-    return drawn[:, 0]
+    if candidates is None:
+        return drawn[:, 0].astype(mx.uint32)
+    return mx.take_along_axis(candidates, drawn, axis=-1)[:, 0]
 
 
 def _top_p(logits: mx.array, top_p: float) -> mx.array:

@@ -21,7 +21,7 @@ from .transformer import sinusoids
 
 Function = Callable[..., tuple[mx.array, ...]]
 
-NOT_FORCED = -1
+NOT_FORCED = 2**32 - 1
 """In place of a text token that is given: it is to be drawn."""
 
 
@@ -74,7 +74,7 @@ class FrameStep:
         tokens: npt.NDArray[np.int32],
         cache: Sequence[Cache],
         key: mx.array,
-        forced: npt.NDArray[np.int32],
+        forced: npt.NDArray[np.uint32],
         recent: Recent,
     ) -> tuple[mx.array, mx.array, mx.array]:
         """Builds the graph of a frame; nothing is evaluated.
@@ -87,7 +87,7 @@ class FrameStep:
             recent: for the guard.
 
         Returns:
-            Tokens [B, 1 + generated], text logits [B, text_card], states [B, dim].
+            Tokens uint32 [B, 1 + generated], text logits [B, text_card], states [B, dim].
         """
         inputs = mx.array(tokens if self._stack is None else self._stack.rows(tokens))
         position = cache[0].offset
@@ -152,7 +152,7 @@ class FrameStep:
         if text_mask is not None:
             guarded = penalized(logits, text_mask, self._text.repetition_penalty)
         text = draw(guarded, None if uniform is None else uniform[0], self._text)
-        text = mx.where(forced == NOT_FORCED, text.astype(mx.int32), forced)
+        text = mx.where(forced == NOT_FORCED, text, forced)
 
         def draw_code(k: int, logits: mx.array) -> mx.array:
             if audio_masks is not None:
@@ -162,7 +162,7 @@ class FrameStep:
         drawn = [text]
         if generated:
             drawn += lm.depformer.generate(z, text, generated, draw_code)
-        return mx.stack([t.astype(mx.int32) for t in drawn], axis=1), logits, z
+        return mx.stack(drawn, axis=1), logits, z
 
     def _uniform(self, key: mx.array, batch: int) -> mx.array | None:
         """The frame's random numbers in 0 … 1, float32 [1 + generated, B], at once."""
