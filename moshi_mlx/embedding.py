@@ -40,7 +40,8 @@ class Embedding(nn.Embedding):
 
     def rows(self, tokens: mx.array) -> mx.array:
         """The same where no token is −1."""
-        return super().__call__(tokens)
+        rows: mx.array = super().__call__(tokens)
+        return rows
 
     def __call__(self, tokens: mx.array) -> mx.array:
         return _zero_where_no_token(super().__call__(mx.maximum(tokens, 0)), tokens)
@@ -86,7 +87,9 @@ class ProjectedEmbedding(Embedding):
 
     def rows(self, tokens: mx.array) -> mx.array:
         """The same where no token is −1."""
-        return self(tokens) if self._demux else self.low_rank(super().rows(tokens))
+        if self._demux:
+            return self(tokens.astype(mx.int32))  # the sum below may be −1
+        return self.low_rank(super().rows(tokens))
 
     def __call__(self, tokens: mx.array) -> mx.array:
         if not self._demux:
@@ -143,8 +146,8 @@ class EmbeddingSum:
 
     def rows(self, tokens: Tokens) -> Tokens:
         """Tokens [B, streams] → their rows in the one table, on the host."""
-        rows = tokens + self._starts[:-1]
-        return np.where(tokens == ZERO_TOKEN, self._starts[-1], rows).astype(np.int32)
+        rows = np.where(tokens == ZERO_TOKEN, self._starts[-1], tokens + self._starts[:-1])
+        return np.asarray(rows, dtype=np.int32)
 
     def __call__(self, rows: mx.array) -> mx.array:
         """Rows [B, streams] → the sum [B, 1, dim]."""

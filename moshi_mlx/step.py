@@ -66,8 +66,9 @@ class FrameStep:
             mx.eval(conditions.sum, conditions.cross, self._cross)
         self._stack = lm.stack_embeddings()
         layers = range(1, len(lm.transformer.layers))
-        functions = [self._first, *map(self._middle, layers), self._last]
-        self._functions = [mx.compile(f) for f in functions] if compiled else functions
+        functions: list[Function] = [self._first, *map(self._middle, layers), self._last]
+        make: Callable[[Function], Function] = mx.compile  # its annotations are stricter
+        self._functions = [make(f) for f in functions] if compiled else functions
 
     def __call__(
         self,
@@ -97,7 +98,7 @@ class FrameStep:
         x, *heads = first(inputs, offset, *self._position(position))
         for i, function in enumerate([*middles, last]):
             q, k, v = heads
-            y = transformer.layers[i].self_attn.attend((q, k, v), cache[i], None)
+            y = transformer.layers[i].self_attn.mix_heads((q, k, v), cache[i], None)
             del q, k, v  # the cache writes in place what nobody else holds
             if function is last:
                 break
@@ -113,12 +114,12 @@ class FrameStep:
             return []
         return [sinusoids(position, 1, c.dim, c.max_period)]
 
-    def _first(self, inputs: mx.array, offset: mx.array, *position: mx.array) -> tuple[mx.array, ...]:
+    def _first(
+        self, inputs: mx.array, offset: mx.array, *position: mx.array
+    ) -> tuple[mx.array, ...]:
         """Rows or tokens [B, 1 + n_q] → x [B, 1, dim] and the first attention's heads."""
-        if self._stack is None:
-            x = self._lm.embed(inputs[:, :, None])
-        else:
-            x = self._stack(inputs)
+        stack = self._stack
+        x = self._lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)
         if self._conditions is not None and self._conditions.sum is not None:
             x = x + self._conditions.sum.astype(x.dtype)
         for row in position:

@@ -88,7 +88,7 @@ class Attention(nn.Module):
 
     def mix(self, qkv: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
         """What lies between the projections: [B, T, (H + 2 KV) D] → [B, T, dim]."""
-        return self.attend(self.heads(qkv, cache.offset), cache, mask)
+        return self.mix_heads(self.heads(qkv, cache.offset), cache, mask)
 
     def heads(self, qkv: mx.array, offset: int | mx.array | None) -> Heads:
         """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D].
@@ -114,7 +114,7 @@ class Attention(nn.Module):
         )
         return turned[:, : c.num_heads], turned[:, c.num_heads :], qkv[:, first_value:]
 
-    def attend(self, heads: Heads, cache: Cache, mask: mx.array | None) -> mx.array:
+    def mix_heads(self, heads: Heads, cache: Cache, mask: mx.array | None) -> mx.array:
         """Attention to what is in `cache` and to these: [B, T, dim]."""
         c = self._config
         q, k, v = heads
@@ -194,7 +194,9 @@ class Layer(nn.Module):
     def __call__(
         self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
     ) -> mx.array:
-        return self.finish(x, self.self_attn.attend(self.begin(x, cache.offset), cache, mask), cross)
+        return self.finish(
+            x, self.self_attn.mix_heads(self.begin(x, cache.offset), cache, mask), cross
+        )
 
     def begin(self, x: mx.array, offset: int | mx.array) -> Heads:
         """Before the attention: its heads for [B, T, dim] from position `offset` on."""

@@ -19,10 +19,9 @@ import numpy as np
 
 __all__ = ["VIEWS", "Counts", "counting", "primitives"]
 
-VIEWS = frozenset(
-    """AsStrided Broadcast BroadcastAxes ExpandDims Flatten NumberOfElements Reshape Slice Split
-    Squeeze StopGradient Transpose Unflatten View""".split()
-)
+_VIEWS = """AsStrided Broadcast BroadcastAxes ExpandDims Flatten NumberOfElements Reshape Slice
+Split Squeeze StopGradient Transpose Unflatten View"""
+VIEWS = frozenset(_VIEWS.split())
 """Primitives that as a rule copy nothing and launch nothing."""
 
 _READS = ("__bool__", "__int__", "__float__", "__index__", "item", "tolist")
