@@ -50,11 +50,13 @@ class RmsNorm(nn.RMSNorm):
     def __call__(self, x: mx.array) -> mx.array:
         on_gpu = mx.default_device().type == mx.gpu
         if on_gpu or not x.dtype == self.weight.dtype == mx.float32:
-            return super().__call__(x)
+            plain: mx.array = super().__call__(x)
+            return plain
         squares = mx.sum(mx.square(x), axis=-1, keepdims=True)
         # Numbers as arrays, so that one fused kernel serves norms of every width.
         share, eps = mx.array(1 / x.shape[-1]), mx.array(self.eps)
-        return _rms_scaled(x, squares, self.weight, share, eps)
+        scaled: mx.array = _rms_scaled(x, squares, self.weight, share, eps)
+        return scaled
 
 
 @partial(mx.compile, shapeless=True)
