@@ -1,5 +1,6 @@
 """One frame's step: the same numbers however it is put together, and what it asks of MLX."""
 
+import json
 from pathlib import Path
 
 import mlx.core as mx
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from test_lm import load
 
-from moshi_local.bench import count_step, roofline_ms, weight_bytes_per_frame
+from moshi_local.bench import bench_config, count_step, roofline_ms, weight_bytes_per_frame
 from moshi_local.graph import counting, primitives
 from moshi_mlx.cache import RingCache
 from moshi_mlx.config import read_config, read_json
@@ -109,11 +110,11 @@ def test_a_step_asks_little(bits: int, upstream: int) -> None:
 def test_slices_whose_tokens_are_given_are_not_run() -> None:
     lm = load("moshi")
 
-    class Never(nn.Module):
+    class Never(nn.Linear):
         def __call__(self, x: mx.array) -> mx.array:
             raise AssertionError("this slice is not needed")
 
-    lm.depformer.linear_out[3:] = [Never()] * 5
+    lm.depformer.linear_out[3:] = [Never(1, 1)] * 5
     generator = Generator(lm, text=HOT, audio=HOT, generated=3)
     generator.step(np.zeros((1, generator.given)))
     assert weight_bytes_per_frame(small(), 3) < weight_bytes_per_frame(small())
@@ -128,6 +129,19 @@ def test_weight_bytes(bits: int, bytes_per_weight: float) -> None:
     weights = layers + dim * 32000 + slices
     found = weight_bytes_per_frame(small(bits))
     assert found == pytest.approx(weights * bytes_per_weight, rel=0.02)
+
+
+def test_report() -> None:
+    """What `moshi-local bench --json` prints has the fields of DESIGN.md."""
+    mine, upstream = bench_config(BENCH / "small.json", 4, frames=2, rounds=1)
+    assert upstream is None
+    found = json.loads(json.dumps(mine.as_dict()))
+    assert found["host_syncs_per_frame"] == 1
+    for times in ("frame_ms", "python_ms"):
+        assert list(found[times]) == ["p50", "p95", "p99", "max"]
+    sizes = ("weight_bytes_per_frame", "kv_bytes_per_frame", "peak_memory_bytes")
+    assert all(found[size] > 0 for size in sizes)
+    assert found["primitives_per_frame"] > 0
 
 
 def test_roofline() -> None:
