@@ -50,7 +50,7 @@ def main() -> None:
     ]  # fmt: skip
     if not folders:
         sys.exit(f"{made}: has no tokens of the bundled nano's tokenizer; run make nano")
-    bank = load_bank(folders[-1])
+    bank = load_bank(max(folders, key=lambda folder: folder.stat().st_mtime))
     halves = {}
     for i, (name, count) in enumerate(DIALOGUES.items()):
         maker = DialogueMaker(every_other(bank, i), count, FRAMES, seed=SEED + i)

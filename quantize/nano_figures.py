@@ -7,6 +7,7 @@ matplotlib (the extra `dev`).
 """
 
 import re
+import shutil
 import sys
 import tempfile
 from dataclasses import replace
@@ -25,7 +26,7 @@ from moshi_quantize.source import open_source
 from moshi_quantize.teacher import Teacher
 
 HERE = Path(__file__).parent
-UNIFORM = ("2:32", "3:64", "3:32", "4:128", "4:64", "5:64", "6:64", "8:128")
+UNIFORM = ("2:32", "3:64", "3:32", "4:64", "5:64", "6:64")
 AUTO = (3.5, 4.0, 5.0, 6.0)
 LISTENED = 8
 
@@ -40,7 +41,14 @@ def recipes() -> list[Recipe]:
 
 
 def main() -> None:
-    source = open_source("nano")
+    with tempfile.TemporaryDirectory() as name:
+        work(Path(name))
+
+
+def work(scratch: Path) -> None:
+    """All of it, on a copy of nano, so that another may take its place meanwhile."""
+    nano = open_source("nano").folder
+    source = replace(open_source(shutil.copytree(nano, scratch / "nano")), name="nano")
     known = SHIPPED.is_file() and nano_dialogues.fingerprint_of(SHIPPED) == fingerprint(
         source.files.mimi, source.files.tokenizer
     )
@@ -51,29 +59,28 @@ def main() -> None:
     reference = Teacher(source)(mx.array(tokens.evaluation))
     first = make_plan(source, RECIPES["q4"], mx.bfloat16)
     print("measuring sensitivity", file=sys.stderr)
-    costs = sensitivity.measure(source, first.layers, tokens.calibration[:4])
+    costs = sensitivity.measure(source, first.layers, tokens.calibration[:2])
     figures = []
-    with tempfile.TemporaryDirectory() as name:
-        for chosen in recipes():
-            folder = Path(name) / chosen.name.replace(":", "-")
-            folder.mkdir()
-            assignment = None
-            if chosen.target_bits is not None:
-                assignment = sensitivity.give_out(costs, first.layers, chosen.target_bits)
-            plan = make_plan(source, chosen, mx.bfloat16, assignment)
-            learned = None
-            if chosen.method == "gptq":
+    for chosen in recipes():
+        folder = scratch / chosen.name.replace(":", "-")
+        folder.mkdir()
+        assignment = None
+        if chosen.target_bits is not None:
+            assignment = sensitivity.give_out(costs, first.layers, chosen.target_bits)
+        plan = make_plan(source, chosen, mx.bfloat16, assignment)
+        learned = None
+        if chosen.method == "gptq":
 
-                def learned(emit, plan=plan):
-                    layers = list(plan.layers)
-                    codes = tokens.calibration
-                    quantize_layers(source, layers, plan.assignment, mx.bfloat16, codes, emit)
+            def learned(emit, plan=plan):
+                layers = list(plan.layers)
+                codes = tokens.calibration
+                quantize_layers(source, layers, plan.assignment, mx.bfloat16, codes, emit)
 
-            write_model(plan, folder / WEIGHTS, learned=learned)
-            write_rest(plan, folder)
-            other = replace(open_source(folder), name=chosen.name)
-            figures += report.measure(source, [other], tokens, replies, reference)
-            print(chosen.name, figures[-1].nbytes, figures[-1].frame_kl, file=sys.stderr)
+        write_model(plan, folder / WEIGHTS, learned=learned)
+        write_rest(plan, folder)
+        other = replace(open_source(folder), name=chosen.name)
+        figures += report.measure(source, [other], tokens, replies, reference)
+        print(chosen.name, figures[-1].nbytes, figures[-1].frame_kl, file=sys.stderr)
     figures.sort(key=lambda f: f.nbytes)
     (HERE / "quality.json").write_text(report.as_json("nano", tokens, figures), encoding="utf-8")
     report.plot(figures, HERE / "quality.png", "nano, quantized")

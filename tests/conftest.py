@@ -1,7 +1,9 @@
-"""What all tests share: when a test that needs the sound card may be left out."""
+"""What all tests share: signals, and when a test that needs the sound card may be left out."""
 
 import ctypes.util
 import os
+import signal
+from collections.abc import Iterator
 
 import pytest
 import rig
@@ -22,3 +24,16 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get(REQUIRED) == "1":
         pytest.fail(f"{reason}, and {REQUIRED}=1", pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.fixture(autouse=True)
+def signals_are_not_ignored() -> Iterator[None]:
+    """Who is started by nohup or in the background ignores some, and so do those it starts."""
+    watched = (signal.SIGINT, signal.SIGHUP)
+    ignored = [number for number in watched if signal.getsignal(number) == signal.SIG_IGN]
+    for number in ignored:
+        is_interrupt = number == signal.SIGINT
+        signal.signal(number, signal.default_int_handler if is_interrupt else signal.SIG_DFL)
+    yield
+    for number in ignored:
+        signal.signal(number, signal.SIG_IGN)

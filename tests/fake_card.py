@@ -110,6 +110,8 @@ class SimulatedCard:
         self.asleep = 0.0
         """Added to the clock on the wall (seconds)."""
         self.ended = False
+        self.held_back = 0.0
+        """By this much what is heard is older: the system holds it back (seconds)."""
         self.broken = False
         """While it is, `open` is refused."""
         self.opens = 0
@@ -185,7 +187,7 @@ class SimulatedCard:
         side = self._input
         heard = self._sound(side.times()).astype(np.float32)
         side.samples += side.block
-        self._hear(heard, side.block / side.true_rate, None)
+        self._hear(heard, self.held_back + side.block / side.true_rate, None)
 
 
 def simulated(card: SimulatedCard, **options: object) -> LiveAudio:

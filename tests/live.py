@@ -1,6 +1,6 @@
 """The real `moshi-local` on the virtual sound card, measured.
 
-    python tests/live.py [--seconds 60] [--model nano] [--keep both.wav]
+    python tests/live.py [--seconds 60] [--model nano] [--keep both.wav] [--room] [-- OPTIONS]
 
 Plays nano's question into the microphone again and again, records both sides, and prints a table
 of what the sound card, the frames and the memory did. Exit code 1 if there was an xrun, no
@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ LOAD_SECONDS = 120.0
 LISTENING = "listening: "
 SPEECH_LEVEL = 0.01
 REPLY_SECONDS = 4.0
+ROOM = (60, 0.3)
+"""The way from the speaker to the microphone: milliseconds, gain."""
 CALLBACKS_A_SECOND = 50
 CALLBACK_TOLERANCE = 0.02
 SAMPLE_SECONDS = 5.0
@@ -207,6 +210,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="moshi-local on the virtual sound card")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--model", default="nano")
+    parser.add_argument(
+        "--room", action="store_true", help="the microphone hears the speaker (60 ms, gain 0.3)"
+    )
+    parser.add_argument("options", nargs="*", help="more options of moshi-local, after --")
     parser.add_argument("--keep", type=Path, help="write both sides to this stereo WAV")
     options = parser.parse_args()
     if missing := rig.missing_programs():
@@ -215,8 +222,9 @@ def main() -> int:
     with (
         tempfile.TemporaryDirectory(prefix="rig") as folder,
         rig.VirtualCard.start(Path(folder) / "card") as card,
+        card.echo(*ROOM) if options.room else nullcontext(),
     ):
-        run = talk(card, options.seconds, "--model", options.model)
+        run = talk(card, options.seconds, "--model", options.model, *options.options)
     if options.keep:
         soundfile.write(options.keep, run.both, rig.RATE)
     if run.summary:

@@ -392,6 +392,23 @@ def test_a_dead_microphone_is_told_once_a_spell(monkeypatch: pytest.MonkeyPatch)
     assert "System Settings, Privacy & Security, Microphone" in told[0][1].advice
 
 
+@pytest.mark.parametrize(("held_back", "opens"), [(0.15, 1), (0.25, 2)])
+def test_sound_that_the_system_holds_back_is_left_behind(held_back: float, opens: int) -> None:
+    card = SimulatedCard(lambda times: np.full(len(times), 0.1), lambda times, pcm: None)
+    with simulated(card) as port:
+        pass_through(card, port, 5.0)
+        card.held_back = held_back
+        pass_through(card, port, 6.0)
+        assert card.opens == 1, "it may pass"
+        for _ in range(200):
+            pass_through(card, port, card.now + 0.02)
+            if card.opens > 1:
+                break
+        lost = of_kind(port.take_events(0.0), DeviceLost)
+    assert card.opens == opens
+    assert [e.reason[:24] for e in lost] == ["the sound system holds 2"][: opens - 1]
+
+
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live, "REOPEN_SECONDS", 0.01)

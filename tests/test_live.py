@@ -18,6 +18,7 @@ pytestmark = pytest.mark.device
 SECONDS = 15.0
 ATTEMPTS = 3
 """A machine that tests share may be too busy for a while; the card's clock does not wait."""
+FIRST_REPLY = "Hello! How can I help you?"
 XRUNS_PER_CALLBACK = 0.01
 """What such a machine may cost; `python tests/live.py` measures, and allows none."""
 
@@ -52,6 +53,16 @@ def test_a_signal_ends_the_conversation_in_order(
     assert run.exit_code == 0
     assert run.summary["callbacks"] > 0
     assert "Traceback" not in run.errors
+
+
+def test_on_speakers_it_does_not_interrupt_itself(card: rig.VirtualCard) -> None:
+    for _ in range(ATTEMPTS):
+        with card.echo(*live.ROOM):
+            run = live.talk(card, 8.0, "--model", "nano")
+        if FIRST_REPLY in run.summary["text"]:
+            break
+    assert run.summary["echo_cancelled"]
+    assert FIRST_REPLY in run.summary["text"]
 
 
 def test_no_network_at_all_is_needed(card: rig.VirtualCard, tmp_path: Path) -> None:

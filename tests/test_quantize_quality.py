@@ -2,22 +2,24 @@
 
 import itertools
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
+import soundfile
 from quantize_proofs import make_small
 
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import AudioFileError, CheckpointError
 from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
 from moshi_quantize.gptq import pack, quantize_for
 from moshi_quantize.recipe import UPGRADES, Layer, layers_of
 from moshi_quantize.report import sizes
-from moshi_quantize.sensitivity import Sensitivity, give_out, measure
+from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure
 from moshi_quantize.source import Source, open_source
 from moshi_quantize.teacher import Logits, Teacher, distance
 
@@ -87,7 +89,7 @@ def test_gptq_is_nearer_on_its_inputs() -> None:
     assert {k: v.shape for k, v in learned.items()} == {
         k: shape for k, (_, shape) in precision.specs((32, 128), mx.float32).items()
     }
-    assert error(learned) < 0.6 * error(precision.quantize(w))
+    assert error(learned) < 0.8 * error(precision.quantize(w))
 
 
 def test_bits_are_given_out_as_well_as_can_be() -> None:
@@ -95,7 +97,7 @@ def test_bits_are_given_out_as_well_as_can_be() -> None:
     layers = [Layer(n, (n,), "temporal", (32, 128 * i), 1) for i, n in enumerate("abc", 1)]
     choices = [Precision(b, 32) for b in (2, 3, 4, 8)]
     weight = {"a": 3.0, "b": 1.0, "c": 0.01}
-    cost = {n: {p: w * 4.0**-p.bits for p in choices} for n, w in weight.items()}
+    cost: Any = {n: {p: w * 4.0**-p.bits for p in choices} for n, w in weight.items()}
     sensitivity = Sensitivity(cost)
     for target in (3.5, 4.5, 6.0):
         chosen = give_out(sensitivity, layers, target)
@@ -116,6 +118,8 @@ def test_sensitivity_costs_more_where_bits_are_fewer(source: Source, tokens: Pat
     layers = [layer for layer in layers_of(source.skeleton()) if layer.name == "text_linear"]
     costs = measure(source, layers, read_dialogues(tokens).calibration).cost["text_linear"]
     assert costs[Precision(2, 32)] > costs[Precision(4, 32)] > costs[Precision(8, 64)] > 0
+    assert costs[None] == 0
+    assert [_probe(inputs) for inputs in (96, 528, 264)] == [Precision(4, 32), NARROW, None]
 
 
 def test_mixed_stays_in_its_budget(source: Source) -> None:
@@ -140,8 +144,16 @@ def test_learned_and_reported(
     pictures, data = tmp_path / "plot.png", tmp_path / "report.json"
     with pytest.raises(SystemExit) as done:
         cli.app(
-            ["report", str(source.folder), str(made), str(near.folder), "--dialogue", str(tokens)]
-            + ["--plot", str(pictures), "--json", str(data)]
+            [
+                "report",
+                *map(str, (source.folder, made, near.folder)),
+                "--dialogue",
+                str(tokens),
+                "--plot",
+                str(pictures),
+                "--json",
+                str(data),
+            ]
         )
     assert done.value.code == 0
     assert "| gptq |" in capsys.readouterr().out
@@ -152,7 +164,7 @@ def test_learned_and_reported(
     assert 0 < learned["frame_kl"] < nearest["frame_kl"]
     assert len(learned["kl"]) == len(learned["top1"]) == 9
     nbytes, bits, frame = sizes(open_source(made))
-    assert nbytes == learned["nbytes"] == near.nbytes - (near.nbytes - nearest["nbytes"])
+    assert nbytes == learned["nbytes"] == nearest["nbytes"]
     assert 5 <= bits < 5.1
     assert frame < nbytes
 
@@ -178,3 +190,76 @@ def test_shipped_tokens_are_small_and_say_where_they_are_from() -> None:
     shipped = read_dialogues(SHIPPED)
     assert "flite" in shipped.origin
     assert shipped.calibration.shape[1:] == shipped.evaluation.shape[1:] == (17, 160)
+
+
+def test_progress_reaches_the_end(source: Source, tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    quantize(source, "q8", tmp_path / "made", progress=lambda d, t, _: seen.append((d, t)))
+    done = [d for d, _ in seen]
+    assert done == sorted(done)
+    assert done[-1] == seen[-1][1] == seen[0][1]
+
+
+def run(arguments: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("sys.argv", ["moshi-quantize", *map(str, arguments)])
+    with pytest.raises(SystemExit) as done:
+        cli.main()
+    assert isinstance(done.value.code, int)
+    return done.value.code
+
+
+def test_rules_from_the_command_line(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rule = tmp_path / "rule.py"
+    rule.write_text("def predicate(name, layer):\n    return 'audio_embs' not in name\n")
+    base = [source.folder, tmp_path / "made", "--no-report"]
+    more = ["--set", "heads=8", "--set", "depformer.*.linear_in=none", "--predicate", rule]
+    assert run([*base, *more], monkeypatch) == 0
+    block = json.loads((tmp_path / "made" / "config.json").read_text())["quantization"]
+    assert block["text_linear"]["bits"] == 8
+    assert block["depformer.slices.0.linear_in"] is block["audio_embs.15"] is False
+    assert "transformer.layers.0.self_attn.in_proj" not in block
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [("1 / 0", "ZeroDivisionError"), ("x = 1", "has no function"), (None, "No such file")],
+)
+def test_rules_that_are_broken(
+    rule: str | None, message: str, source: Source, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    path = tmp_path / "rule.py"
+    if rule is not None:
+        path.write_text(rule)
+    assert run([source.folder, tmp_path / "made", "--predicate", path], monkeypatch) == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_interrupted(
+    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    def stop(*_: Any, **__: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr("moshi_quantize.api.write_rest", stop)
+    assert run([source.folder, tmp_path / "made"], monkeypatch) == 2
+    assert "interrupted; nothing was written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_hears_a_recording(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's answer to a recording of any rate becomes tokens to measure on."""
+    recording, path = tmp_path / "noise.wav", tmp_path / "tokens.npz"
+    noise = 0.1 * np.random.default_rng(0).standard_normal((16_000, 2))
+    soundfile.write(recording, noise, 16_000)
+    assert run(["hear", source.folder, recording, path], monkeypatch) == 0
+    found = find_dialogues(source, path).evaluation
+    assert found.shape == (1, 17, 12)  # a second is 12.5 frames; the first brings no answer
+    assert np.array_equal(found, find_dialogues(source, recording).evaluation)
+    with pytest.raises(AudioFileError, match=r"none\.wav: cannot be read as sound"):
+        find_dialogues(source, tmp_path / "none.wav")

@@ -7,6 +7,7 @@ or dumb is noticed, told as an event, and opened again. Knows nothing of models.
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -46,6 +47,10 @@ DEAD_SECONDS = 3.0
 MUTED_SECONDS = 30.0
 """And one that has: its own switch may be off, or what it comes from may be digital silence."""
 DEFAULT_POLL_SECONDS = 1.0
+PILED_UP_SECONDS = 0.2
+"""More delay than this, lasting, is not ours: the sound system itself keeps what came in while the
+program was held up, and does not give it back. PulseAudio does so (15 xruns in ten minutes on an
+overloaded machine made 1.5 s); only a new stream is free of it."""
 LAG_SECONDS = 0.04
 """Less than this is left out of the output without a word."""
 STEPS_KEPT = 15
@@ -140,7 +145,10 @@ class LiveAudio:
         if line is None:
             return
         line.write(pcm)
-        self._delays.append(line.delay())
+        delay = line.delay()
+        self._delays.append(delay)
+        line.others_delay.append(delay - line.playout.cushion)
+        line.least_delay = min(line.least_delay, line.others_delay[-1])
 
     def take_events(self, now: float) -> list[Event]:
         """What happened since the last call; `now` is on the session's clock (seconds)."""
@@ -264,6 +272,10 @@ class LiveAudio:
             return self._lose("the device is gone")
         if line.silent_for(now) > (CALLBACK_SECONDS if started else FIRST_CALLBACK_SECONDS):
             return self._lose("it stopped calling" if started else "it started but never called")
+        if len(line.others_delay) == DELAYS_KEPT:
+            surplus = min(line.others_delay) - line.least_delay
+            if surplus > PILED_UP_SECONDS:
+                return self._lose(f"the sound system holds {1000 * surplus:.0f} ms back")
         if self._default_changed is not None and now - self._default_asked > DEFAULT_POLL_SECONDS:
             self._default_asked = now
             if self._default_changed():
@@ -308,6 +320,7 @@ class LiveAudio:
             raise self._failure
         self._line, self._new_line = self._new_line, None
         assert self._line is not None
+        self._delays.clear()
         self._greet(self._line)
         return self._line
 
@@ -337,6 +350,9 @@ class _Line:
                     "use a common rate, such as 48000"
                 )
         self.info = info
+        self.others_delay: deque[float] = deque(maxlen=DELAYS_KEPT)
+        """From mouth to ear without our cushion, of the last second."""
+        self.least_delay = math.inf
         self.reference: Reference | None = None
         self._canceller: EchoCanceller | None = None
         if cancel or noise_suppression:

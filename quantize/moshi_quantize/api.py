@@ -115,8 +115,8 @@ def quantize(
         if measured:
             if progress is not None:
                 progress(0, 1, "comparing with the original")
-            tokens = tokens or find_dialogues(source, dialogue, fresh)
             made = replace(open_source(fresh), name=folder.name)
+            tokens = tokens or find_dialogues(source, dialogue, made)
             listens = can_listen() and plan.source.config.lm.dep_q != 0
             replies = Replies(tokens.evaluation[:LISTENED]) if listens and _small(source) else None
             (figures,) = report.measure(source, [made], tokens, replies)

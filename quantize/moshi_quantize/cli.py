@@ -27,11 +27,12 @@ from moshi_mlx.errors import HubError, MoshiError
 from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
-from .dialogues import find_dialogues, hear
+from .dialogues import find_dialogues
 from .recipe import RECIPES, Precision, Predicate, parse_precision
 from .recipe import recipe as find_recipe
 from .replies import Replies, can_listen
 from .source import open_source
+from .speaker import Speaker
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -129,7 +130,7 @@ def report(
     source = open_source(original)
     models = [open_source(other) for other in others]
     with _interruptible():
-        tokens = find_dialogues(source, dialogue or None, models[-1].folder)
+        tokens = find_dialogues(source, dialogue or None, models[-1])
         if listen and not can_listen():
             raise MoshiError("listening needs pocketsphinx: pip install pocketsphinx")
         replies = Replies(tokens.evaluation[:LISTENED]) if listen else None
@@ -144,13 +145,15 @@ def report(
 
 @app.command(name="hear")
 def hear_recording(
-    model: Annotated[Path, typer.Argument(help="a model's folder")],
+    model: Annotated[str, typer.Argument(help="who answers")],
     recording: Annotated[Path, typer.Argument(help="a sound file")],
     tokens: Annotated[Path, typer.Argument(help="the .npz to write, for --dialogue")],
 ) -> None:
     """Let a model answer a recording, and write the dialogue's tokens."""
     with _interruptible():
-        np.savez_compressed(tokens, codes=hear(model, recording).astype(np.int16))
+        np.savez_compressed(
+            tokens, codes=Speaker(open_source(model)).hear(recording).astype(np.int16)
+        )
     print(f"{tokens}: give it as --dialogue")
 
 

@@ -8,21 +8,16 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
 import moshi_mlx
-from moshi_mlx.errors import AudioFileError, CheckpointError
-from moshi_mlx.generate import Generator
-from moshi_mlx.moshi import own_streams
+from moshi_mlx.errors import CheckpointError
 
 from .source import Source
+from .speaker import Codes, Speaker
 
 SHIPPED = Path(__file__).parent / "data" / "nano.npz"
 QUESTION = Path(moshi_mlx.__file__).parent / "models" / "nano" / "question.wav"
-_MOST_SECONDS = 60
-Codes = npt.NDArray[np.int32]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ def fingerprint(*paths: Path) -> str:
 
 
 def find_dialogues(
-    source: Source, given: str | Path | None = None, speaker: Path | None = None
+    source: Source, given: str | Path | None = None, speaker: Source | None = None
 ) -> Dialogues:
     """Tokens for a model.
 
@@ -57,7 +52,7 @@ def find_dialogues(
         given: an .npz (`codes`, or `calibration` and `evaluation`), or a recording to answer; None:
             what comes with the program, if it is of this codec, else the model's own answer to
             nano's question.
-        speaker: the folder of the model that answers: a smaller one than the source.
+        speaker: who answers the recording: a smaller one than the source.
 
     Raises:
         CheckpointError: the tokens aren't this model's.
@@ -70,7 +65,7 @@ def find_dialogues(
             if str(file["fingerprint"]) == fingerprint(source.files.mimi, source.files.tokenizer):
                 return read_dialogues(SHIPPED)
     recording = Path(given or QUESTION)
-    codes = hear(speaker or source.folder, recording)
+    codes = Speaker(speaker or source).hear(recording)
     return Dialogues(codes, codes, f"the model's own answer to {recording.name}")
 
 
@@ -110,34 +105,3 @@ def _checked(dialogues: Dialogues, source: Source, where: str) -> Dialogues:
         if codes.min() < -1 or codes[:, 0].max() > lm.text_card or codes[:, 1:].max() > lm.card:
             raise CheckpointError(f"{where}: has tokens that the model doesn't know")
     return dialogues
-
-
-def hear(model: Path, recording: Path, seed: int = 0) -> Codes:
-    """What a model says to a recording: all its tokens [1, 1 + n_q, T].
-
-    Raises:
-        AudioFileError: the recording cannot be read.
-        MoshiError: the model cannot be loaded.
-    """
-    import soundfile
-    import soxr
-
-    try:
-        pcm, rate = soundfile.read(str(recording), dtype="float32", always_2d=True)
-    except (OSError, RuntimeError) as error:
-        raise AudioFileError(f"{recording}: cannot be read as sound: {error}") from error
-    moshi = moshi_mlx.load(model)
-    if not moshi.config.lm.dep_q:
-        raise AudioFileError("a model that doesn't speak answers nothing: give tokens (.npz)")
-    mono = pcm[: rate * _MOST_SECONDS].mean(axis=1)
-    mono = soxr.resample(mono, rate, moshi.sample_rate).astype(np.float32)
-    mono = np.pad(mono, (0, -len(mono) % moshi.frame_size))
-    given = moshi.config.lm.n_q - own_streams(moshi.config)
-    user = np.array(moshi.mimi.encode(mx.array(mono[None, None])))[:, :given]
-    generator = Generator(
-        moshi.lm, text=moshi.text_sampling, audio=moshi.audio_sampling, seed=seed,
-        generated=own_streams(moshi.config),
-    )  # fmt: skip
-    tokens = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
-    said = np.stack(tokens[1:], axis=2)  # nothing is out in the first step
-    return np.concatenate([said, user[:, :, : said.shape[2]]], axis=1).astype(np.int32)

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from .convert import Emit
-from .dialogues import Codes
 from .recipe import Assignment, Layer, Precision
 from .source import Source
+from .speaker import Codes
 from .teacher import Teacher
 
 Floats = npt.NDArray[np.float32]

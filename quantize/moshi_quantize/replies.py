@@ -10,17 +10,14 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-import moshi_mlx
-from moshi_mlx.generate import Generator
-from moshi_mlx.moshi import Moshi, own_streams
-
-from .dialogues import Codes
 from .source import Source
+from .speaker import Codes, Speaker
 
 _WINDOW_SECONDS = 0.02
 _AUDIBLE = 0.01  # root mean square; -40 dBFS
 _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
 _MARGIN_SECONDS = 0.06
+_NANO_TEXT_CARD = 512
 
 
 def can_listen() -> bool:
@@ -36,29 +33,21 @@ class Replies:
 
     def of(self, source: Source) -> list[tuple[str, ...]]:
         """What is heard in each dialogue, reply by reply."""
-        moshi = moshi_mlx.load(source.folder, codec="mlx")
-        own = own_streams(moshi.config)
-        generator = Generator(
-            moshi.lm, batch=len(self._codes), text=moshi.text_sampling, audio=moshi.audio_sampling,
-            generated=own,
-        )  # fmt: skip
-        user = self._codes[:, 1 + own :]
-        steps = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
-        tokens = np.stack(steps[1:], axis=2)[:, 1 : 1 + own]
-        said = np.array(moshi.mimi.decode(mx.array(tokens)))[:, 0]
-        return [self._heard(pcm, moshi) for pcm in said]
+        speaker = Speaker(source)
+        tokens = speaker.answer(self._codes[:, 1 + speaker.own :])
+        said = np.array(speaker.mimi.decode(mx.array(tokens[:, 1:])))[:, 0]
+        # Nano says whole sentences that are known: a closed grammar hears these best.
+        closed = source.config.lm.text_card == _NANO_TEXT_CARD
+        return [self._heard(pcm, speaker.sample_rate, closed) for pcm in said]
 
-    def _heard(self, pcm: npt.NDArray[np.float32], moshi: Moshi) -> tuple[str, ...]:
+    def _heard(self, pcm: npt.NDArray[np.float32], rate: int, closed: bool) -> tuple[str, ...]:
         from moshi_mlx.training.nano.recognize import recognize, transcribe
 
-        # Nano says whole sentences that are known: a closed grammar hears these best.
-        nano = moshi.config.lm.text_card == 512
-        margin = int(_MARGIN_SECONDS * moshi.sample_rate)
+        margin = int(_MARGIN_SECONDS * rate)
         heard = []
-        for start, end in _stretches(pcm, moshi.sample_rate):
+        for start, end in _stretches(pcm, rate):
             part = pcm[max(0, start - margin) : end + margin]
-            rate = moshi.sample_rate
-            heard.append((recognize(part, rate) if nano else transcribe(part, rate)) or "?")
+            heard.append((recognize(part, rate) if closed else transcribe(part, rate)) or "?")
         return tuple(heard)
 
 

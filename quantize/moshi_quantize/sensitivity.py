@@ -13,23 +13,24 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from .dialogues import Codes
 from .recipe import Assignment, Layer, Precision
 from .source import Source
+from .speaker import Codes
 from .teacher import Teacher, distance
 
-PROBE = Precision(4, 32)
+NARROW = Precision(4, 16, "nvfp4")  # its groups divide widths that no others do
+PROBES = (Precision(4, 32), NARROW)
 CHOICES = (
-    Precision(2, 32), Precision(3, 64), Precision(3, 32), Precision(4, 64), Precision(4, 32),
-    Precision(5, 64), Precision(6, 64), Precision(8, 64),
+    NARROW, Precision(2, 32), Precision(3, 64), Precision(3, 32), Precision(4, 64),
+    Precision(4, 32), Precision(5, 64), Precision(6, 64), Precision(8, 64),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """By a layer's path: the cost in nats a frame of each precision that fits it."""
+    """By a layer's path: the cost, in nats a frame, of each precision that fits it (or of None)."""
 
-    cost: Mapping[str, Mapping[Precision, float]]
+    cost: Mapping[str, Mapping[Precision | None, float]]
 
 
 def measure(
@@ -43,12 +44,13 @@ def measure(
     teacher = Teacher(source)
     tokens = mx.array(codes)
     original = teacher(tokens)
-    by_path = {layer.path: layer for layer in layers if PROBE.fitting(layer.shape[1])}
+    probes = {p: given for p, n in ((x.path, x.shape[1]) for x in layers) if (given := _probe(n))}
+    by_path = {layer.path: layer for layer in layers if layer.path in probes}
     groups: dict[str, list[Layer]] = {}
     for layer in by_path.values():
         groups.setdefault(layer.kind if teacher.streams else layer.path, []).append(layer)
     errors = {p: _errors(teacher.read(p)["weight"], layer, choices) for p, layer in by_path.items()}
-    cost: dict[str, Mapping[Precision, float]] = {}
+    cost: dict[str, Mapping[Precision | None, float]] = {}
     for done, (name, group) in enumerate(groups.items()):
         if progress is not None:
             progress(done, len(groups), f"measuring {name}")
@@ -56,27 +58,27 @@ def measure(
 
         def probe(path: str, leaf: nn.Module, _: mx.array, inside: set[str] = inside) -> None:
             if path in inside:
-                precision = PROBE.fitting(leaf.weight.shape[-1])
-                assert precision is not None
-                leaf.weight = precision.dequantize(precision.quantize(leaf.weight))
+                leaf.weight = probes[path].dequantize(probes[path].quantize(leaf.weight))
 
         kl = max(distance(original, teacher(tokens, probe)).frame_kl, 0.0)
-        total = sum(errors[path][_probe(by_path[path])] for path in inside)
+        total = sum(errors[path][probes[path]] for path in inside)
         for path in inside:
             per_error = kl / total if total else 0.0
-            cost[path] = {p: per_error * e for p, e in errors[path].items()}
+            costs: dict[Precision | None, float] = {None: 0.0}  # as it is, it costs only bytes
+            costs |= {p: per_error * e for p, e in errors[path].items()}
+            cost[path] = costs
     return Sensitivity(cost)
 
 
-def _probe(layer: Layer) -> Precision:
-    precision = PROBE.fitting(layer.shape[1])
-    assert precision is not None
-    return precision
+def _probe(inputs: int) -> Precision | None:
+    """The precision in which a layer's cost is measured; None if none fits."""
+    fitting = (probe.fitting(inputs) for probe in PROBES)
+    return next((precision for precision in fitting if precision is not None), None)
 
 
 def _errors(weight: mx.array, layer: Layer, choices: Sequence[Precision]) -> dict[Precision, float]:
     """Summed squared error of each precision that fits, scales being in bfloat16 as in files."""
-    fitting = {p.fitting(layer.shape[1]) for p in (*choices, PROBE)}
+    fitting = {p.fitting(layer.shape[1]) for p in (*choices, *PROBES)}
     half = weight.astype(mx.bfloat16)
     return {
         p: float(np.array(mx.sum(mx.square(p.dequantize(p.quantize(half)) - weight))))
@@ -105,7 +107,7 @@ def give_out(
     budget = target_bits / 8 * sum(layer.size for layer in counted)
     budget -= sum(layer.nbytes(fixed[layer.path]) for layer in counted if layer.path in fixed)
 
-    def at(price: float) -> dict[str, Precision]:
+    def at(price: float) -> Assignment:
         """The best choices where a byte costs so many nats."""
         return {
             layer.path: min(
@@ -115,7 +117,7 @@ def give_out(
             for costs in [sensitivity.cost[layer.path]]
         }
 
-    def size(chosen: Mapping[str, Precision]) -> int:
+    def size(chosen: Assignment) -> int:
         return sum(layer.nbytes(chosen[layer.path]) for layer in free)
 
     low, high = 1e-20, 1e6

@@ -159,7 +159,8 @@ def distance(original: Logits, other: Logits) -> Distance:
     top1: list[float] = []
     for p, q in zip(original.streams, other.streams, strict=True):
         there = len(p) > 0
-        kl.append(float(np.array(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)))) if there else 0.0)
+        mean = float(np.array(mx.mean(mx.sum(mx.exp(p) * (p - q), axis=-1)))) if there else 0.0
+        kl.append(max(mean, 0.0))  # below zero only by rounding
         same = mx.argmax(p, -1) == mx.argmax(q, -1)
         top1.append(float(np.array(mx.mean(same))) if there else 1.0)
     return Distance(kl, top1)

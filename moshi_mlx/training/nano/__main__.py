@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--codec-minutes", type=float, default=60)
-    parser.add_argument("--decoder-minutes", type=float, default=30)
+    parser.add_argument("--decoder-minutes", type=float, default=75)
     parser.add_argument("--lm-minutes", type=float, default=120)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

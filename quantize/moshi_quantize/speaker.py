@@ -1,0 +1,78 @@
+"""A checkpoint that speaks: what it answers to codes or to a recording.
+
+Runs the whole model, so it must fit into memory. Knows nothing of quantizing.
+"""
+
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from moshi_mlx.config import read_json, read_mimi_config
+from moshi_mlx.errors import AudioFileError
+from moshi_mlx.generate import Generator
+from moshi_mlx.mimi import Mimi
+from moshi_mlx.moshi import own_streams
+from moshi_mlx.sampling import Sampling
+from moshi_mlx.weights import load_lm
+from moshi_mlx.weights_mimi import load_mimi
+
+from .source import Source
+
+Codes = npt.NDArray[np.int32]
+_MOST_SECONDS = 60
+
+
+class Speaker:
+    """A loaded checkpoint, its adapter in it."""
+
+    def __init__(self, source: Source) -> None:
+        config, files = source.config, source.files
+        self.own = own_streams(config)
+        self.given = config.lm.n_q - self.own
+        raw = read_json(files.mimi_config) if files.mimi_config else None
+        self.mimi: Mimi = load_mimi(
+            files.mimi, max(self.own, self.given), read_mimi_config(raw, str(files.mimi_config))
+        )
+        self.sample_rate = self.mimi.config.sample_rate
+        self._lm = load_lm(
+            files.weights, config.lm, quantization=config.quantization, lora=files.lora,
+            lora_scaling=source.lora_scaling,
+        )  # fmt: skip
+        how = config.sampling
+        self._text = Sampling(temperature=how.temp_text, top_k=how.top_k_text)
+        self._audio = Sampling(temperature=how.temp, top_k=how.top_k)
+
+    def answer(self, user: Codes, seed: int = 0) -> Codes:
+        """Text and own codes [N, 1 + own, T − 1], to the other side's codes [N, given, T]."""
+        generator = Generator(
+            self._lm, batch=len(user), text=self._text, audio=self._audio, seed=seed,
+            generated=self.own,
+        )  # fmt: skip
+        steps = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
+        said = [tokens for tokens in steps[1:] if tokens is not None]  # at first there is nothing
+        return np.stack(said, axis=2)[:, : 1 + self.own].astype(np.int32)
+
+    def hear(self, recording: Path, seed: int = 0) -> Codes:
+        """The dialogue with a recording, its first minute: all tokens [1, 1 + n_q, T].
+
+        Raises:
+            AudioFileError: the recording cannot be read, or the model doesn't speak.
+        """
+        import soundfile
+        import soxr
+
+        if not self.own:
+            raise AudioFileError("a model that doesn't speak answers nothing: give tokens (.npz)")
+        try:
+            pcm, rate = soundfile.read(str(recording), dtype="float32", always_2d=True)
+        except (OSError, RuntimeError) as error:
+            raise AudioFileError(f"{recording}: cannot be read as sound: {error}") from error
+        mono = pcm[: rate * _MOST_SECONDS].mean(axis=1)
+        mono = soxr.resample(mono, rate, self.sample_rate).astype(np.float32)
+        frame = self.mimi.config.frame_size
+        mono = np.pad(mono, (0, max(-len(mono) % frame, 2 * frame - len(mono))))
+        user = np.array(self.mimi.encode(mx.array(mono[None, None])))[:, : self.given]
+        said = self.answer(user, seed)
+        return np.concatenate([said, user[:, :, : said.shape[2]]], axis=1).astype(np.int32)
