@@ -48,10 +48,10 @@ check: $(VENV)/dev.stamp
 	$(RUN) $(BIN)/pytest
 
 bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
-	@for bits in 4 8 16; do \
-		$(RUN) $(BIN)/moshi-local bench --config tests/data/bench/small.json --bits $$bits \
+	@for size in small middle; do for bits in 4 8 16; do \
+		$(RUN) $(BIN)/moshi-local bench --config tests/data/bench/$$size.json --bits $$bits \
 			--frames $(FRAMES) --vs-upstream $(UPSTREAM)/bin/python; \
-	done
+	done; done
 	$(RUN) $(BIN)/moshi-local bench --model nano --frames $(FRAMES)
 
 nano: $(MAKING)/stamp

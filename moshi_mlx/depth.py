@@ -5,7 +5,7 @@ of codebook k. It starts afresh every frame. Weights lie in sets: codebook k use
 schedule names. Knows nothing of time, delays or sampling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -49,17 +49,34 @@ class DepthTransformer(nn.Module):
         """Empty caches for one frame."""
         return [ListCache() for _ in self.transformers[0].layers]
 
+    def generate(
+        self, z: mx.array, text: mx.array, count: int, draw: Callable[[int, mx.array], mx.array]
+    ) -> list[mx.array]:
+        """The tokens of codebooks 0 … count−1, each integers [N]. The slices after are not run.
+
+        Args:
+            z: temporal states [N, dim].
+            text: text tokens, integers [N].
+            count: codebooks to generate.
+            draw: from a codebook and its logits [N, card] to its tokens [N].
+        """
+        cache = self.make_cache()
+        tokens = [text]
+        for k in range(count):
+            tokens.append(draw(k, self.step(k, z, tokens[-1], cache)))
+        return tokens[1:]
+
     def step(self, k: int, z: mx.array, previous: mx.array, cache: Sequence[ListCache]) -> mx.array:
         """Logits [N, card] of codebook k.
 
         Args:
             k: the codebook; its predecessors have been stepped through with the same cache.
             z: temporal states [N, dim].
-            previous: token of codebook k − 1, the text token for k = 0: integers [N].
+            previous: token of codebook k − 1, the text token for k = 0: integers [N], never −1.
             cache: this frame's caches.
         """
         config = self.config
-        x = self.linear_in[config.inputs[k]](z) + self.embs[k](previous)
+        x = self.linear_in[config.inputs[k]](z) + self.embs[k].rows(previous)
         x = self.transformers[config.weight_sets[k]](x[:, None], cache)[:, 0]
         if config.norm is not None:
             x = self.norms[k](x)

@@ -3,12 +3,20 @@
 Knows the variants of the published models. Knows nothing of which stream a token is from.
 """
 
-from typing import Any
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, TypeGuard
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
 from .config import ZERO_TOKEN
+
+Tokens = npt.NDArray[np.int32]
+Table = nn.Embedding | nn.QuantizedEmbedding
+_ARRAYS = ("weight", "scales", "biases")
 
 
 def _zero_where_no_token(rows: mx.array, tokens: mx.array) -> mx.array:
@@ -18,12 +26,22 @@ def _zero_where_no_token(rows: mx.array, tokens: mx.array) -> mx.array:
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """A quantized table: integer tokens [...] → [..., dim], zero for token −1."""
 
+    def rows(self, tokens: mx.array) -> mx.array:
+        """The same where no token is −1."""
+        rows: mx.array = super().__call__(tokens)
+        return rows
+
     def __call__(self, tokens: mx.array) -> mx.array:
         return _zero_where_no_token(super().__call__(mx.maximum(tokens, 0)), tokens)
 
 
 class Embedding(nn.Embedding):
     """A table of rows: integer tokens [...] → [..., dim], zero for token −1."""
+
+    def rows(self, tokens: mx.array) -> mx.array:
+        """The same where no token is −1."""
+        rows: mx.array = super().__call__(tokens)
+        return rows
 
     def __call__(self, tokens: mx.array) -> mx.array:
         return _zero_where_no_token(super().__call__(mx.maximum(tokens, 0)), tokens)
@@ -67,6 +85,12 @@ class ProjectedEmbedding(Embedding):
         if low_rank is not None:  # with demux it is in the files, but has no part
             self.low_rank = nn.Linear(width, dim, bias=False)
 
+    def rows(self, tokens: mx.array) -> mx.array:
+        """The same where no token is −1."""
+        if self._demux:
+            return self(tokens.astype(mx.int32))  # the sum below may be −1
+        return self.low_rank(super().rows(tokens))
+
     def __call__(self, tokens: mx.array) -> mx.array:
         if not self._demux:
             return self.low_rank(super().__call__(tokens))
@@ -83,3 +107,75 @@ def make_embedding(
     if low_rank is None and not demux:
         return Embedding(rows, dim)
     return ProjectedEmbedding(rows, dim, low_rank, demux)
+
+
+class EmbeddingSum:
+    """The sum of several streams' embeddings by one gather from one table.
+
+    The tables are laid one after the other, then a row of zeros for token −1, and the modules'
+    own arrays become views of that: nothing is held twice.
+
+    Args:
+        tables: plain embeddings, alike but for their number of rows; see `can_stack`.
+    """
+
+    def __init__(self, tables: Sequence[Table]) -> None:
+        rows = [table.weight.shape[0] for table in tables]
+        self._tables = tables
+        self._starts = np.cumsum([0, *rows])
+        self._stacks: dict[str, mx.array] = {}
+        self._views: list[tuple[Table, str, mx.array]] = []
+        for name in _ARRAYS:
+            arrays = [table[name] for table in tables if table.get(name) is not None]
+            if not arrays:
+                continue
+            none = mx.zeros((1, arrays[0].shape[1]), dtype=arrays[0].dtype)
+            stack = mx.concatenate([*arrays, none])
+            views = [stack[i:j] for i, j in pairwise(self._starts.tolist())]
+            mx.eval(stack, views)
+            del arrays
+            self._stacks[name] = stack
+            for table, view in zip(tables, views, strict=True):
+                table[name] = view
+                self._views.append((table, name, view))
+
+    @property
+    def current(self) -> bool:
+        """No array of the modules was replaced since."""
+        return all(table.get(name) is view for table, name, view in self._views)
+
+    def rows(self, tokens: Tokens) -> Tokens:
+        """Tokens [B, streams] → their rows in the one table, on the host."""
+        rows = np.where(tokens == ZERO_TOKEN, self._starts[-1], tokens + self._starts[:-1])
+        return np.asarray(rows, dtype=np.int32)
+
+    def __call__(self, rows: mx.array) -> mx.array:
+        """Rows [B, streams] → the sum [B, 1, dim]."""
+        found = {name: stack[rows] for name, stack in self._stacks.items()}
+        table = self._tables[0]
+        x = found["weight"]
+        if isinstance(table, nn.QuantizedEmbedding):
+            x = mx.dequantize(
+                x,
+                found["scales"],
+                found.get("biases"),
+                group_size=table.group_size,
+                bits=table.bits,
+                mode=table.mode,
+            )
+        return mx.sum(x, axis=1, keepdims=True)
+
+
+def can_stack(tables: Sequence[nn.Module]) -> TypeGuard[Sequence[Table]]:
+    """Whether these are plain embeddings of one kind."""
+    first = tables[0]
+    if type(first) not in (Embedding, QuantizedEmbedding):
+        return False
+    return all(type(t) is type(first) and _kind(t) == _kind(first) for t in tables)
+
+
+def _kind(table: nn.Module) -> list[object]:
+    """What tables must have in common."""
+    arrays = [table.get(name) for name in _ARRAYS]
+    settings = [getattr(table, name, None) for name in ("group_size", "bits", "mode")]
+    return [*settings, *(None if a is None else (a.shape[1:], a.dtype) for a in arrays)]

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from .delays import TokenRing, Tokens
 from .lm import Lm
-from .sampling import Sampling, penalized, sample
+from .sampling import Sampling
+from .step import NOT_FORCED, FrameStep, Recent
 
 
 class Step(NamedTuple):
@@ -41,6 +42,7 @@ class Generator:
         seed: the same seed and input give the same output.
         conditions: one mapping from conditioner to value per conversation.
         generated: audio streams to generate, `dep_q` if None; the streams after them are given.
+        compiled: let MLX fuse what a frame computes; the numbers are the same. On a GPU if None.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Generator:
         seed: int = 0,
         conditions: Sequence[Mapping[str, str | mx.array | None]] | None = None,
         generated: int | None = None,
+        compiled: bool | None = None,
     ) -> None:
         config = lm.config
         self.lm = lm
@@ -62,14 +65,19 @@ class Generator:
             raise ValueError(f"generated must be from 0 to {config.dep_q}, is {generated}")
         self._text, self._audio = text, audio
         self._seed = seed
-        self._conditions = None
+        given = None
         if config.conditioners:
-            self._conditions = lm.condition_provider(conditions or [{}] * batch)
+            given = lm.condition_provider(conditions or [{}] * batch)
         elif conditions:
             raise ValueError("this model has no conditioners")
-        self._cross = lm.cross(self._conditions)
-        if self._conditions is not None:  # what is lazy belongs to this thread
-            mx.eval(self._conditions.sum, self._conditions.cross, self._cross)
+        self._step = FrameStep(
+            lm,
+            text=text,
+            audio=audio,
+            generated=self.generated,
+            conditions=given,
+            compiled=compile_by_default() if compiled is None else compiled,
+        )
         self._cache = lm.transformer.make_cache()
         self._ring = TokenRing(config.delays, config.initial_tokens, batch)
         window = max(s.repetition_window for s in (text, audio))
@@ -102,20 +110,10 @@ class Generator:
         if heard.shape != (self.batch, self.given):
             raise ValueError(f"codes must be [{self.batch}, {self.given}], are {heard.shape}")
         self._ring.hear(heard)
-        inputs = mx.array(self._ring.read())[:, :, None]
-        z, logits = self.lm.temporal(inputs, self._cache, self._conditions, self._cross)
-        z, logits = z[:, 0], logits[:, 0]
-        keys = self._keys()
-        if text is None:
-            drawn = [self._draw(0, logits, keys)]
-        else:
-            drawn = [mx.full((self.batch,), text, dtype=mx.int32)]
-        if self.generated:
-            depth_cache = self.lm.depformer.make_cache()
-            for k in range(self.generated):
-                depth_logits = self.lm.depformer.step(k, z, drawn[-1], depth_cache)
-                drawn.append(self._draw(1 + k, depth_logits, keys))
-        tokens = np.array(mx.stack(drawn, axis=1))  # the step's one synchronisation
+        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
+        forced = np.full(self.batch, NOT_FORCED if text is None else text, dtype=np.uint32)
+        drawn, logits, z = self._step(self._ring.read(), self._cache, key, forced, self._lately())
+        tokens = np.array(drawn).astype(np.int32)  # the step's one synchronisation
         if self._text.guarded or self._audio.guarded:
             self._recent.append(tokens)
         return Step(self._ring.say(tokens), logits, z)
@@ -124,25 +122,29 @@ class Generator:
         """Probabilities [B, extra_heads_dim] of every extra head for a step's state."""
         return [mx.softmax(head(state), axis=-1) for head in self.lm.extra_heads]
 
-    def _keys(self) -> mx.array | None:
-        if self._text.greedy and (self._audio.greedy or not self.generated):
-            return None
-        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
-        return mx.random.split(key, 1 + self.generated)
+    def _lately(self) -> Recent:
+        """What the guards need."""
+        config = self.lm.config
+        text = audio = None
+        if self._text.guarded:
+            text = mx.array(self._said(0, config.text_card_out, self._text.repetition_window))
+        if self._audio.guarded:
+            streams = range(1, 1 + self.generated)
+            window = self._audio.repetition_window
+            audio = mx.array(np.stack([self._said(k, config.card, window) for k in streams]))
+        return Recent(text, audio)
 
-    def _draw(self, stream: int, logits: mx.array, keys: mx.array | None) -> mx.array:
-        sampling = self._audio if stream else self._text
-        if sampling.guarded and self._recent:
-            mask = self._said_lately(stream, logits.shape[-1], sampling.repetition_window)
-            logits = penalized(logits, mask, sampling.repetition_penalty)
-        return sample(logits, None if keys is None else keys[stream], sampling)
-
-    def _said_lately(self, stream: int, size: int, window: int) -> mx.array:
+    def _said(self, stream: int, size: int, window: int) -> npt.NDArray[np.bool_]:
         """Tokens of the stream's last steps, bool [B, size]; padding is no repetition."""
-        said = np.stack(list(self._recent)[-window:])[:, :, stream]
         mask = np.zeros((self.batch, size), dtype=np.bool_)
-        mask[np.arange(self.batch), said] = True
+        for tokens in list(self._recent)[-window:]:
+            mask[np.arange(self.batch), tokens[:, stream]] = True
         if stream == 0:
             config = self.lm.config
             mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
-        return mx.array(mask)
+        return mask
+
+
+def compile_by_default() -> bool:
+    """Whether MLX should fuse operations: on a GPU. On the CPU that needs a C++ compiler."""
+    return bool(mx.default_device().type == mx.gpu)

@@ -14,7 +14,7 @@ from .conditions import ConditionProvider, Conditions
 from .config import ZERO_TOKEN, LmConfig
 from .delays import delayed, undelayed
 from .depth import DepthTransformer
-from .embedding import make_embedding
+from .embedding import EmbeddingSum, can_stack, make_embedding
 from .transformer import CrossKv, Transformer, make_norm
 
 
@@ -42,6 +42,7 @@ class Lm(nn.Module):
         )
         self.audio_embs = [make_embedding(config.card + 1, dim) for _ in range(config.n_q)]
         self.transformer = Transformer(config.transformer)
+        self._embedding_sum: EmbeddingSum | None = None
         self.out_norm = make_norm(config.transformer.norm, dim)
         self.text_linear = nn.Linear(dim, config.text_card_out, bias=False)
         self.extra_heads = [
@@ -51,6 +52,16 @@ class Lm(nn.Module):
             self.depformer = DepthTransformer(config)
         if config.conditioners:
             self.condition_provider = ConditionProvider(config.conditioners, config.fuser, dim)
+
+    def stack_embeddings(self) -> EmbeddingSum | None:
+        """All streams' tables as one; made at first use and again when arrays were replaced.
+
+        None where they are not alike, as with a demultiplexed or projected text embedding.
+        """
+        if self._embedding_sum is None or not self._embedding_sum.current:
+            tables = [self.text_emb, *self.audio_embs]
+            self._embedding_sum = EmbeddingSum(tables) if can_stack(tables) else None
+        return self._embedding_sum
 
     def embed(self, tokens: mx.array, conditions: Conditions | None = None) -> mx.array:
         """Sum of all streams' embeddings: integers [B, 1 + n_q, T] → [B, T, dim]."""

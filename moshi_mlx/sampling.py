@@ -46,23 +46,40 @@ def sample(logits: mx.array, key: mx.array | None, sampling: Sampling) -> mx.arr
 
     Greedy sampling needs no key; elsewhere None takes MLX's own random state.
     """
+    uniform = None if sampling.greedy else mx.random.uniform(shape=(len(logits),), key=key)
+    return draw(logits, uniform, sampling).astype(mx.int32)
+
+
+def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.array:
+    """Draws one token per row: logits [N, V] → uint32 [N].
+
+    Args:
+        logits: of any floating type.
+        uniform: numbers in 0 … 1, float32 [N], that decide; greedy sampling needs none.
+        sampling: how to draw.
+    """
     logits = logits.astype(mx.float32)
     if sampling.greedy:
-        return mx.argmax(logits, axis=-1).astype(mx.int32)
-    logits = logits / sampling.temperature
+        return mx.argmax(logits, axis=-1)
+    if uniform is None:
+        raise ValueError("only greedy sampling goes without random numbers")
     candidates = None
     if 0 < sampling.top_k < logits.shape[-1]:
         candidates = mx.argpartition(-logits, sampling.top_k - 1, axis=-1)[:, : sampling.top_k]
         logits = mx.take_along_axis(logits, candidates, axis=-1)
+    logits = logits / sampling.temperature
     if 0 < sampling.top_p < 1:
         logits = _top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
         floor = mx.max(logits, axis=-1, keepdims=True) + mx.log(mx.array(sampling.min_p))
         logits = mx.where(logits < floor, -mx.inf, logits)
-    drawn = mx.random.categorical(logits, key=key)
-    if candidates is not None:
-        drawn = mx.take_along_axis(candidates, drawn[:, None], axis=-1)[:, 0]
-    return drawn.astype(mx.int32)
+    # As mx.random.categorical does: how many cumulative weights the number is not below. It is less
+    # than the last, since no number is 1, so what has no weight is never drawn.
+    weights = mx.cumsum(mx.exp(logits - mx.max(logits, axis=-1, keepdims=True)), axis=-1)
+    drawn = mx.sum(weights <= uniform[:, None] * weights[:, -1:], axis=-1, keepdims=True)
+    if candidates is None:
+        return drawn[:, 0].astype(mx.uint32)
+    return mx.take_along_axis(candidates, drawn, axis=-1)[:, 0]
 
 
 def _top_p(logits: mx.array, top_p: float) -> mx.array:

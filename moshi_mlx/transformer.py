@@ -5,15 +5,18 @@ the caches that are given to it. Knows nothing of tokens or sound.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, RingCache
+from .cache import Cache, ListCache, RingCache
 from .config import Gating, Norm, TransformerConfig
 
 # Keys and values of the other side of a cross-attention, each [B, H, S, D].
 CrossKv = tuple[mx.array, mx.array]
+# Queries [B, H, T, D], keys and values [B, KV, T, D].
+Heads = tuple[mx.array, mx.array, mx.array]
 
 # An offline pass goes through in blocks of at least this many positions.
 _LEAST_BLOCK = 256
@@ -35,7 +38,32 @@ _ACTIVATIONS: dict[Gating, Callable[[mx.array], mx.array]] = {
 def make_norm(kind: Norm, dim: int) -> nn.Module:
     """The published norms; MLX's reduce in float32 whatever the type, so `_f32` is the eps."""
     eps = 1e-8 if kind.endswith("_f32") else 1e-5
-    return nn.RMSNorm(dim, eps) if kind.startswith("rms") else nn.LayerNorm(dim, eps)
+    return RmsNorm(dim, eps) if kind.startswith("rms") else nn.LayerNorm(dim, eps)
+
+
+class RmsNorm(nn.RMSNorm):
+    """MLX has one kernel of it for a GPU, and seven primitives for the CPU: there, fused to three.
+
+    The numbers are the same.
+    """
+
+    def __call__(self, x: mx.array) -> mx.array:
+        on_gpu = mx.default_device().type == mx.gpu
+        if on_gpu or not x.dtype == self.weight.dtype == mx.float32:
+            plain: mx.array = super().__call__(x)
+            return plain
+        squares = mx.sum(mx.square(x), axis=-1, keepdims=True)
+        # Numbers as arrays, so that one fused kernel serves norms of every width.
+        share, eps = mx.array(1 / x.shape[-1]), mx.array(self.eps)
+        scaled: mx.array = _rms_scaled(x, squares, self.weight, share, eps)
+        return scaled
+
+
+@partial(mx.compile, shapeless=True)
+def _rms_scaled(
+    x: mx.array, squares: mx.array, weight: mx.array, share: mx.array, eps: mx.array
+) -> mx.array:
+    return weight * (x * mx.rsqrt(squares * share + eps))
 
 
 def sinusoids(offset: int, length: int, dim: int, max_period: float) -> mx.array:
@@ -62,27 +90,43 @@ class Attention(nn.Module):
 
     def mix(self, qkv: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
         """What lies between the projections: [B, T, (H + 2 KV) D] → [B, T, dim]."""
-        c = self._config
-        q, k, v = self._heads(qkv)
-        if "rope" in c.positions:
-            q, k = self._rotate(q, cache.offset), self._rotate(k, cache.offset)
-        k, v = cache.update(k, v)
-        y = mx.fast.scaled_dot_product_attention(q, k, v, scale=c.head_dim**-0.5, mask=mask)
-        return y.transpose(0, 2, 1, 3).reshape(*qkv.shape[:2], c.dim)
+        return self.mix_heads(self.heads(qkv, cache.offset), cache, mask)
 
-    def _heads(self, qkv: mx.array) -> tuple[mx.array, mx.array, mx.array]:
-        """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D]."""
+    def heads(self, qkv: mx.array, offset: int | mx.array | None) -> Heads:
+        """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D].
+
+        Args:
+            qkv: the projection's output.
+            offset: position of the first, for the rotation; None: not to be rotated.
+        """
         c = self._config
+        first_value = c.num_heads + c.num_kv_heads
         qkv = qkv.reshape(*qkv.shape[:2], -1, c.head_dim).transpose(0, 2, 1, 3)
-        q, k, v = mx.split(qkv, [c.num_heads, c.num_heads + c.num_kv_heads], axis=1)
-        return q, k, v
-
-    def _rotate(self, x: mx.array, offset: int) -> mx.array:
-        c = self._config
-        traditional = c.positions != "rope_concat"
-        return mx.fast.rope(
-            x, c.head_dim, traditional=traditional, base=c.max_period, scale=1.0, offset=offset
+        if offset is None or "rope" not in c.positions:
+            q, k, v = mx.split(qkv, [c.num_heads, first_value], axis=1)
+            return q, k, v
+        # Queries and keys lie side by side and turn together.
+        turned = mx.fast.rope(
+            qkv[:, :first_value],
+            c.head_dim,
+            traditional=c.positions != "rope_concat",
+            base=c.max_period,
+            scale=1.0,
+            offset=offset,
         )
+        return turned[:, : c.num_heads], turned[:, c.num_heads :], qkv[:, first_value:]
+
+    def mix_heads(self, heads: Heads, cache: Cache, mask: mx.array | None) -> mx.array:
+        """Attention to what is in `cache` and to these: [B, T, dim]."""
+        c = self._config
+        q, k, v = heads
+        batch, _, length, _ = q.shape
+        k, v = cache.update(k, v)
+        if isinstance(cache, ListCache) and cache.offset == 1 and c.num_kv_heads == c.num_heads:
+            y = v  # one key has all the attention
+        else:
+            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=c.head_dim**-0.5, mask=mask)
+        return y.transpose(0, 2, 1, 3).reshape(batch, length, c.dim)
 
 
 class CrossAttention(Attention):
@@ -90,11 +134,11 @@ class CrossAttention(Attention):
 
     def keys_values(self, source: mx.array) -> CrossKv:
         """[B, S, dim] → keys and values."""
-        _, k, v = self._heads(self.in_proj(source))
+        _, k, v = self.heads(self.in_proj(source), None)
         return k, v
 
     def attend(self, x: mx.array, source: CrossKv) -> mx.array:
-        q, _, _ = self._heads(self.in_proj(x))
+        q, _, _ = self.heads(self.in_proj(x), None)
         y = mx.fast.scaled_dot_product_attention(q, *source, scale=self._config.head_dim**-0.5)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
@@ -152,7 +196,17 @@ class Layer(nn.Module):
     def __call__(
         self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
     ) -> mx.array:
-        x = self.add_attended(x, self.self_attn(self.norm1(x), cache, mask))
+        return self.finish(
+            x, self.self_attn.mix_heads(self.begin(x, cache.offset), cache, mask), cross
+        )
+
+    def begin(self, x: mx.array, offset: int | mx.array) -> Heads:
+        """Before the attention: its heads for [B, T, dim] from position `offset` on."""
+        return self.self_attn.heads(self.self_attn.in_proj(self.norm1(x)), offset)
+
+    def finish(self, x: mx.array, attended: mx.array, cross: CrossKv | None = None) -> mx.array:
+        """After the attention: all the rest of the layer."""
+        x = self.add_attended(x, self.self_attn.out_proj(attended))
         if cross is not None:
             update = self.cross_attention.attend(self.norm_cross(x), cross)
             x = x + (self.layer_scale_cross(update) if self._scaled else update)

@@ -41,6 +41,7 @@ FORBIDDEN: dict[str, set[str]] = {
     "lm": {"mimi", "session", "generate", "text", "hub", "weights"},
     "depth": {"mimi", "session", "generate", "text", "hub", "weights", "lm"},
     "embedding": {"mimi", "session", "generate", "lm", "depth", "text", "hub"},
+    "step": {"mimi", "session", "generate", "delays", "text", "hub", "weights"},
     "generate": {"mimi", "session", "text", "hub", "conv", "seanet", "vq"},
     "weights": {"session", "generate", "text", "hub"},
     "codec": {"lm", "depth", "generate", "session"},

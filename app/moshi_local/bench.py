@@ -19,11 +19,12 @@ import numpy as np
 
 from moshi_mlx import Moshi, MoshiError, Sampling
 from moshi_mlx.config import LmConfig, read_config, read_json
-from moshi_mlx.generate import Generator
+from moshi_mlx.generate import Generator, compile_by_default
 from moshi_mlx.lm import Lm
 from moshi_mlx.moshi import own_streams
 from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
 
+from .graph import counting
 from .system import peak_memory
 
 __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
@@ -31,6 +32,17 @@ __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
 # Group sizes of the published quantizations.
 GROUPS = {4: 32, 8: 64}
 WARM_UP = 20
+BANDWIDTHS = {
+    "M1": 68,
+    "M2, M3": 100,
+    "M4": 120,
+    "M1 Pro, M2 Pro": 200,
+    "M4 Pro": 273,
+    "M1 Max, M2 Max": 400,
+    "M4 Max": 546,
+    "Ultra": 800,
+}
+"""Memory bandwidth by chip in GB/s, as stated by Apple."""
 # As published; top-k of a small vocabulary is cut to its size.
 TEXT = Sampling(temperature=0.7, top_k=25)
 AUDIO = Sampling(temperature=0.8, top_k=250)
@@ -38,18 +50,41 @@ AUDIO = Sampling(temperature=0.8, top_k=250)
 
 @dataclass
 class Report:
-    """Times in milliseconds, sizes in bytes."""
+    """Times in milliseconds, sizes in bytes.
+
+    compiled: the step was; see `Generator`.
+    python_ms: the part of `frame_ms` outside MLX's evaluation: Python, and making the graph.
+    host_syncs_per_frame: evaluations that Python waits for.
+    primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
+    predicted_roofline_ms: see `roofline_ms`; a prediction.
+    """
 
     name: str
     frames: int
+    compiled: bool
     frame_ms: dict[str, float]
+    python_ms: dict[str, float]
     stages: dict[str, dict[str, float]]
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
     weight_bytes_per_frame: int
     kv_bytes_per_frame: int
     peak_memory_bytes: int
+    predicted_roofline_ms: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The same figures of upstream's step."""
+
+    frame_ms: dict[str, float]
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
 
 
 def percentiles(seconds: Sequence[float]) -> dict[str, float]:
@@ -67,9 +102,40 @@ def random_codes(config: LmConfig, frames: int, given: int) -> np.ndarray:
     return rng.integers(0, config.card, (frames, 1, given), dtype=np.int32)
 
 
-def time_steps(lm: Lm, frames: int, generated: int | None = None) -> list[float]:
+@dataclass(frozen=True)
+class Asked:
+    """What one step asks of MLX; see `Report`."""
+
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
+    python_seconds: list[float]
+
+
+def count_step(
+    lm: Lm, generated: int | None = None, compiled: bool | None = None, frames: int = 20
+) -> Asked:
+    """Counts a step that follows some others, and times what is outside MLX in `frames` more."""
+    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled)
+    *before, last = random_codes(lm.config, 4, generator.given)
+    for codes in before:
+        generator.step(codes)
+    with counting() as counts:
+        generator.step(last)
+    python = []
+    for codes in random_codes(lm.config, frames, generator.given):
+        began = time.perf_counter()
+        with counting(graphs=False) as timed:
+            generator.step(codes)
+        python.append(time.perf_counter() - began - timed.waited)
+    return Asked(counts.syncs, counts.launches, counts.views, python)
+
+
+def time_steps(
+    lm: Lm, frames: int, generated: int | None = None, compiled: bool | None = None
+) -> list[float]:
     """Seconds of each of `frames` steps of a conversation, after a warm-up."""
-    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated)
+    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled)
     times = []
     for codes in random_codes(lm.config, WARM_UP + frames, generator.given):
         began = time.perf_counter()
@@ -78,30 +144,57 @@ def time_steps(lm: Lm, frames: int, generated: int | None = None) -> list[float]
     return times[WARM_UP:]
 
 
-def weight_bytes_per_frame(lm: Lm) -> int:
-    """Bytes of weights that a frame must read: all matrices once per use, one row per embedding."""
+def roofline_ms(lm: Lm, generated: int | None = None) -> dict[str, float]:
+    """A prediction, measured nowhere: chip → the least milliseconds that a frame can take there.
+
+    The bytes of weights and of keys and values at full context, floats in 16 bits as on a GPU, by
+    the chip's bandwidth. Launches, synchronisation, codec and Python come on top.
+    """
+    wide = lm.out_norm.weight.dtype.size
+    kv = kv_bytes_per_frame(lm, lm.config.transformer.context or 0) * 2 // wide
+    size = weight_bytes_per_frame(lm, generated, float_size=2) + kv
+    return {chip: round(size / (speed * 1e6), 3) for chip, speed in BANDWIDTHS.items()}
+
+
+def weight_bytes_per_frame(
+    lm: Lm, generated: int | None = None, float_size: int | None = None
+) -> int:
+    """Bytes of weights that a frame must read: all matrices once per use, one row per embedding.
+
+    Args:
+        lm: the model.
+        generated: audio streams that are generated, all that it can if None.
+        float_size: bytes of a float, as it is here if None.
+    """
     config = lm.config
+    slices = config.dep_q if generated is None else generated
     total = 0
     for path, module in named_leaves(lm).items():
-        size = sum(array.nbytes for array in named_parameters(module).values())
+        size = sum(_nbytes(array, float_size) for array in named_parameters(module).values())
         if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
             size //= module.weight.shape[0]
         elif "condition_provider" in path:
             size = 0
-        total += size * _uses(path, config)
+        total += size * _uses(path, config, slices)
     return total
 
 
-def _uses(path: str, config: LmConfig) -> int:
+def _nbytes(array: mx.array, float_size: int | None) -> int:
+    if float_size is None or not mx.issubdtype(array.dtype, mx.floating):
+        return array.nbytes
+    return array.size * float_size
+
+
+def _uses(path: str, config: LmConfig, slices: int) -> int:
     """How often a frame uses a module: a weight set of the depth transformer once per slice."""
     depth, parts = config.depth, path.split(".")
     if depth is None or parts[:1] != ["depformer"]:
         return 1
     if parts[1] == "linear_in":
-        return depth.inputs.count(int(parts[2]))
+        return depth.inputs[:slices].count(int(parts[2]))
     if parts[1] == "transformers":
-        return depth.weight_sets.count(int(parts[2]))
-    return 1
+        return depth.weight_sets[:slices].count(int(parts[2]))
+    return int(int(parts[2]) < slices)
 
 
 def kv_bytes_per_frame(lm: Lm, frames: int) -> int:
@@ -112,21 +205,37 @@ def kv_bytes_per_frame(lm: Lm, frames: int) -> int:
     return 2 * c.num_layers * positions * c.num_kv_heads * c.head_dim * item
 
 
-def report(name: str, lm: Lm, times: Sequence[float], stages: dict[str, Any]) -> Report:
+def report(
+    name: str,
+    lm: Lm,
+    times: Sequence[float],
+    stages: dict[str, Any],
+    generated: int | None = None,
+    compiled: bool | None = None,
+) -> Report:
+    """Puts times together with what is counted."""
+    asked = count_step(lm, generated, compiled)
     return Report(
         name=name,
         frames=len(times),
+        compiled=compile_by_default() if compiled is None else compiled,
         frame_ms=percentiles(times),
+        python_ms=percentiles(asked.python_seconds),
         stages=stages,
-        weight_bytes_per_frame=weight_bytes_per_frame(lm),
+        host_syncs_per_frame=asked.host_syncs_per_frame,
+        primitives_per_frame=asked.primitives_per_frame,
+        views_per_frame=asked.views_per_frame,
+        weight_bytes_per_frame=weight_bytes_per_frame(lm, generated),
         kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times)),
         peak_memory_bytes=peak_memory(),
+        predicted_roofline_ms=roofline_ms(lm, generated),
     )
 
 
-def bench_model(moshi: Moshi, frames: int) -> Report:
+def bench_model(moshi: Moshi, frames: int, compiled: bool | None = None) -> Report:
     """Times a loaded model: the language model, and a session's stages on silence."""
-    times = time_steps(moshi.lm, frames, own_streams(moshi.config))
+    generated = own_streams(moshi.config)
+    times = time_steps(moshi.lm, frames, generated, compiled)
     silence = np.zeros(moshi.frame_size, np.float32)
     with moshi.session() as session:
         timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
@@ -134,7 +243,7 @@ def bench_model(moshi: Moshi, frames: int) -> Report:
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
     }
-    return report(moshi.files.name, moshi.lm, times, stages)
+    return report(moshi.files.name, moshi.lm, times, stages, generated, compiled)
 
 
 def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
@@ -152,8 +261,13 @@ def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Pa
 
 
 def bench_config(
-    config_path: Path, bits: int, frames: int, upstream: Path | None = None, rounds: int = 2
-) -> tuple[Report, dict[str, float] | None]:
+    config_path: Path,
+    bits: int,
+    frames: int,
+    upstream: Path | None = None,
+    rounds: int = 2,
+    compiled: bool | None = None,
+) -> tuple[Report, Upstream | None]:
     """Times a model of this configuration with random weights.
 
     Args:
@@ -162,9 +276,10 @@ def bench_config(
         frames: steps per round.
         upstream: a Python with upstream's moshi_mlx, to be timed on the same weights in turn.
         rounds: how often, in turn.
+        compiled: as `Generator` takes it.
 
     Returns:
-        Our report, and upstream's `frame_ms` if asked for.
+        Our report, and upstream's figures if asked for.
     """
     if bits not in (*GROUPS, 16):
         raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
@@ -172,13 +287,23 @@ def bench_config(
         folder = Path(name)
         path, config = write_random_model(folder, read_json(config_path), bits)
         lm = load_lm(path, config)
+        counts: dict[str, int] = {}
+
+        def theirs_once() -> list[float]:
+            assert upstream is not None
+            found = upstream_steps(upstream, folder, bits, frames)
+            times: list[float] = found.pop("seconds")
+            counts.update(found)
+            return times
+
         ours, theirs = compare(
-            lambda: time_steps(lm, frames),
-            None if upstream is None else lambda: upstream_steps(upstream, folder, bits, frames),
+            lambda: time_steps(lm, frames, compiled=compiled),
+            None if upstream is None else theirs_once,
             rounds,
         )
-        mine = report(f"{config_path.stem}, {bits} bits", lm, ours, {})
-        return mine, percentiles(theirs) if theirs else None
+        name = f"{config_path.stem}, {bits} bits"
+        mine = report(name, lm, ours, {}, compiled=compiled)
+        return mine, Upstream(percentiles(theirs), **counts) if theirs else None
 
 
 def compare(
@@ -194,8 +319,8 @@ def compare(
     return a, b
 
 
-def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> list[float]:
-    """Seconds of each step of upstream's generator on the same weights, in its own process."""
+def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> dict[str, Any]:
+    """What `upstream_step.py` finds on the same weights, in its own process."""
     script = Path(__file__).with_name("upstream_step.py")
     arguments = [str(folder), str(bits), str(frames), str(WARM_UP)]
     try:
@@ -210,11 +335,11 @@ def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> list[f
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]
         raise MoshiError(f"{python}: upstream's step failed: {last}")
-    times: list[float] = json.loads(done.stdout.splitlines()[-1])
-    return times
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
-def print_report(mine: Report, theirs: dict[str, float] | None) -> None:
+def print_report(mine: Report, theirs: Upstream | None) -> None:
     """A few readable lines."""
     ms = mine.frame_ms
     print(
@@ -223,13 +348,26 @@ def print_report(mine: Report, theirs: dict[str, float] | None) -> None:
     )
     if theirs is not None:
         print(
-            f"  upstream: p50 {theirs['p50']:.2f}  p95 {theirs['p95']:.2f} ms; "
-            f"ours is {theirs['p50'] / ms['p50']:.1f} times as fast (p50)"
+            f"  upstream: p50 {theirs.frame_ms['p50']:.2f}  p95 {theirs.frame_ms['p95']:.2f} ms; "
+            f"ours is {theirs.frame_ms['p50'] / ms['p50']:.1f} times as fast (p50)"
         )
     for stage, times in mine.stages.items():
         print(f"  {stage}: p50 {times['p50']:.2f}  p95 {times['p95']:.2f} ms")
+    print(_asked("ours", mine) + f", {mine.python_ms['p50']:.2f} ms outside MLX (p50)")
+    if theirs is not None:
+        print(_asked("upstream", theirs))
     print(
         f"  reads {mine.weight_bytes_per_frame / 1e6:.1f} MB of weights and "
         f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values a step; "
         f"peak memory {mine.peak_memory_bytes / 1e6:.0f} MB"
+    )
+    print("  prediction, measured nowhere: the least a step can take there, by memory bandwidth")
+    floors = [f"{chip} {ms:.2f}" for chip, ms in mine.predicted_roofline_ms.items()]
+    print(f"    {'; '.join(floors)} ms")
+
+
+def _asked(whose: str, counts: Report | Upstream) -> str:
+    return (
+        f"  {whose}: {counts.host_syncs_per_frame} host synchronisations and "
+        f"{counts.primitives_per_frame} primitives a step ({counts.views_per_frame} views apart)"
     )

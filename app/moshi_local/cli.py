@@ -295,6 +295,10 @@ def bench_command(
             help="With --config: a Python with upstream's moshi_mlx 0.3.0, timed in turn.",
         ),
     ] = None,
+    compiled: Annotated[
+        bool | None,
+        typer.Option("--compile/--no-compile", help="Let MLX fuse the step; on a GPU by default."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a step of the language model: codes in, codes out."""
@@ -304,11 +308,11 @@ def bench_command(
     if config is None:
         if upstream is not None:
             raise typer.BadParameter("--vs-upstream goes with --config")
-        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames)
+        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames, compiled)
     else:
-        mine, theirs = bench_config(config, bits, frames, upstream)
+        mine, theirs = bench_config(config, bits, frames, upstream, compiled=compiled)
     if as_json:
-        print(json.dumps(mine.as_dict() | ({"upstream_frame_ms": theirs} if theirs else {})))
+        print(json.dumps(mine.as_dict() | ({"upstream": vars(theirs)} if theirs else {})))
     else:
         print_bench(mine, theirs)
 

@@ -2,10 +2,11 @@
 """Times upstream's generator: run by `bench` with a Python that has upstream's moshi_mlx 0.3.0.
 
 Arguments: a folder with config.json and model.safetensors, bits, frames, frames of warm-up.
-Prints the seconds of each step as JSON. Imports nothing of this project: there, `moshi_mlx` is
-upstream's.
+Prints as JSON the seconds of each step, and what one more step asks of MLX. Imports nothing of
+this project but `graph.py`, which stands alone: there, `moshi_mlx` is upstream's.
 """
 
+import importlib.util
 import json
 import sys
 import time
@@ -34,15 +35,37 @@ def main() -> None:
         audio_sampler=utils.Sampler(temp=0.8, top_k=min(250, raw["card"] - 1)),
     )
     rng = np.random.default_rng(0)
-    times = []
-    for _ in range(warm_up + frames):
+
+    def step():
         codes = rng.integers(0, raw["card"], (1, raw["n_q"] - raw["dep_q"]), dtype=np.int32)
         began = time.perf_counter()
         text = generator.step(mx.array(codes))[0]
         audio = generator.last_audio_tokens()
         mx.eval(text, *([] if audio is None else [audio]))
-        times.append(time.perf_counter() - began)
-    print(json.dumps(times[warm_up:]))
+        return time.perf_counter() - began
+
+    times = [step() for _ in range(warm_up + frames)][warm_up:]
+    with graph_module().counting() as counts:
+        step()
+    print(
+        json.dumps(
+            {
+                "seconds": times,
+                "host_syncs_per_frame": counts.syncs,
+                "primitives_per_frame": counts.launches,
+                "views_per_frame": counts.views,
+            }
+        )
+    )
+
+
+def graph_module():
+    """`graph.py` beside this file, without the package around it."""
+    spec = importlib.util.spec_from_file_location("graph", Path(__file__).with_name("graph.py"))
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["graph"] = module  # where dataclasses look
+    spec.loader.exec_module(module)
+    return module
 
 
 if __name__ == "__main__":
