@@ -149,7 +149,7 @@ class Keys:
         self._before = None
         if self._thread is not None:
             os.close(self._waker)
-            self._thread.join(1.0)
+            self._thread.join(5.0)
             self._thread = None
             os.close(self._wake)
 
