@@ -145,13 +145,15 @@ class Keys:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.suspend()
-        self._before = None
+        # The thread first: a key that is flushed between its `select` and its `read` would let it
+        # wait for ever.
         if self._thread is not None:
             os.close(self._waker)
-            self._thread.join(5.0)
+            self._thread.join(1.0)
             self._thread = None
             os.close(self._wake)
+        self.suspend()
+        self._before = None
 
     def suspend(self) -> None:
         """The terminal as it was; what was typed and not read is forgotten."""
