@@ -210,7 +210,7 @@ def test_a_second_gap_raises_the_cushion_and_a_calm_minute_lowers_it() -> None:
     for n, cushion in enumerate((0.04, 0.04, 0.08, 0.12, 0.16, 0.16)):
         speaker.write()
         assert speaker.side.cushion == pytest.approx(cushion)
-        played = speaker.play(0.4)
+        played = speaker.play(cushion + FRAME_SECONDS + 0.1)
         # A block that is over when the frame comes is not counted.
         silence = round((cushion + (0.02 if n else 0.0)) * SAMPLE_RATE)
         assert not played[:silence].any()
@@ -228,6 +228,15 @@ def test_a_second_gap_raises_the_cushion_and_a_calm_minute_lowers_it() -> None:
     assert speaker.counters.gaps == 6
     speaker.write(0.0)
     assert speaker.side.slack == pytest.approx(0.02 + FRAME_SECONDS, abs=0.002)
+
+
+def test_stalls_that_no_cushion_covers_leave_it_as_it_was() -> None:
+    speaker = Speaker()
+    for _ in range(4):
+        speaker.write()
+        assert speaker.side.cushion == 0.04
+        speaker.play(2.0)
+    assert speaker.counters.gaps == 4
 
 
 def test_a_cushion_that_is_needed_stays() -> None:

@@ -81,6 +81,7 @@ class Playout:
         self._first = (0, clock())
         self.calls = 0
         self._starving = True
+        self._starved_at = clock()
         self._begun = False
         self._slacks: deque[float] = deque(maxlen=WINDOW_WRITES)
         self.cushion = CUSHION_SECONDS
@@ -116,6 +117,7 @@ class Playout:
             out[filled:] = 0.0
             if not self._starving:
                 self._counters.gaps += 1
+                self._starved_at = now
                 self._starving = True
         if self._played is not None:
             self._played.put(out)
@@ -185,7 +187,9 @@ class Playout:
     def _fill_cushion(self, now: float) -> None:
         """After a hole, or at the start: silence first, as much as gives the cushion."""
         if self._begun:
-            if now - self._last_gap < GAP_MEMORY_SECONDS:
+            # No cushion would have covered a long stall: it says nothing about the next gap.
+            short = now - self._starved_at < CUSHION_MAX_SECONDS
+            if short and now - self._last_gap < GAP_MEMORY_SECONDS:
                 self.cushion = min(self.cushion + CUSHION_UP_SECONDS, CUSHION_MAX_SECONDS)
             self._last_gap = now
         self._begun = True
