@@ -7,7 +7,6 @@ little memory. The output has a temporary name until it is whole.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +21,7 @@ from moshi_mlx import AudioFileError
 
 from .events import Event
 from .loop import Read
+from .whole import partial_name
 
 __all__ = ["FileAudio", "check_files"]
 
@@ -59,7 +59,7 @@ class FileAudio:
         self._samples = self._frames()
         self._heard = np.zeros(frame_size, np.float32)
         self._levels = (0.0, 0.0)
-        self._partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        self._partial = partial_name(target)
         self._output: soundfile.SoundFile | None = None
 
     def __enter__(self) -> FileAudio:

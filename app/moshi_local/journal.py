@@ -12,13 +12,13 @@ import os
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 
 from moshi_mlx import MoshiError
 
+from .closing import Closing
 from .events import Event, FrameDone
 
 __all__ = ["Journal", "describe", "to_json"]
@@ -84,7 +84,7 @@ def _milliseconds(seconds: float) -> float:
     return round(1000.0 * seconds, 3)
 
 
-class Journal:
+class Journal(Closing):
     """A listener that writes each event as a line, at once. A context manager.
 
     Args:
@@ -127,14 +127,3 @@ class Journal:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-    def __enter__(self) -> Journal:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

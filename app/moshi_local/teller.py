@@ -10,8 +10,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from types import TracebackType
 
+from .closing import Closing
 from .events import Event, FrameDone, Listener
 
 __all__ = ["Teller"]
@@ -20,7 +20,7 @@ CLOSE_SECONDS = 2.0
 CAPACITY = 256
 
 
-class Teller:
+class Teller(Closing):
     """A listener that hands events on to `listeners`, in order, on a thread of its own.
 
     Args:
@@ -88,17 +88,6 @@ class Teller:
             while self._frames or self._others:
                 self._lose_one()
         return not (self.lost_frames or self.lost_events or self._thread.is_alive())
-
-    def __enter__(self) -> Teller:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _lose_one(self) -> None:
         if self._frames:

@@ -10,10 +10,11 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .closing import Closing
 
 __all__ = ["MAX_BYTES", "WavWriter", "to_pcm16"]
 
@@ -28,7 +29,7 @@ def to_pcm16(sound: NDArray[np.float32]) -> NDArray[np.int16]:
     return np.clip(np.rint(32768.0 * finite), -32768, 32767).astype(np.int16)
 
 
-class WavWriter:
+class WavWriter(Closing):
     """A new WAV file, readable by its owner only.
 
     Args:
@@ -91,17 +92,6 @@ class WavWriter:
         if self._descriptor >= 0:
             descriptor, self._descriptor = self._descriptor, -1
             os.close(descriptor)
-
-    def __enter__(self) -> WavWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _write_header(self) -> None:
         """One write, far smaller than a page: a kill does not come between its bytes."""
