@@ -188,6 +188,13 @@ class MimiConfig:
         dim=512, num_heads=8, num_layers=8, feedforward=2048, context=250,
         norm="layer_norm", gating="none", layer_scale=True,
     )  # fmt: skip
+    decoder: "MimiConfig | None" = None
+    """The decoder's half where that is of another size; the published one mirrors the encoder."""
+
+    @property
+    def decoding(self) -> "MimiConfig":
+        """What the decoder's half is made by."""
+        return self.decoder or self
 
     @property
     def frame_size(self) -> int:
@@ -569,6 +576,87 @@ def read_config(data: Mapping[str, Any] | None = None, where: str = "config.json
     )
 
 
+def _read_seanet(fields: _Fields) -> SeanetConfig:
+    for name, only in {"causal": True, "activation": "ELU", "norm": "none"}.items():
+        if (value := fields.take(name, only)) != only:
+            raise fields.fail(name, f"must be {only!r}, is {value!r}: not implemented")
+    if (mode := fields.take("pad_mode", "constant")) != "constant":
+        raise fields.fail("pad_mode", f"must be 'constant', is {mode!r}: not implemented")
+    fields.take("disable_norm_outer_blocks", 0)
+    base = SeanetConfig()
+    config = SeanetConfig(
+        ratios=fields.ints("ratios"),
+        true_skip=fields.flag("true_skip", True),
+        **{
+            name: fields.whole(name, getattr(base, name))
+            for name in base.__dataclass_fields__
+            if name not in ("ratios", "true_skip")
+        },
+    )
+    fields.finish()
+    return config
+
+
+def _read_quantizer(fields: _Fields) -> QuantizerConfig:
+    base = QuantizerConfig()
+    config = QuantizerConfig(
+        **{name: fields.whole(name, getattr(base, name)) for name in vars(base)}
+    )
+    fields.finish()
+    return config
+
+
+def _read_mimi_transformer(fields: _Fields) -> TransformerConfig:
+    dim = fields.whole("d_model")
+    config = TransformerConfig(
+        dim=dim,
+        num_heads=fields.whole("num_heads"),
+        num_layers=fields.whole("num_layers"),
+        feedforward=fields.whole("dim_feedforward", 2048),
+        context=fields.whole("context"),
+        kv_repeat=fields.whole("kv_repeat", 1),
+        max_period=fields.number("max_period", 10_000.0),
+        positions=fields.choice("positional_embedding", Positions, "rope"),
+        norm=fields.choice("norm", Norm, "layer_norm"),
+        gating=fields.choice("gating", Gating, "none"),
+        layer_scale=fields.take("layer_scale", None) is not None,
+    )
+    _check_heads(fields, "num_heads", config)
+    if not fields.flag("causal", True):
+        raise fields.fail("causal", "must be true: not implemented")
+    fields.take("conv_layout", True)
+    for name, sizes in {"input_dimension": dim, "output_dimensions": [dim]}.items():
+        if (value := fields.take(name, sizes)) != sizes:
+            raise fields.fail(name, f"must be {sizes}, is {value}: not implemented")
+    fields.finish()
+    return config
+
+
+def _read_decoder(data: Mapping[str, Any], encoder: MimiConfig, fields: _Fields) -> MimiConfig:
+    """The block `decoder`: fields of `seanet` and `transformer` that are other there."""
+    other = fields.table("decoder")
+    blocks = {name: other.take(name, {}) for name in ("seanet", "transformer")}
+    for name, block in blocks.items():
+        if not isinstance(block, dict):
+            raise other.fail(name, f"must be an object, is {block!r}")
+    other.finish()
+    merged = {name: {**data[name], **block} for name, block in blocks.items()}
+    both = _Fields(merged, f"{fields.where}, decoder")
+    decoder = replace(
+        encoder,
+        seanet=_read_seanet(both.table("seanet")),
+        transformer=_read_mimi_transformer(both.table("transformer")),
+    )
+    for name, ours, theirs in (
+        ("seanet.ratios", decoder.seanet.ratios, encoder.seanet.ratios),
+        ("seanet.dimension", decoder.seanet.dimension, encoder.seanet.dimension),
+        ("transformer.d_model", decoder.transformer.dim, encoder.transformer.dim),
+    ):
+        if ours != theirs:
+            raise other.fail(name, f"must be {theirs} as in the encoder, is {ours}")
+    return decoder
+
+
 def read_mimi_config(data: Mapping[str, Any] | None = None, where: str = "config") -> MimiConfig:
     """Reads a Mimi configuration in the published format (already parsed); None: as published.
 
@@ -578,61 +666,16 @@ def read_mimi_config(data: Mapping[str, Any] | None = None, where: str = "config
     if not data:
         return MimiConfig()
     fields = _Fields(data, where)
-    seanet = fields.table("seanet")
-    for name, only in {"causal": True, "activation": "ELU", "norm": "none"}.items():
-        if (value := seanet.take(name, only)) != only:
-            raise seanet.fail(name, f"must be {only!r}, is {value!r}: not implemented")
-    if (mode := seanet.take("pad_mode", "constant")) != "constant":
-        raise seanet.fail("pad_mode", f"must be 'constant', is {mode!r}: not implemented")
-    seanet.take("disable_norm_outer_blocks", 0)
-    base = SeanetConfig()
-    seanet_config = SeanetConfig(
-        ratios=seanet.ints("ratios"),
-        true_skip=seanet.flag("true_skip", True),
-        **{
-            name: seanet.whole(name, getattr(base, name))
-            for name in base.__dataclass_fields__
-            if name not in ("ratios", "true_skip")
-        },
-    )
-    seanet.finish()
-    quantizer = fields.table("quantizer")
-    defaults = QuantizerConfig()
-    quantizer_config = QuantizerConfig(
-        **{name: quantizer.whole(name, getattr(defaults, name)) for name in vars(defaults)}
-    )
-    quantizer.finish()
-    inner = fields.table("transformer")
-    dim = inner.whole("d_model")
-    transformer = TransformerConfig(
-        dim=dim,
-        num_heads=inner.whole("num_heads"),
-        num_layers=inner.whole("num_layers"),
-        feedforward=inner.whole("dim_feedforward", 2048),
-        context=inner.whole("context"),
-        kv_repeat=inner.whole("kv_repeat", 1),
-        max_period=inner.number("max_period", 10_000.0),
-        positions=inner.choice("positional_embedding", Positions, "rope"),
-        norm=inner.choice("norm", Norm, "layer_norm"),
-        gating=inner.choice("gating", Gating, "none"),
-        layer_scale=inner.take("layer_scale", None) is not None,
-    )
-    _check_heads(inner, "num_heads", transformer)
-    if not inner.flag("causal", True):
-        raise inner.fail("causal", "must be true: not implemented")
-    inner.take("conv_layout", True)
-    for name, sizes in {"input_dimension": dim, "output_dimensions": [dim]}.items():
-        if (value := inner.take(name, sizes)) != sizes:
-            raise inner.fail(name, f"must be {sizes}, is {value}: not implemented")
-    inner.finish()
     config = MimiConfig(
         sample_rate=fields.whole("sample_rate"),
         channels=fields.whole("channels"),
         frame_rate=fields.number("frame_rate"),
-        seanet=seanet_config,
-        quantizer=quantizer_config,
-        transformer=transformer,
+        seanet=_read_seanet(fields.table("seanet")),
+        quantizer=_read_quantizer(fields.table("quantizer")),
+        transformer=_read_mimi_transformer(fields.table("transformer")),
     )
+    if "decoder" in data:
+        config = replace(config, decoder=_read_decoder(data, config, fields))
     fields.finish()
     samples = config.sample_rate / config.frame_rate
     if not samples.is_integer() or config.frame_size % config.seanet.hop:

@@ -69,8 +69,8 @@ class Mimi(nn.Module):
         self.encoder = SeanetEncoder(config.seanet)
         self.encoder_transformer = Transformer(config.transformer)
         self.quantizer = SplitResidualQuantizer(config.quantizer, num_codebooks)
-        self.decoder_transformer = Transformer(config.transformer)
-        self.decoder = SeanetDecoder(config.seanet)
+        self.decoder_transformer = Transformer(config.decoding.transformer)
+        self.decoder = SeanetDecoder(config.decoding.seanet)
         if stride > 1:
             self.downsample = Conv1d(
                 dim, dim, 2 * stride, stride=stride, bias=False, padding="replicate"

@@ -87,8 +87,9 @@ def _upsampling(name: str, config: MimiConfig) -> int:
     if name.startswith("upsample."):
         return config.stride
     index = int(name.split(".")[2]) if re.match(r"decoder\.model\.\d+\.", name) else 0
-    stage, rest = divmod(index - 2, config.seanet.n_residual_layers + 2)
-    return config.seanet.ratios[stage] if not rest and 0 <= stage < len(config.seanet.ratios) else 0
+    seanet = config.decoding.seanet
+    stage, rest = divmod(index - 2, seanet.n_residual_layers + 2)
+    return seanet.ratios[stage] if not rest and 0 <= stage < len(seanet.ratios) else 0
 
 
 def _entries(

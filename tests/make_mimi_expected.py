@@ -36,10 +36,14 @@ def signal(samples: int) -> npt.NDArray[np.float32]:
 
 def run(weights: Path, config: Path, expected: Path) -> None:
     import torch
-    from moshi.models import loaders
+    from safetensors.torch import load_file
+
+    from moshi_mlx.training.nano import codec
 
     fields: dict[str, Any] = json.loads(config.read_text())
-    mimi = loaders.get_mimi(weights, fields, num_codebooks=fields["quantizer"]["n_q"])
+    mimi = codec.build(fields).eval()
+    mimi.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
+    mimi.set_num_codebooks(fields["quantizer"]["n_q"])
     with torch.no_grad():
         pcm = torch.from_numpy(signal(FRAMES * mimi.frame_size))
         codes = mimi.encode(pcm[None, None])

@@ -1,4 +1,4 @@
-"""Voices that the evaluation alone uses."""
+"""Synthesizers: that they keep to a rendition, and what is made of their voices in training."""
 
 import builtins
 import shutil
@@ -9,10 +9,16 @@ import pytest
 
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.training.nano.speech import (
+    PHONES,
     SAMPLE_RATE,
+    TRAIN_USER_VOICES,
     UNHEARD_ENGINE_VOICES,
     Rendition,
+    Span,
     Speech,
+    coloured,
+    loud_rms,
+    swayed,
     synthesize,
 )
 
@@ -59,6 +65,60 @@ def frequency(speech: Speech) -> float:
         if echo[0] > 6 and echo[period] > 0.6 * echo[0]:
             found.append(SAMPLE_RATE / period)
     return float(np.median(found))
+
+
+FESTIVAL_VOICES = [v for v in TRAIN_USER_VOICES if v.startswith("festival:")]
+
+
+@pytest.mark.parametrize("voice", FESTIVAL_VOICES)
+def test_festival_keeps_to_the_rendition(voice: str) -> None:
+    if shutil.which("festival") is None or shutil.which("flite") is None:
+        pytest.skip("needs festival, and flite for its phones")
+
+    def speak(**manner: float) -> Speech:
+        return synthesize(Rendition("what is the capital of france", voice, **manner))
+
+    plain = speak()
+    assert [word.label for word in plain.words] == ["what", "is", "the", "capital", "of", "france"]
+    assert {phone.label for phone in plain.phones} <= set(PHONES)
+    np.testing.assert_array_equal(plain.pcm, speak().pcm)
+    assert speak(stretch=1.25).speech_end == pytest.approx(1.25 * plain.speech_end, rel=0.08)
+    assert speak(warp=1.1).speech_end == pytest.approx(plain.speech_end / 1.1, rel=0.05)
+    if not voice.endswith("_hts"):  # it has one pitch
+        assert frequency(speak(pitch=1.2)) == pytest.approx(1.2 * frequency(plain), rel=0.08)
+
+
+def tone() -> Speech:
+    """Half a second of 400 Hz, then of 800 Hz, each a word."""
+    time = np.arange(SAMPLE_RATE // 2) / SAMPLE_RATE
+    pcm = np.concatenate([np.sin(2 * np.pi * f * time) for f in (400, 800)]).astype(np.float32)
+    words = (Span("low", 0.0, 0.5), Span("high", 0.5, 1.0))
+    return Speech(0.1 * pcm, words, words)
+
+
+def test_swayed_speech_keeps_its_words_where_they_sound() -> None:
+    for seed in range(5):
+        speech = swayed(tone(), np.random.default_rng(seed))
+        low, high = speech.words
+        assert (low.label, high.label) == ("low", "high")
+        assert low.start == 0
+        assert high.end == pytest.approx(len(speech.pcm) / SAMPLE_RATE, abs=0.002)
+        assert np.exp(-0.17) < high.end < np.exp(0.17)
+        for word, pitch in ((low, 400), (high, 800)):
+            sound = speech.pcm[round(word.start * SAMPLE_RATE) : round(word.end * SAMPLE_RATE)]
+            crossings = np.count_nonzero(np.diff(np.signbit(sound))) / 2
+            assert crossings == pytest.approx(pitch / 2, abs=3)  # as many periods as before
+
+
+def test_coloured_speech_is_as_loud_and_another() -> None:
+    rng = np.random.default_rng(0)
+    pcm = (0.1 * rng.standard_normal(SAMPLE_RATE)).astype(np.float32)
+    other = coloured(pcm, rng)
+    assert loud_rms(other) == pytest.approx(loud_rms(pcm), rel=0.02)
+    before, after = (np.abs(np.fft.rfft(x)) ** 2 for x in (pcm, other))
+    bands = [slice(a, 2 * a) for a in (125, 250, 500, 1000, 2000, 4000)]
+    change = np.array([10 * np.log10(after[b].sum() / before[b].sum()) for b in bands])
+    assert 2 < np.ptp(change) < 18
 
 
 def test_without_pico_the_error_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from .codec_data import FRAME_SIZE, IGNORED_PHONE, Clip, CropSampler, load_corpus
-from .codec_loss import PhaseLoss, SpectralLoss, make_optimizers
+from .codec_loss import EnvelopeLoss, PhaseLoss, SpectralLoss, make_optimizers
 from .speech import PHONES, SAMPLE_RATE, SPEECH_RMS
 
 _WIDTH = 128
@@ -58,6 +58,11 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 """Mimi's architecture in nano's size, in the form `moshi.models.loaders.get_mimi` takes."""
 
+WIDE_CONFIG: dict[str, Any] = CONFIG | {
+    "decoder": {"seanet": {"n_filters": 16}, "transformer": {"num_layers": 4}}
+}
+"""With the decoder of stage B, which is larger than the encoder: it alone makes the sound."""
+
 _PHONES_PER_FRAME = 4
 _BATCH, _FRAMES = 8, 10
 _LONG_BATCH, _LONG_FRAMES = 2, 56  # beyond the transformers' context of 50 frames
@@ -70,11 +75,12 @@ _CLIP_NORM = 5.0
 
 
 def build(config: dict = CONFIG) -> MimiModel:
-    """A Mimi with untrained weights."""
+    """A Mimi with untrained weights; the block `decoder` has what is other there."""
     encoder = SEANetEncoder(**config["seanet"])
+    other = config.get("decoder", {})
     return MimiModel(
         encoder,
-        SEANetDecoder(**config["seanet"]),
+        SEANetDecoder(**config["seanet"] | other.get("seanet", {})),
         SplitResidualVectorQuantizer(**config["quantizer"]),
         channels=config["channels"],
         sample_rate=config["sample_rate"],
@@ -83,8 +89,37 @@ def build(config: dict = CONFIG) -> MimiModel:
         causal=True,
         resample_method="conv",
         encoder_transformer=ProjectedTransformer(device="cpu", **config["transformer"]),
-        decoder_transformer=ProjectedTransformer(device="cpu", **config["transformer"]),
+        decoder_transformer=ProjectedTransformer(
+            device="cpu", **config["transformer"] | other.get("transformer", {})
+        ),
     )
+
+
+@torch.no_grad()
+def widened(model: MimiModel) -> MimiModel:
+    """The same function with the decoder of `WIDE_CONFIG`: what is new has no effect until it is trained.
+
+    New channels hear the old ones through fresh weights and are not heard by them yet; new
+    transformer layers add zero. (After Chen et al. 2016, without their copies of channels, which
+    would have to be told apart by noise.)
+    """
+    wide = build(WIDE_CONFIG)
+    old, new = model.state_dict(), wide.state_dict()
+    for name, value in new.items():
+        if name not in old:
+            if re.search(r"out_projs\.\d+\.weight$|linear2\.weight$", name):
+                value.zero_()
+            continue
+        narrow = old[name]
+        if value.ndim == 3 and value.shape != narrow.shape:
+            inputs, outputs = (0, 1) if ".convtr." in name else (1, 0)
+            fresh = value.narrow(
+                inputs, narrow.shape[inputs], value.shape[inputs] - narrow.shape[inputs]
+            )
+            fresh.narrow(outputs, 0, narrow.shape[outputs]).zero_()
+        value[tuple(map(slice, narrow.shape))] = narrow
+    wide.load_state_dict(new)
+    return wide
 
 
 def use_plain_convolutions() -> None:
@@ -455,12 +490,10 @@ class CodedSampler:
 
 
 def train_decoder(out: Path, minutes: float, seed: int = 1) -> None:
-    """Stage B: the decoder alone on frozen codes; reads codec/joint.pt, writes codec/decoder.pt."""
+    """Stage B: the decoder alone, wider, on frozen codes; codec/joint.pt → codec/decoder.pt."""
     torch.manual_seed(seed)
     cache = out / "speech"
-    model = build()
-    model.load_state_dict(torch.load(out / "codec" / "joint.pt")["model"])
-    model.eval()
+    model = widened(load_joint(out)).eval()
     sampler = CodedSampler(model, load_corpus(cache, ("train",)), seed)
     held_out = load_corpus(cache, ("held out",))
     decoder = (model.upsample, model.decoder_transformer, model.decoder)
@@ -470,6 +503,7 @@ def train_decoder(out: Path, minutes: float, seed: int = 1) -> None:
     if run.step:
         sampler.rng = np.random.default_rng(seed + run.step)
     spectral, phase = SpectralLoss(epsilon=2e-4, sizes_per_call=4), PhaseLoss()
+    envelope = EnvelopeLoss()
     while not run.done:
         run.set_rate()
         codes, target = sampler.batch(*_batch_shape(run.step))
@@ -477,11 +511,12 @@ def train_decoder(out: Path, minutes: float, seed: int = 1) -> None:
             latent = model.quantizer.decode(codes)
         output = from_latent(model, latent)[:, 0, sampler.LEAD * FRAME_SIZE :]
         mel, convergence = spectral(output, target)
-        complex_error = phase(output, target)
-        loss = mel + 0.5 * convergence + 0.15 * complex_error
+        complex_error, dissimilarity = phase(output, target), envelope(output, target)
+        loss = mel + 0.5 * convergence + 0.15 * complex_error + dissimilarity
         run.update(
-            loss, parameters, mel=mel.item(), conv=convergence.item(), phase=complex_error.item()
-        )
+            loss, parameters, mel=mel.item(), conv=convergence.item(), phase=complex_error.item(),
+            env=dissimilarity.item(),
+        )  # fmt: skip
         run.save_if_due(lambda: quick_report(model, held_out))
     run.save()
     print(quick_report(model, held_out, len(held_out)), flush=True)
@@ -502,24 +537,40 @@ def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def load_trained(out: Path) -> MimiModel:
-    """The newest trained codec: with the decoder of stage B if there is one."""
-    files = [f for f in (out / "codec" / "decoder.pt", out / "codec" / "joint.pt") if f.exists()]
-    if not files:
-        raise FileNotFoundError(f"no codec checkpoint under {out / 'codec'}; run `train` first")
+def load_joint(out: Path) -> MimiModel:
+    """The codec as stage A leaves it."""
+    file = out / "codec" / "joint.pt"
+    if not file.exists():
+        raise FileNotFoundError(f"no {file}; run `train` first")
     model = build()
-    model.load_state_dict(torch.load(files[0])["model"])
+    model.load_state_dict(torch.load(file)["model"])
+    return model.eval()
+
+
+def load_trained(out: Path) -> MimiModel:
+    """The trained codec: with the decoder of stage B."""
+    file = out / "codec" / "decoder.pt"
+    if not file.exists():
+        raise FileNotFoundError(f"no {file}; run `decoder` first")
+    model = build(WIDE_CONFIG)
+    model.load_state_dict(torch.load(file)["model"])
     return model.eval()
 
 
 def export(out: Path) -> Path:
-    """Writes codec/mimi.safetensors (float32) and codec/mimi_config.json."""
+    """Writes codec/mimi.safetensors and codec/mimi_config.json.
+
+    The decoder's half in float16; the codes follow from the rest, which stays float32.
+    """
     file = out / "codec" / "mimi.safetensors"
     partial = file.with_suffix(".partial")
-    save_file(published_names(load_trained(out).state_dict()), partial)
+    weights = published_names(load_trained(out).state_dict())
+    decoding = ("upsample.", "decoder.", "decoder_transformer.")
+    halves = {n: w.half() if n.startswith(decoding) else w for n, w in weights.items()}
+    save_file(halves, partial)
     partial.chmod(0o644)  # safetensors writes files for their owner alone
     partial.replace(file)
-    file.with_name("mimi_config.json").write_text(json.dumps(CONFIG, indent=1) + "\n")
+    file.with_name("mimi_config.json").write_text(json.dumps(WIDE_CONFIG, indent=1) + "\n")
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     return file
 

@@ -3,8 +3,8 @@
     python -m moshi_mlx.training.nano.evaluate MODEL_FOLDER --json OUT.json --picture OUT.svg
 
 The whole chain runs as in a conversation (sound, codec, language model, codec, sound), many
-conversations side by side, and an independent recognizer listens to nano. Needs flite, espeak-ng
-and the packages of the extra `nano`.
+conversations side by side, and an independent recognizer listens to nano. Needs flite, festival,
+espeak-ng and the packages of the extra `nano`.
 """
 
 from __future__ import annotations

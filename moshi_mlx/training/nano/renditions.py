@@ -31,10 +31,10 @@ from .speech import (
 _TRAIN_RANGES = (0.242, 0.242, 0.121)
 _EVALUATION_RANGES = (0.18, 0.18, 0.09)
 
-WORDING_RENDITIONS = 12
-OTHER_RENDITIONS = 12
-_FLITE_SHARE = 0.42
-"""Flite has fewer voices than espeak-ng and would hardly be heard if all came up alike."""
+WORDING_RENDITIONS = 16
+OTHER_RENDITIONS = 14
+_ENGINE_SHARES = {"flite": 0.32, "festival": 0.22, "espeak": 0.46}
+"""Engines with few voices would hardly be heard if all voices came up alike."""
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,10 @@ def rng_for(text: str, salt: str) -> np.random.Generator:
 
 def _voices(rng: np.random.Generator, count: int) -> list[str]:
     """Training voices, each about equally often within its engine."""
-    engines = [
-        [v for v in TRAIN_USER_VOICES if v.startswith(engine)] for engine in ("flite", "espeak")
-    ]
-    flite = round(_FLITE_SHARE * count)
+    ends = np.round(np.cumsum([0, *_ENGINE_SHARES.values()]) * count).astype(int)
     chosen: list[str] = []
-    for voices, number in zip(engines, (flite, count - flite), strict=True):
+    for engine, number in zip(_ENGINE_SHARES, np.diff(ends), strict=True):
+        voices = [v for v in TRAIN_USER_VOICES if v.startswith(f"{engine}:")]
         order = rng.permutation(len(voices))
         chosen += [voices[order[i % len(voices)]] for i in range(number)]
     return chosen

@@ -1,9 +1,10 @@
 """Synthetic speech for nano: renditions with word and phone times, and noise.
 
 Knows the synthesizers and signal processing; nothing of nano's dialogues, tokens or models.
-Audio is mono float32 at 24 kHz. Flite is called as the program `flite`; espeak-ng through its
-shared library, because only that reports when each word and phone starts; SVOX Pico, which reports
-neither and is for the evaluation only, through the package `ttspico`.
+Audio is mono float32 at 24 kHz. Flite is called as the program `flite`, festival as `festival` that
+takes commands through a pipe; espeak-ng through its shared library, because only that reports when
+each word and phone starts; SVOX Pico, which reports neither and is for the evaluation only, through
+the package `ttspico`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import itertools
 import json
 import os
 import re
+import select
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,6 +44,7 @@ TRAIN_USER_VOICES = (
     "espeak:en-us+f2", "espeak:en-us+f4", "espeak:en-us+klatt2", "espeak:en-us-nyc",
     "espeak:en-us-nyc+f3", "espeak:en", "espeak:en+f1", "espeak:en+m2",
     "espeak:en-gb-x-rp", "espeak:en-gb-x-rp+f3", "espeak:en-gb-x-gbcwmd", "espeak:en-029",
+    "festival:kal_diphone", "festival:ked_diphone", "festival:cmu_us_slt_arctic_hts",
 )  # fmt: skip
 UNHEARD_USER_VOICES = (
     "espeak:en-gb-scotland", "espeak:en-gb-scotland+f5",
@@ -178,6 +181,75 @@ def _words_from_phones(rendition: Rendition, phones: list[Span]) -> list[Span]:
         Span(w, spoken[min(round(a), last)].start, spoken[min(max(round(b) - 1, 0), last)].end)
         for w, a, b in zip(rendition.text.split(), starts, ends, strict=True)
     ]
+
+
+# ------------------------------------------------------------------------------------- festival
+
+_FESTIVAL_MEAN_F0 = 105.0  # of its two diphone voices
+
+
+class _Festival:
+    """A running festival; one sentence at a time."""
+
+    _PATIENCE = 60  # seconds: after an error in a command it waits for more
+
+    def __init__(self) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._process = subprocess.Popen(
+            ["festival", "--pipe"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def synthesize(self, text: str, settings: Iterable[str]) -> tuple[np.ndarray, int, list[Span]]:
+        """Samples, their rate, phones. The settings are Scheme expressions, the voice first."""
+        wav, labels = (Path(self._folder.name) / name for name in ("speech.wav", "phones"))
+        plain = text.replace("\\", "").replace('"', "")
+        commands = [
+            *settings,
+            f'(set! utterance (utt.synth (Utterance Text "{plain}")))',
+            f"(utt.save.wave utterance {json.dumps(str(wav))} 'riff)",
+            f"(utt.save.segs utterance {json.dumps(str(labels))})",
+            '(format t "done\\n")',
+            "(fflush nil)",
+        ]
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write("\n".join(commands) + "\n")
+        self._process.stdin.flush()
+        answered, _, _ = select.select([self._process.stdout], [], [], self._PATIENCE)
+        if not answered or self._process.stdout.readline() != "done\n":
+            raise MoshiError(f"festival cannot speak {text!r} ({settings})")
+        samples, sample_rate = soundfile.read(wav)
+        phones, start = [], 0.0
+        for line in labels.read_text().splitlines()[1:]:  # the first one is "#"
+            end, _, label = line.split()
+            phones.append(Span(label, start, float(end)))
+            start = float(end)
+        return samples, sample_rate, phones
+
+
+@functools.cache
+def _festival_process(process: int) -> _Festival:
+    return _Festival()
+
+
+def _festival(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
+    """Its HTS voice has one pitch; the warp changes that too."""
+    if name.endswith("_hts"):
+        rate = f'(append {name}::hts_engine_params \'(("-r" {1 / rendition.stretch:.3f})))'
+        manner = [f"(set! hts_engine_params {rate})"]
+    else:
+        mean = f"(target_f0_mean {_FESTIVAL_MEAN_F0 * rendition.pitch:.1f}) (target_f0_std 14)"
+        manner = [
+            f"(Parameter.set 'Duration_Stretch {rendition.stretch})",
+            f"(set! int_lr_params '({mean} (model_f0_mean 170) (model_f0_std 34)))",
+        ]
+    samples, sample_rate, phones = _festival_process(os.getpid()).synthesize(
+        _spoken_text(rendition), [f"(voice_{name})", *manner]
+    )
+    return samples, sample_rate, phones, _words_from_phones(rendition, phones)
 
 
 # ------------------------------------------------------------------------------------ espeak-ng
@@ -344,7 +416,7 @@ def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span],
 def synthesize(rendition: Rendition) -> Speech:
     """Speaks one rendition: 40 ms of silence before the first phone, 80 ms after the last."""
     engine, _, name = rendition.voice.partition(":")
-    speak = {"flite": _flite, "espeak": _espeak, "pico": _pico}[engine]
+    speak = {"flite": _flite, "festival": _festival, "espeak": _espeak, "pico": _pico}[engine]
     raw, sample_rate, phones, words = speak(rendition, name)
     pcm = soxr.resample(raw, sample_rate * rendition.warp, SAMPLE_RATE)
     scale = 1 / rendition.warp  # seconds there to seconds here
@@ -497,6 +569,39 @@ def band_limit(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     frequencies = _frequencies(len(pcm))
     high = _high_pass(frequencies, rng.uniform(60, 300))
     return _shape(pcm, high * _low_pass(frequencies, rng.uniform(3400, 9000), 2)).astype(np.float32)
+
+
+def swayed(speech: Speech, rng: np.random.Generator, range_: float = 0.16) -> Speech:
+    """The same words at a tempo that wanders within exp(±`range_`), and the pitch with it.
+
+    What an engine's rules make of durations and intonation is so much alike in all its voices that
+    a listener would learn it by heart.
+    """
+    length = len(speech.pcm)
+    steps = max(2, round(length / SAMPLE_RATE * rng.uniform(1.5, 5)) + 1)
+    rates = np.exp(rng.uniform(-range_, range_, steps))
+    times = np.linspace(0, length, steps)
+    fine = np.arange(0, length + 1, 240)
+    there = np.concatenate([[0], np.cumsum(np.diff(fine) * np.interp(fine[1:], times, rates))])
+    where = np.interp(np.arange(int(there[-1])), there, fine)
+    pcm = np.interp(where, np.arange(length), speech.pcm).astype(np.float32)
+
+    def moved(spans: tuple[Span, ...]) -> tuple[Span, ...]:
+        def at(time: float) -> float:
+            return float(np.interp(time * SAMPLE_RATE, fine, there)) / SAMPLE_RATE
+
+        return tuple(Span(s.label, at(s.start), at(s.end)) for s in spans)
+
+    return Speech(pcm, moved(speech.words), moved(speech.phones))
+
+
+def coloured(pcm: np.ndarray, rng: np.random.Generator, range_db: float = 9.0) -> np.ndarray:
+    """Another timbre: the spectrum rises and falls smoothly over ten bands by up to `range_db`."""
+    frequencies = np.maximum(_frequencies(len(pcm)), 50)
+    knots = np.linspace(np.log(80), np.log(9000), 10)
+    gains = np.interp(np.log(frequencies), knots, rng.uniform(-range_db, range_db, len(knots)))
+    shaped = _shape(pcm, decibels(1.0) ** gains)
+    return (shaped * (loud_rms(pcm) / loud_rms(shaped))).astype(np.float32)
 
 
 def augment(

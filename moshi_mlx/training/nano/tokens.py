@@ -17,7 +17,7 @@ import hashlib
 import json
 import string
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,17 @@ import numpy as np
 from . import script
 from .codec_data import FRAME_SIZE, canonical_rendition
 from .renditions import Line, evaluation_lines, training_lines
-from .speech import NOISE_KINDS, SAMPLE_RATE, Speech, augment, decibels, noise, speak
+from .speech import (
+    NOISE_KINDS,
+    SAMPLE_RATE,
+    Speech,
+    augment,
+    coloured,
+    decibels,
+    noise,
+    speak,
+    swayed,
+)
 
 FRAME_RATE = 12.5
 CODEBOOKS, CARD = 8, 512
@@ -40,6 +50,7 @@ _SETTLE = 6  # frames heard before a block begins
 _BEFORE = 3  # frames of a block before the speech
 _TAIL, _LONG_TAIL = 9, 30  # frames of a block after the speech
 _LONG_TAIL_SHARE = 0.2
+_SWAYED_SHARE, _COLOURED_SHARE = 0.5, 0.5  # of the lines in training
 _NOISE_FRAMES = 190
 
 
@@ -159,7 +170,7 @@ class Encoder:
 
         codec.use_plain_convolutions()
         self._torch, self._codec = torch, codec
-        self._model = codec.load_trained(out)
+        self._model = codec.load_joint(out)
         digest = hashlib.sha1()
         for name, value in sorted(self._model.state_dict().items()):
             if name.startswith(("encoder", "downsample", "quantizer")):
@@ -308,12 +319,23 @@ def _placed(
 
 
 def _make_lines(
-    encoder: Encoder, out: Path, file: Path, lines: Sequence[Line], rng: np.random.Generator
+    encoder: Encoder,
+    out: Path,
+    file: Path,
+    lines: Sequence[Line],
+    rng: np.random.Generator,
+    strange: float = 0.0,
 ) -> None:
+    """Encodes lines into `file`; `strange` is how often voices become such as no engine has."""
     recordings, items = [], []
     for line in lines:
         tail = _LONG_TAIL if rng.uniform() < _LONG_TAIL_SHARE else _TAIL
-        recording, item = _placed(line, speak(line.rendition, out / "speech"), tail, rng)
+        speech = speak(line.rendition, out / "speech")
+        if rng.uniform() < _SWAYED_SHARE * strange:
+            speech = swayed(speech, rng)
+        if rng.uniform() < _COLOURED_SHARE * strange:
+            speech = replace(speech, pcm=coloured(speech.pcm, rng))
+        recording, item = _placed(line, speech, tail, rng)
         recordings.append(recording)
         items.append(item)
     codes = [c[:, _SETTLE:] for c in encoder.encode(recordings)]
@@ -333,7 +355,7 @@ def make_utterances(
         file = folder / f"user-{encoding}-{shard:03}.npz"
         if not file.exists():
             rng = np.random.default_rng([seed, 3, encoding, shard])
-            _make_lines(encoder, out, file, [lines[i] for i in shards[shard]], rng)
+            _make_lines(encoder, out, file, [lines[i] for i in shards[shard]], rng, 1.0)
 
 
 def make_checks(encoder: Encoder, out: Path, folder: Path, seed: int) -> None:

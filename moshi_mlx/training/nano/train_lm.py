@@ -25,7 +25,7 @@ from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text import TextTokenizer
-from moshi_mlx.weights import named_parameters, read_safetensors
+from moshi_mlx.weights import load_lm, named_parameters, read_safetensors
 
 from ..losses import Batch, LossConfig, cross_entropy, objective
 from ..optimizers import OptimConfig
@@ -183,13 +183,20 @@ class Checker:
 # ----------------------------------------------------------------------------------------- the run
 
 
-def train(out: Path, minutes: float, seed: int) -> None:
-    """Trains into `out`/lm, from its newest checkpoint on if there is one."""
+def train(out: Path, minutes: float, seed: int, start: Path | None = None) -> None:
+    """Trains into `out`/lm, from its newest checkpoint on if there is one.
+
+    Without one from nothing, or from the `model.safetensors` `start`, at half the rate.
+    """
     folder = token_folder(out)
     bank = load_bank(folder)
     maker = DialogueMaker(bank, _BATCH, _FRAMES, seed)
     mx.random.seed(seed)
     lm = ListeningLm(lm_config(), len(maker.words))
+    rate = 1.0
+    if start is not None:
+        lm.load_weights(list(named_parameters(load_lm(start, lm.config)).items()), strict=False)
+        rate = 0.5
     config = TrainConfig(
         run_dir=out / "lm",
         max_minutes=minutes,
@@ -207,8 +214,8 @@ def train(out: Path, minutes: float, seed: int) -> None:
         ),
         optim=OptimConfig(
             name="muon",
-            lr=2e-3,
-            muon_lr=3e-3,
+            lr=2e-3 * rate,
+            muon_lr=3e-3 * rate,
             weight_decay=0.01,
             warmup_steps=40,
             schedule="linear",
@@ -251,11 +258,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train nano's language model.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--minutes", type=float, default=120, help="of training, over all sittings")
+    parser.add_argument("--start", type=Path, help="model.safetensors of nano to start from")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--export-only", action="store_true")
     args = parser.parse_args()
     if not args.export_only:
-        train(args.out, args.minutes, args.seed)
+        train(args.out, args.minutes, args.seed, args.start)
     export(args.out)
 
 
