@@ -75,8 +75,9 @@ def test_festival_keeps_to_the_rendition(voice: str) -> None:
     if shutil.which("festival") is None or shutil.which("flite") is None:
         pytest.skip("needs festival, and flite for its phones")
 
-    def speak(**manner: float) -> Speech:
-        return synthesize(Rendition("what is the capital of france", voice, **manner))
+    def speak(stretch: float = 1, pitch: float = 1, warp: float = 1) -> Speech:
+        text = "what is the capital of france"
+        return synthesize(Rendition(text, voice, stretch, pitch, warp))
 
     plain = speak()
     assert [word.label for word in plain.words] == ["what", "is", "the", "capital", "of", "france"]

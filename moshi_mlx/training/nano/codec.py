@@ -97,7 +97,7 @@ def build(config: dict = CONFIG) -> MimiModel:
 
 @torch.no_grad()
 def widened(model: MimiModel) -> MimiModel:
-    """The same function with the decoder of `WIDE_CONFIG`: what is new has no effect until it is trained.
+    """The same function with the decoder of `WIDE_CONFIG`: what is new there waits to be trained.
 
     New channels hear the old ones through fresh weights and are not heard by them yet; new
     transformer layers add zero. (After Chen et al. 2016, without their copies of channels, which
