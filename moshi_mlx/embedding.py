@@ -3,7 +3,7 @@
 Knows the variants of the published models. Knows nothing of which stream a token is from.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, TypeGuard
 
@@ -23,16 +23,38 @@ def _zero_where_no_token(rows: mx.array, tokens: mx.array) -> mx.array:
     return mx.where((tokens == ZERO_TOKEN)[..., None], mx.zeros((), rows.dtype), rows)
 
 
+def _dequantized_rows(
+    kind: nn.QuantizedEmbedding, arrays: Mapping[str, mx.array], tokens: mx.array
+) -> mx.array:
+    """Rows [..., dim] of a quantized table for integers [...].
+
+    Args:
+        kind: says how it is quantized.
+        arrays: weight, scales and, in some modes, biases.
+        tokens: the rows' numbers.
+    """
+    how: dict[str, Any] = {"group_size": kind.group_size, "bits": kind.bits, "mode": kind.mode}
+    weight, scales, biases = map(arrays.get, _ARRAYS)
+    assert weight is not None and scales is not None
+    if mx.default_device().type == mx.gpu or biases is None:
+        found = None if biases is None else biases[tokens]
+        return mx.dequantize(weight[tokens], scales[tokens], found, **how)
+    # On the CPU MLX unpacks with some 20 primitives; a row times 1 is one, with the same numbers.
+    one = mx.ones((1, 1), scales.dtype)
+    weight, scales, biases = (a.reshape(len(a), 1, -1) for a in (weight, scales, biases))
+    rows = mx.gather_qmm(one, weight, scales, biases, None, tokens, transpose=False, **how)
+    return rows.squeeze(-2)
+
+
 class QuantizedEmbedding(nn.QuantizedEmbedding):
     """A quantized table: integer tokens [...] → [..., dim], zero for token −1."""
 
     def rows(self, tokens: mx.array) -> mx.array:
         """The same where no token is −1."""
-        rows: mx.array = super().__call__(tokens)
-        return rows
+        return _dequantized_rows(self, self, tokens)
 
     def __call__(self, tokens: mx.array) -> mx.array:
-        return _zero_where_no_token(super().__call__(mx.maximum(tokens, 0)), tokens)
+        return _zero_where_no_token(self.rows(mx.maximum(tokens, 0)), tokens)
 
 
 class Embedding(nn.Embedding):
@@ -151,18 +173,11 @@ class EmbeddingSum:
 
     def __call__(self, rows: mx.array) -> mx.array:
         """Rows [B, streams] → the sum [B, 1, dim]."""
-        found = {name: stack[rows] for name, stack in self._stacks.items()}
         table = self._tables[0]
-        x = found["weight"]
         if isinstance(table, nn.QuantizedEmbedding):
-            x = mx.dequantize(
-                x,
-                found["scales"],
-                found.get("biases"),
-                group_size=table.group_size,
-                bits=table.bits,
-                mode=table.mode,
-            )
+            x = _dequantized_rows(table, self._stacks, rows)
+        else:
+            x = self._stacks["weight"][rows]
         return mx.sum(x, axis=1, keepdims=True)
 
 

@@ -61,6 +61,7 @@ class FrameStep:
         self._text, self._audio = text, audio
         self._generated = generated
         self._conditions = conditions
+        self._compiled = compiled
         self._cross = lm.cross(conditions)
         if conditions is not None:  # what is lazy belongs to this thread
             mx.eval(conditions.sum, conditions.cross, self._cross)
@@ -97,6 +98,7 @@ class FrameStep:
         transformer = self._lm.transformer
         x, *heads = first(inputs, offset, *self._position(position))
         for i, function in enumerate([*middles, last]):
+            mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
             q, k, v = heads
             y = transformer.layers[i].self_attn.mix_heads((q, k, v), cache[i], None)
             del q, k, v  # the cache writes in place what nobody else holds
@@ -153,17 +155,24 @@ class FrameStep:
         if text_mask is not None:
             guarded = penalized(logits, text_mask, self._text.repetition_penalty)
         text = draw(guarded, None if uniform is None else uniform[0], self._text)
-        text = mx.where(forced == NOT_FORCED, text, forced)
+        text = self._begun(mx.where(forced == NOT_FORCED, text, forced))
 
         def draw_code(k: int, logits: mx.array) -> mx.array:
             if audio_masks is not None:
                 logits = penalized(logits, audio_masks[k], self._audio.repetition_penalty)
-            return draw(logits, None if uniform is None else uniform[1 + k], self._audio)
+            drawn = draw(logits, None if uniform is None else uniform[1 + k], self._audio)
+            return self._begun(drawn)
 
         drawn = [text]
         if generated:
             drawn += lm.depformer.generate(z, text, generated, draw_code)
         return mx.stack(drawn, axis=1), logits, z
+
+    def _begun(self, tokens: mx.array) -> mx.array:
+        """Tokens, on which MLX begins while Python makes the rest of the graph."""
+        if not self._compiled:  # there, only shapes go through
+            mx.async_eval(tokens)
+        return tokens
 
     def _uniform(self, key: mx.array, batch: int) -> mx.array | None:
         """The frame's random numbers in 0 … 1, float32 [1 + generated, B], at once."""

@@ -452,8 +452,9 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
     check(model, weights, where)
+    matrices = {f"{p}.weight" for p, m in named_leaves(model).items() if isinstance(m, nn.Linear)}
     filled = [
-        (name, value.astype(dtype) if value.dtype in _FLOATS else value)
+        (name, _laid_out(value, dtype, name in matrices) if value.dtype in _FLOATS else value)
         for name, value in weights.items()
     ]
     # Without references from here, a tensor that was converted is freed before the next is read.
@@ -461,6 +462,16 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
     model.load_weights(filled)
     for _, value in filled:
         mx.eval(value)
+
+
+def _laid_out(value: mx.array, dtype: mx.Dtype, matrix: bool) -> mx.array:
+    """The tensor in another type, and a linear layer's matrix by columns where that is faster.
+
+    On the CPU, the BLAS copies a float32 matrix at every use; by columns, in half of the time.
+    """
+    value = value.astype(dtype)
+    by_columns = matrix and dtype == mx.float32 and mx.default_device().type == mx.cpu
+    return mx.contiguous(value.T).T if by_columns else value
 
 
 def check(model: nn.Module, weights: Weights, where: str) -> None:
