@@ -452,15 +452,27 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
     check(model, weights, where)
-    filled = [
-        (name, value.astype(dtype) if value.dtype in _FLOATS else value)
-        for name, value in weights.items()
-    ]
+    matrices: set[str] = set()
+    if mx.default_device().type == mx.cpu:
+        leaves = named_leaves(model).items()
+        matrices = {f"{path}.weight" for path, leaf in leaves if isinstance(leaf, nn.Linear)}
+    filled = []
+    for name, value in weights.items():
+        value = value.astype(dtype) if value.dtype in _FLOATS else value
+        filled.append((name, by_inputs(value) if name in matrices else value))
     # Without references from here, a tensor that was converted is freed before the next is read.
     weights.clear()
     model.load_weights(filled)
     for _, value in filled:
         mx.eval(value)
+
+
+def by_inputs(weight: mx.array) -> mx.array:
+    """The same matrices [..., out, in], in memory input by input: what `x @ weight.T` reads in order.
+
+    For few positions OpenBLAS takes 1.3 to 1.6 times as long when it must transpose on its way.
+    """
+    return mx.contiguous(weight.swapaxes(-1, -2)).swapaxes(-1, -2)
 
 
 def check(model: nn.Module, weights: Weights, where: str) -> None:
