@@ -452,14 +452,11 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
     check(model, weights, where)
-    matrices: set[str] = set()
-    if mx.default_device().type == mx.cpu:
-        leaves = named_leaves(model).items()
-        matrices = {f"{path}.weight" for path, leaf in leaves if isinstance(leaf, nn.Linear)}
-    filled = []
-    for name, value in weights.items():
-        value = value.astype(dtype) if value.dtype in _FLOATS else value
-        filled.append((name, by_inputs(value) if name in matrices else value))
+    matrices = {f"{p}.weight" for p, m in named_leaves(model).items() if isinstance(m, nn.Linear)}
+    filled = [
+        (name, _laid_out(value, dtype, name in matrices) if value.dtype in _FLOATS else value)
+        for name, value in weights.items()
+    ]
     # Without references from here, a tensor that was converted is freed before the next is read.
     weights.clear()
     model.load_weights(filled)
@@ -467,12 +464,14 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
         mx.eval(value)
 
 
-def by_inputs(weight: mx.array) -> mx.array:
-    """The same matrices [..., out, in], in memory input by input: what `x @ weight.T` reads in order.
+def _laid_out(value: mx.array, dtype: mx.Dtype, matrix: bool) -> mx.array:
+    """The tensor in another type, and a linear layer's matrix by columns where that is faster.
 
-    For few positions OpenBLAS takes 1.3 to 1.6 times as long when it must transpose on its way.
+    On the CPU, the BLAS copies a float32 matrix at every use; by columns, in half of the time.
     """
-    return mx.contiguous(weight.swapaxes(-1, -2)).swapaxes(-1, -2)
+    value = value.astype(dtype)
+    by_columns = matrix and dtype == mx.float32 and mx.default_device().type == mx.cpu
+    return mx.contiguous(value.T).T if by_columns else value
 
 
 def check(model: nn.Module, weights: Weights, where: str) -> None:

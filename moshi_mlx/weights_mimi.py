@@ -13,7 +13,7 @@ from .conv import pack_conv, pack_conv_transpose
 from .errors import CheckpointError
 from .mimi import Mimi
 from .vq import codebook
-from .weights import Weights, by_inputs, fill, read_safetensors
+from .weights import Weights, fill, read_safetensors
 
 _CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
 # What training wrote before the tensors got their present names.
@@ -61,7 +61,9 @@ def from_published(weights: Weights, config: MimiConfig, num_codebooks: int) -> 
     for side, (ours, count) in sides.items():
         if count:
             entries = mx.stack([_entries(codebooks, side, i, config) for i in range(count)])
-            out[f"quantizer.{ours}.embedding"] = by_inputs(entries)
+            # In memory by columns: the search for the nearest entry reads all, a sum but one row.
+            by_columns = mx.contiguous(entries.swapaxes(1, 2)).swapaxes(1, 2)
+            out[f"quantizer.{ours}.embedding"] = by_columns
             out[f"quantizer.{ours}.half_square"] = entries.square().sum(axis=-1) / 2
     return out
 
