@@ -13,7 +13,6 @@ import mlx.nn as nn
 from .config import SeanetConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 
-
 # Longer arrays do not fit the caches that make many cheap passes pay.
 _RATIONAL_UP_TO = 1 << 20
 
