@@ -5,6 +5,8 @@ host anyway. `MlxCodec` is our Mimi; `RustCodec` is rustymimi, which runs on the
 model and knows the published architecture only. Knows nothing of the language model.
 """
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -22,6 +24,10 @@ Codes = npt.NDArray[np.int32]
 State = TypeVar("State")
 CodecName = Literal["auto", "mlx", "rust"]
 
+_TIMED_FRAMES = 2
+# Of our Mimi's time, what rustymimi may take to be chosen: near ties always go the same way.
+_CLEARLY_FASTER = 0.9
+
 
 class Codec(Protocol[State]):
     """Sound to codes and back, frame by frame; every frame gives its codes at once.
@@ -29,6 +35,10 @@ class Codec(Protocol[State]):
     One state serves both directions, which don't touch each other in it; a fresh one is a new
     stream. Steps block until their result is there.
     """
+
+    @property
+    def name(self) -> str:
+        """As it is asked for."""
 
     @property
     def sample_rate(self) -> int:
@@ -59,6 +69,8 @@ class Codec(Protocol[State]):
 class MlxCodec:
     """Our Mimi. A step evaluates its result and the state, and nothing else does."""
 
+    name = "mlx"
+
     def __init__(self, mimi: Mimi) -> None:
         self.mimi = mimi
         self.sample_rate = mimi.sample_rate
@@ -87,13 +99,16 @@ class MlxCodec:
 class RustCodec:
     """rustymimi. Its stream lives inside its tokenizer, so every state is a tokenizer of its own.
 
-    A state thus holds all weights (385 MB). Steps release the GIL. After 125 frames its attention
-    sees slightly other keys than the definition says (conformance: sound is off by 0.02 there).
+    A state thus holds all weights (385 MB). One that was used never becomes new again: after its
+    own `reset` (0.4.1) the first codes differ. Steps release the GIL. After 125 frames its
+    attention sees slightly other keys than the definition says (conformance: sound off by 0.02).
 
     Raises:
         MoshiError: rustymimi is not installed, or the Mimi is not of the published size.
         CheckpointError: rustymimi cannot read the file.
     """
+
+    name = "rust"
 
     def __init__(
         self, path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None
@@ -163,18 +178,22 @@ def choose_codec(
     path: str | Path,
     num_codebooks: int = 8,
     config: MimiConfig | None = None,
+    *,
+    measure: Callable[[Codec[Any]], float] | None = None,
 ) -> MlxCodec | RustCodec:
     """The codec for a session.
 
-    `auto` takes rust where MLX runs on a GPU (the codec then has the CPU to itself), rustymimi is
-    installed and the Mimi is of the published size; otherwise mlx, which is the faster one where
-    both would share the CPU (`tests/mimi_speed.py`).
+    `auto` times both where rustymimi can serve, and takes it if it is clearly faster; elsewhere it
+    takes ours, and nothing is loaded or timed for the choice. A step does one thing after the
+    other, so the faster codec makes the shorter frame, on whatever device MLX runs. On a GPU that
+    was never tried.
 
     Args:
         name: auto, mlx or rust.
         path: Mimi's weights.
         num_codebooks: codes per frame.
         config: the architecture; None: the published one.
+        measure: seconds that a codec takes for a frame; `seconds_per_frame` if None.
 
     Raises:
         MoshiError: the name is unknown, or rust was asked for and cannot serve.
@@ -182,9 +201,26 @@ def choose_codec(
     """
     if name not in get_args(CodecName):
         raise MoshiError(f"codec must be one of {', '.join(get_args(CodecName))}; is {name!r}")
-    if name == "auto":
-        on_gpu = mx.default_device() == mx.Device(mx.gpu)
-        name = "rust" if on_gpu and _rust_impossible(config) is None else "mlx"
     if name == "rust":
         return RustCodec(path, num_codebooks, config)
-    return MlxCodec(load_mimi(path, num_codebooks, config))
+    ours = MlxCodec(load_mimi(path, num_codebooks, config))
+    if name == "mlx" or _rust_impossible(config):
+        return ours
+    try:
+        rust = RustCodec(path, num_codebooks, config)
+    except CheckpointError:  # it knows fewer layouts than we
+        return ours
+    measure = measure or seconds_per_frame
+    return rust if measure(rust) < _CLEARLY_FASTER * measure(ours) else ours
+
+
+def seconds_per_frame(codec: Codec[Any]) -> float:
+    """What a codec takes for a frame, there and back: the best of few, after one to warm up."""
+    state = codec.init_state()
+    pcm = np.random.default_rng(0).uniform(-0.1, 0.1, codec.frame_size)
+    times = []
+    for _ in range(1 + _TIMED_FRAMES):
+        began = time.perf_counter()
+        codec.decode_step(codec.encode_step(pcm, state), state)
+        times.append(time.perf_counter() - began)
+    return min(times[1:])

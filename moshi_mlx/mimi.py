@@ -53,8 +53,9 @@ class MimiState:
 class Mimi(nn.Module):
     """The codec (Défossez et al. 2024, section 3.3).
 
-    Steps are lazy: nothing is evaluated inside. A caller that streams evaluates every result
-    together with the state, `mx.eval(codes, *state.arrays())`.
+    Steps wait for nothing: MLX begins with the first half of one while Python makes the graph of
+    the other. A caller that streams evaluates every result together with the state,
+    `mx.eval(codes, *state.arrays())`.
 
     Args:
         config: the architecture.
@@ -117,6 +118,7 @@ class Mimi(nn.Module):
         _check_batch(pcm, state)
         half = state.encoder
         x = self.encoder(pcm.astype(mx.float32).transpose(0, 2, 1), half.seanet)
+        mx.async_eval(x)
         x = self.encoder_transformer(x, half.transformer)
         if "downsample" in self:
             x = self.downsample(x, half.resample)
@@ -143,6 +145,7 @@ class Mimi(nn.Module):
         if "upsample" in self:
             x = self.upsample(x, half.resample)
         x = self.decoder_transformer(x, half.transformer)
+        mx.async_eval(x)
         return self.decoder(x, half.seanet).transpose(0, 2, 1)
 
     def encode(self, pcm: mx.array) -> mx.array:

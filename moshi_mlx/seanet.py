@@ -5,6 +5,7 @@ codes. The state of a stream is one `ConvState` per layer.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,14 +13,36 @@ import mlx.nn as nn
 from .config import SeanetConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 
+# Longer arrays do not fit the caches that make many cheap passes pay.
+_RATIONAL_UP_TO = 1 << 20
 
+
+@partial(mx.compile, shapeless=True)
 def _elu(x: mx.array) -> mx.array:
-    """max(x, exp(min(x, 0)) - 1): on the CPU backend, twice as fast as a choice by sign."""
     return mx.maximum(x, mx.expm1(mx.minimum(x, 0.0)))
 
 
-# One kernel instead of three; on the CPU backend the compiled form is the slower one.
-elu = mx.compile(_elu, shapeless=True) if mx.metal.is_available() else _elu
+@partial(mx.compile, shapeless=True)
+def _rational_elu(x: mx.array) -> mx.array:
+    """ELU from sums, products and a quotient: the error is below 2e-7.
+
+    1 - exp(-h), a Padé approximant for h = -min(x, 0) / 16, and then four times
+    1 - exp(-2h) = t (2 - t) of t = 1 - exp(-h). Without a choice by sign a compiler makes vectors
+    of it; MLX's exponential functions go number by number on x86.
+    """
+    a = mx.abs(x)
+    h = (a - x) * (1 / 32)
+    t = h * (1 + h * (1 / 10 + h * (1 / 60))) / (1 + h * (3 / 5 + h * (3 / 20 + h * (1 / 60))))
+    for _ in range(4):
+        t = t * (2 - t)
+    return (x + a) * 0.5 - t
+
+
+def elu(x: mx.array) -> mx.array:
+    """max(x, exp(min(x, 0)) - 1), in the form that is the fastest for where and how much it is."""
+    on_gpu = mx.default_device().type == mx.gpu
+    fused: mx.array = _elu(x) if on_gpu or x.size > _RATIONAL_UP_TO else _rational_elu(x)
+    return fused
 
 
 class Elu(nn.Module):

@@ -43,9 +43,8 @@ class ResidualQuantizer(nn.Module):
 
     def decode(self, codes: mx.array) -> mx.array:
         """int32 [B, k, T], any k ≤ K, → [B, T, output_dimension]."""
-        num_codebooks, bins, dim = self.embedding.shape
-        rows = codes + bins * mx.arange(codes.shape[1], dtype=codes.dtype)[:, None]
-        return self.output_proj(self.embedding.reshape(num_codebooks * bins, dim)[rows].sum(axis=1))
+        books = mx.arange(codes.shape[1], dtype=codes.dtype)[:, None]
+        return self.output_proj(self.embedding[books, codes].sum(axis=1))
 
 
 class SplitResidualQuantizer(nn.Module):

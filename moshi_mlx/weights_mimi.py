@@ -61,7 +61,9 @@ def from_published(weights: Weights, config: MimiConfig, num_codebooks: int) -> 
     for side, (ours, count) in sides.items():
         if count:
             entries = mx.stack([_entries(codebooks, side, i, config) for i in range(count)])
-            out[f"quantizer.{ours}.embedding"] = entries
+            # In memory by columns: the search for the nearest entry reads all, a sum but one row.
+            by_columns = mx.contiguous(entries.swapaxes(1, 2)).swapaxes(1, 2)
+            out[f"quantizer.{ours}.embedding"] = by_columns
             out[f"quantizer.{ours}.half_square"] = entries.square().sum(axis=-1) / 2
     return out
 

@@ -119,11 +119,12 @@ def main() -> None:
             for name, took in zip(runs, rows, strict=True):
                 for direction, times in took.items():
                     results[name][direction] += times
-    print(f"{'ms per frame':14}{'p50':>10}{'p95':>10}")
+    print(f"{'ms per frame':14}{'p50':>10}{'p95':>10}{'p50 / ours':>12}")
     for name, directions in results.items():
         for direction, times in directions.items():
             p50, p95 = np.percentile(times, [50, 95])
-            print(f"{name:10}{direction:8}{p50:8.1f}{p95:10.1f}")
+            ratio = p50 / np.median(results["ours"][direction])
+            print(f"{name:10}{direction:8}{p50:8.1f}{p95:10.1f}{ratio:10.1f}")
 
 
 if __name__ == "__main__":

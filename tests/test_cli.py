@@ -38,7 +38,7 @@ def error_line(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> st
     assert captured.out == ""
     line = captured.err.splitlines()[-1]
     assert line.startswith("moshi-local: ")
-    assert all(other.startswith("loading ") for other in captured.err.splitlines()[:-1])
+    assert all(other.startswith(("loading ", "codec ")) for other in captured.err.splitlines()[:-1])
     return line
 
 

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import make_mimi
 import mlx.core as mx
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from make_mimi_expected import DATA, FRAMES, NANO, signal
 from safetensors.numpy import load_file
 
-from moshi_mlx.codec import MlxCodec, RustCodec, choose_codec
+from moshi_mlx.codec import Codec, MlxCodec, RustCodec, choose_codec
 from moshi_mlx.config import MimiConfig, read_json, read_mimi_config
 from moshi_mlx.errors import CheckpointError, MoshiError
 from moshi_mlx.mimi import Mimi, MimiState
@@ -143,6 +144,20 @@ def test_rust_codec_is_the_same_codec(full_size: Callable[[int], Path]) -> None:
     (rust_codes, rust_pcm), (our_codes, our_pcm) = outputs
     np.testing.assert_array_equal(rust_codes, our_codes)
     np.testing.assert_allclose(rust_pcm, our_pcm, atol=PCM_TOLERANCE)
+
+
+def test_auto_takes_the_codec_that_is_clearly_faster(full_size: Callable[[int], Path]) -> None:
+    pytest.importorskip("rustymimi")
+    path = full_size(1)
+    for rust_seconds, chosen in ((0.05, RustCodec), (0.097, MlxCodec), (0.2, MlxCodec)):
+        seconds = {"rust": rust_seconds, "mlx": 0.1}
+        codec = choose_codec("auto", path, measure=lambda c, s=seconds: s[c.name])  # type: ignore[misc]
+        assert isinstance(codec, chosen)
+    codec = choose_codec("auto", path)  # really timed
+    assert codec.name in ("mlx", "rust")
+    pcm = np.zeros(codec.frame_size)
+    heard = [codec.encode_step(pcm, codec.init_state()) for _ in range(2)]
+    np.testing.assert_array_equal(heard[0], heard[1])  # a state that was timed serves nobody
 
 
 @pytest.mark.parametrize("name", ["nano", "small"])
@@ -365,8 +380,11 @@ def test_files_that_are_no_mimi_are_refused(tmp_path: Path) -> None:
 
 
 def test_choice_of_the_codec(nano_config: MimiConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(codec: Codec[Any]) -> float:
+        raise AssertionError("timed, where there is no choice")
+
     nano = NANO / "mimi.safetensors"
-    assert isinstance(choose_codec("auto", nano, config=nano_config), MlxCodec)
+    assert isinstance(choose_codec("auto", nano, config=nano_config, measure=never), MlxCodec)
     with pytest.raises(MoshiError, match="one of auto, mlx, rust"):
         choose_codec("opus", nano)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "rustymimi", None)

@@ -377,7 +377,8 @@ def run_file(
     if picture is not None:
         draw_conversation(target, report.words, picture)
     if as_json:
-        print_json(report, {"model": model.name, "seed": seed, "output": str(target)})
+        extra = {"model": model.name, "codec": moshi.codec.name, "seed": seed}
+        print_json(report, {**extra, "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)

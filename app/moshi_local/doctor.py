@@ -142,6 +142,7 @@ class Verdict:
     frame_ms: p50, p95 and, if measured, max of a whole frame; None if neither was done.
     predicted: frame_ms is a prediction, at full context.
     frames: how many were measured.
+    codec: with which of the two they were measured.
     growth_ms: what a full context adds to a measured frame (milliseconds), at most.
     advice: what to do, if there is something.
     """
@@ -152,6 +153,7 @@ class Verdict:
     frame_ms: Mapping[str, float] | None = None
     predicted: bool = False
     frames: int = 0
+    codec: str = ""
     growth_ms: float = 0.0
     budget_ms: float = BUDGET_MS
     advice: str | None = None
@@ -413,6 +415,7 @@ def _measured(verdict: Verdict, frames: int) -> Verdict:
     return replace(
         verdict,
         frame_ms={key: summary[key] for key in ("p50", "p95", "max")},
+        codec=moshi.codec.name,
         growth_ms=round(long_conversation_ms(moshi.lm), 2),
         frames=len(times),
         budget_ms=1000 / moshi.frame_rate,
@@ -477,7 +480,11 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
     if verdict.needs is not None:
         row("needs", f"{verdict.model}: {verdict.needs}")
     if verdict.frame_ms is not None:
-        how = "predicted" if verdict.predicted else f"measured, {verdict.frames} frames"
+        how = (
+            "predicted"
+            if verdict.predicted
+            else f"measured, {verdict.frames} frames, codec {verdict.codec}"
+        )
         times = "  ".join(f"{key} {value:.1f}" for key, value in verdict.frame_ms.items())
         row("a frame", f"{times} ms ({how}), of {verdict.budget_ms:.0f} ms")
     screen.print(rows)

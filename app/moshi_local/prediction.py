@@ -211,7 +211,8 @@ def predict(shape: Shape, speed: Speed, positions: int | None = None) -> Predict
     is run, and that time is their number by their cost, Python included. The codec is our Mimi of
     the published size with random weights. What a GPU does while Python prepares more is counted
     twice, so the sum should be too high rather than too low there; that was never tried on a Mac.
-    There the program prefers rustymimi for the codec, which needs its file and is not timed here.
+    Where rustymimi is the faster codec, the program takes that, which needs its file and is not
+    timed here.
 
     Args:
         shape: of `published_shape` or `shape_of`.

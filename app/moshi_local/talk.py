@@ -92,7 +92,7 @@ def talk(options: TalkOptions) -> None:
     if live.recorder is not None and live.recorder.seconds:
         notes.print(f"recorded {live.recorder.path}", markup=False, soft_wrap=True)
     if options.as_json:
-        print_json(report, {"model": verdict.model, "seed": seed})
+        print_json(report, {"model": verdict.model, "codec": moshi.codec.name, "seed": seed})
 
 
 class _Live:
@@ -228,7 +228,9 @@ def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
     """The model, by `name` if its own leaves something open."""
     name = name or model.name
     notes.print(f"loading {name}", markup=False, soft_wrap=True)
-    return moshi_mlx.load(name, codec=model.codec.value, lora=model.lora)
+    moshi = moshi_mlx.load(name, codec=model.codec.value, lora=model.lora)
+    notes.print(f"codec {moshi.codec.name}")
+    return moshi
 
 
 def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags) -> Session:
