@@ -43,6 +43,10 @@ class Generator:
         conditions: one mapping from conditioner to value per conversation.
         generated: audio streams to generate, `dep_q` if None; the streams after them are given.
         compiled: let MLX fuse what a frame computes; the numbers are the same. On a GPU if None.
+        kv_bits: quantize the temporal transformer's keys and values to 8 or 4 bits; None: no.
+
+    Raises:
+        ValueError: an argument is none that is possible.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Generator:
         conditions: Sequence[Mapping[str, str | mx.array | None]] | None = None,
         generated: int | None = None,
         compiled: bool | None = None,
+        kv_bits: int | None = None,
     ) -> None:
         config = lm.config
         self.lm = lm
@@ -78,7 +83,7 @@ class Generator:
             conditions=given,
             compiled=compile_by_default() if compiled is None else compiled,
         )
-        self._cache = lm.transformer.make_cache()
+        self._cache = lm.transformer.make_cache(bits=kv_bits)
         self._ring = TokenRing(config.delays, config.initial_tokens, batch)
         window = max(s.repetition_window for s in (text, audio))
         self._recent: deque[Tokens] = deque(maxlen=window)

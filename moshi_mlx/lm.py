@@ -94,19 +94,26 @@ class Lm(nn.Module):
         z = self.out_norm(z)
         return z, self.text_linear(z)
 
-    def forward(self, codes: mx.array, conditions: Conditions | None = None) -> LmOutput:
+    def forward(
+        self,
+        codes: mx.array,
+        conditions: Conditions | None = None,
+        kv_bits: int | None = None,
+    ) -> LmOutput:
         """Teacher forcing: the logits of every code given all before it.
 
         Args:
             codes: integers [B, 1 + n_q, T]: text, the model's own audio, the other side's; −1
                 where there is no token.
             conditions: of the models that have conditioners.
+            kv_bits: keys and values as a `Generator` with `kv_bits` has them.
         """
         config = self.config
         batch, _, length = codes.shape
         sequence = delayed(codes, config.delays, config.initial_tokens)
         inputs, targets = sequence[:, :, :-1], sequence[:, :, 1:]
-        z, text = self.temporal(inputs, None, conditions, self.cross(conditions))
+        cache = None if kv_bits is None else self.transformer.make_cache(bits=kv_bits)
+        z, text = self.temporal(inputs, cache, conditions, self.cross(conditions))
         dep_q = config.dep_q
         if config.depth is not None:
             tokens = targets[:, :dep_q].transpose(0, 2, 1).reshape(batch * length, dep_q)

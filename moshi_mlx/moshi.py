@@ -82,6 +82,7 @@ class Moshi:
         text: Sampling | None = None,
         audio: Sampling | None = None,
         conditions: Mapping[str, str | mx.array | None] | None = None,
+        kv_bits: int | None = None,
     ) -> Session:
         """A new conversation.
 
@@ -90,9 +91,12 @@ class Moshi:
             text: how text is drawn; the model's own way if None.
             audio: how codes are drawn; the model's own way if None.
             conditions: of a model with conditioners: name to value.
+            kv_bits: what the model keeps of the conversation in 8 or 4 bits a number, so that a
+                long one takes less memory; None: as it is computed.
 
         Raises:
             ConfigError: a condition is not one of the model's.
+            ValueError: `kv_bits` is neither 8 nor 4.
         """
         text, audio = text or self.text_sampling, audio or self.audio_sampling
 
@@ -104,6 +108,7 @@ class Moshi:
                 seed=seed,
                 conditions=None if conditions is None else [conditions],
                 generated=own_streams(self.config),
+                kv_bits=kv_bits,
             )
 
         return Session(self.codec, self.text, make_generator, self._worker)

@@ -10,7 +10,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import Cache, ListCache, RingCache
+from .cache import Cache, KeysValues, ListCache, Quantized, RingCache
 from .config import Gating, Norm, TransformerConfig
 
 # Keys and values of the other side of a cross-attention, each [B, H, S, D].
@@ -121,12 +121,38 @@ class Attention(nn.Module):
         c = self._config
         q, k, v = heads
         batch, _, length, _ = q.shape
-        k, v = cache.update(k, v)
+        held = cache.update(k, v)
         if isinstance(cache, ListCache) and cache.offset == 1 and c.num_kv_heads == c.num_heads:
             y = v  # one key has all the attention
         else:
-            y = mx.fast.scaled_dot_product_attention(q, k, v, scale=c.head_dim**-0.5, mask=mask)
+            y = attend(q, held, mask)
         return y.transpose(0, 2, 1, 3).reshape(batch, length, c.dim)
+
+
+def attend(q: mx.array, held: KeysValues, mask: mx.array | None = None) -> mx.array:
+    """Attention of queries [B, H, T, D] to keys and values: [B, H, T, D]."""
+    scale = q.shape[-1] ** -0.5
+    if isinstance(held, Quantized):
+        return _attend_quantized(q * scale, held, mask)
+    return mx.fast.scaled_dot_product_attention(q, *held, scale=scale, mask=mask)
+
+
+def _attend_quantized(q: mx.array, held: Quantized, mask: mx.array | None) -> mx.array:
+    """Multiplies by what is quantized, so that it is never there in full.
+
+    Queries that share a head of keys go through as the rows of one matrix.
+    """
+    batch, _, length, dim = q.shape
+    kv_heads = held.packed.shape[2]
+    if held.width > dim:
+        q = mx.pad(q, [(0, 0)] * 3 + [(0, held.width - dim)])
+    scores = held.scores(q.reshape(batch, kv_heads, -1, held.width))
+    if mask is not None:
+        # The mask's rows are the T queries; each is there once per head.
+        split = scores.reshape(batch, kv_heads, -1, *mask.shape)
+        scores = mx.where(mask, split, -mx.inf).reshape(scores.shape)
+    y = held.mixed(mx.softmax(scores, axis=-1, precise=True))
+    return y[..., :dim].reshape(batch, -1, length, dim)
 
 
 class CrossAttention(Attention):
@@ -139,7 +165,7 @@ class CrossAttention(Attention):
 
     def attend(self, x: mx.array, source: CrossKv) -> mx.array:
         q, _, _ = self.heads(self.in_proj(x), None)
-        y = mx.fast.scaled_dot_product_attention(q, *source, scale=self._config.head_dim**-0.5)
+        y = attend(q, source)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
 
@@ -235,12 +261,15 @@ class Transformer(nn.Module):
         self.config = config
         self.layers = [Layer(config) for _ in range(config.num_layers)]
 
-    def make_cache(self, lookahead: int = 1) -> list[RingCache]:
-        """Empty caches for a stream that brings up to `lookahead` positions at a time."""
+    def make_cache(self, lookahead: int = 1, bits: int | None = None) -> list[RingCache]:
+        """Empty caches for a stream that brings up to `lookahead` positions at a time.
+
+        Keys and values are quantized to `bits` bits; see `RingCache`.
+        """
         context = self.config.context
         if context is None:
             raise ValueError("a transformer without a context has no bounded cache")
-        return [RingCache(context, lookahead) for _ in self.layers]
+        return [RingCache(context, lookahead, bits=bits) for _ in self.layers]
 
     def cross_keys_values(self, source: mx.array) -> list[CrossKv]:
         """What every layer's cross-attention attends: prepared once for [B, S, dim]."""

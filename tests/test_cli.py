@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import moshi_local
 import moshi_mlx
 from moshi_local import cli
 from moshi_local.cli import SamplingFlags, main
+from moshi_local.talk import TalkOptions
 from moshi_mlx import Sampling
 
 RATE = 24_000
@@ -70,6 +72,9 @@ def test_public_names_are_there() -> None:
         (["dance"], "No such command"),
         (["run"], "Missing argument"),
         (["run", "a.wav", "b.wav", "--top-p", "2"], "--top-p"),
+        (["run", "a.wav", "b.wav", "--kv-bits", "5"], "'--kv-bits': must be 4 or 8"),
+        (["--kv-bits", "16"], "'--kv-bits': must be 4 or 8"),
+        (["bench", "--kv-bits", "0"], "'--kv-bits': must be 4 or 8"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
     ],
 )
@@ -129,6 +134,30 @@ def test_run_is_the_same_with_the_same_seed(recording: Path) -> None:
         assert main(["run", str(recording), str(target), "--seed", seed, *options]) == 0
     assert first.read_bytes() == second.read_bytes()
     assert first.read_bytes() != other.read_bytes()
+
+
+def test_kv_bits_reach_the_session(
+    recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sessions: list[int | None] = []
+    make = moshi_mlx.Moshi.session
+
+    def seen(moshi: moshi_mlx.Moshi, **given: Any) -> moshi_mlx.Session:
+        sessions.append(given["kv_bits"])
+        return make(moshi, **given)
+
+    monkeypatch.setattr(moshi_mlx.Moshi, "session", seen)
+    arguments = ["run", str(recording), str(recording.with_name("out.wav")), "--tail", "0"]
+    assert main(arguments) == 0
+    assert main([*arguments, "--kv-bits", "8"]) == 0
+    capsys.readouterr()
+    assert main(["bench", "--frames", "1", "--kv-bits", "4", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kv_bits"] == 4
+    assert sessions == [None, 8, 4]
+    live: list[TalkOptions] = []
+    monkeypatch.setattr(cli, "talk", live.append)
+    assert main(["--kv-bits", "8"]) == 0
+    assert live[0].kv_bits == 8
 
 
 def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:

@@ -126,6 +126,21 @@ def test_on_the_cpu_it_is_float32() -> None:
     assert whole.needs.conversation == 2 * half.needs.conversation
 
 
+def test_quantized_keys_and_values_need_less() -> None:
+    shapes = [published_shape("moshiko-q4", bits) for bits in (None, 8, 4)]
+    plain, eight, four = (shape.needs for shape in shapes if shape is not None)
+    assert eight.conversation == plain.conversation * 8.5 / 16
+    assert four.conversation == plain.conversation * 5 / 16
+    assert plain.total - eight.total == plain.conversation - eight.conversation
+    files = resolve("nano")
+    assert needs_of_files(files, 8).conversation == 2 * 4 * 100 * 192 * 9 // 8
+    just = int((plain.total + eight.total) / 2)
+    here = replace(MAC, gpu_memory=just)
+    assert check_before("moshiko-q4", here=here, kv_bits=8).fits
+    with pytest.raises(MoshiError, match="moshiko-q4 needs"):
+        check_before("moshiko-q4", here=here)
+
+
 def test_needs_of_files_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
     files = resolve("nano")

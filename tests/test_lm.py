@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moshi_mlx.config import TransformerConfig
-from moshi_mlx.generate import Generator
+from moshi_mlx.config import LmConfig, TransformerConfig
+from moshi_mlx.generate import Generator, Step
 from moshi_mlx.lm import Lm
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.transformer import Transformer
@@ -70,6 +70,57 @@ def test_chunks_equal_the_whole(data: st.DataObject) -> None:
     assert mx.allclose(mx.concatenate(parts, axis=1), transformer(x), atol=1e-5).item()
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_steps_equal_quantized_blocks(bits: int) -> None:
+    """What a position sees is rounded in the same way whether it came in this block or before."""
+    config = TransformerConfig(
+        dim=64, num_heads=2, num_layers=2, feedforward=96, context=11, kv_repeat=2
+    )
+    mx.random.seed(0)
+    transformer = Transformer(config)
+    x = mx.random.normal((2, 40, 64))
+    whole = transformer(x, transformer.make_cache(bits=bits))
+    cache = transformer.make_cache(bits=bits)
+    parts = [transformer(x[:, i:j], cache) for i, j in ((0, 3), (3, 20), (20, 21))]
+    parts += [transformer(x[:, i : i + 1], cache) for i in range(21, 40)]
+    # A number between two steps may be rounded up here and down there.
+    assert mx.allclose(mx.concatenate(parts, axis=1), whole, atol=2e-3).item()
+    off = float(np.abs(np.array(whole - transformer(x))).max())
+    assert 0 < off < {8: 0.01, 4: 0.2}[bits]
+
+
+def test_quantized_keys_and_values_are_near_the_reference() -> None:
+    """Past twice the context, with heads of 16, which are filled up. No number is the same."""
+    lm, expected, _ = conformance.load_case(CASES / "moshi")
+    output = lm.forward(mx.array(expected["forward.codes"]), kv_bits=8)
+    there = expected["forward.text_mask"]
+    off = np.abs(np.array(output.text_logits) - expected["forward.text_logits"])[there]
+    assert 1e-3 < off.max() < 0.1
+    there, theirs = expected["forward.mask"], expected["forward.logits"]
+    same = np.array(output.audio_logits).argmax(-1) == theirs.argmax(-1)
+    assert same[there].mean() > 0.95
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_quantized_stream_equals_forward(compiled: bool) -> None:
+    """The step's logits with 8 bits are those of teacher forcing with 8 bits, past the context."""
+    lm = load("moshi")
+    config = lm.config
+    steps = 2 * (config.transformer.context or 0) + 10
+    rng = np.random.default_rng(0)
+    user = rng.integers(0, config.card, (1, config.n_q - config.dep_q, steps))
+    generator = Generator(lm, text=GREEDY, audio=GREEDY, compiled=compiled, kv_bits=8)
+    stream = [generator.step(user[:, :, t]) for t in range(steps)]
+    codes = heard_and_said(config, stream, user)
+    output = lm.forward(mx.array(codes), kv_bits=8)
+    logits = np.stack([np.array(step.text_logits) for step in stream], axis=1)
+    ours = np.array(output.text_logits[:, 0])
+    np.testing.assert_allclose(ours, logits[:, : codes.shape[2]], atol=0.02, rtol=0)
+    exact = np.array(lm.forward(mx.array(codes)).text_logits[:, 0])
+    near, far = (np.sqrt(np.mean(np.square(ours - x))) for x in (logits[:, : len(ours[0])], exact))
+    assert near < far / 3
+
+
 def test_attention_sees_exactly_the_context() -> None:
     """One layer: a changed input at distance context - 1 is seen, at distance context it isn't."""
     context, length = 7, 30
@@ -116,15 +167,20 @@ def test_stream_equals_forward() -> None:
     user = rng.integers(0, config.card, (1, config.n_q - config.dep_q, steps))
     generator = Generator(lm, text=GREEDY, audio=GREEDY)
     stream = [generator.step(user[:, :, t]) for t in range(steps)]
-    said = np.stack([step.tokens for step in stream], axis=2)[:, :, max(config.delays) :]
-    heard = user[:, :, 1:]  # the frame of step 0 is never heard
-    length = min(said.shape[2], heard.shape[2]) - max(config.delays)
-    codes = np.concatenate([said[:, :, :length], heard[:, :, :length]], axis=1)
+    codes = heard_and_said(config, stream, user)
     output = lm.forward(mx.array(codes))
     logits = np.stack([np.array(step.text_logits) for step in stream], axis=1)
     np.testing.assert_allclose(
-        np.array(output.text_logits[:, 0]), logits[:, :length], atol=1e-4, rtol=0
+        np.array(output.text_logits[:, 0]), logits[:, : codes.shape[2]], atol=1e-4, rtol=0
     )
+
+
+def heard_and_said(config: LmConfig, stream: list[Step], user: np.ndarray) -> np.ndarray:
+    """The codes of a stream's frames, as teacher forcing takes them."""
+    said = np.stack([step.tokens for step in stream], axis=2)[:, :, max(config.delays) :]
+    heard = user[:, :, 1:]  # the frame of step 0 is never heard
+    length = min(said.shape[2], heard.shape[2]) - max(config.delays)
+    return np.concatenate([said[:, :, :length], heard[:, :, :length]], axis=1)
 
 
 def test_batch_rows_are_independent() -> None:

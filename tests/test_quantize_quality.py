@@ -169,6 +169,24 @@ def test_learned_and_reported(
     assert frame < nbytes
 
 
+def test_quantized_keys_and_values_are_reported(
+    source: Source, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """The model beside itself: what differs is what the cache holds."""
+    data = tmp_path / "report.json"
+    base = ["report", source.folder, source.folder, "--dialogue", tokens]
+    assert run([*base, "--kv-bits", 8, "--kv-bits", 4, "--json", data], monkeypatch) == 0
+    assert "| source, KV 8 bits |" in capsys.readouterr().out
+    eight, four = json.loads(data.read_text())["models"]
+    assert (eight["kv_bits"], four["kv_bits"]) == (8, 4)
+    assert 0 < eight["frame_kl"] < four["frame_kl"] / 10
+    # 2 layers, context 100, 256 wide.
+    assert eight["kv_bytes"] == 2 * 2 * 100 * 256 * 8.5 / 8
+    assert run([*base, "--kv-bits", 5], monkeypatch) == 2
+    assert "'5' is not 8 or 4" in capsys.readouterr().err
+
+
 def test_tokens_that_are_none(source: Source, tmp_path: Path) -> None:
     path = tmp_path / "tokens.npz"
     for content, message in [

@@ -48,6 +48,27 @@ def equal(a: list[Frame], b: list[Frame]) -> bool:
     )
 
 
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_replies_are_the_same_with_quantized_keys_and_values(moshi: Moshi, kv_bits: int) -> None:
+    """The bundled question is answered in the same words, past the context."""
+    pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
+    pcm = np.concatenate([pcm, np.zeros(4 * moshi.sample_rate, np.float32)])
+    frames = pcm[: len(pcm) // moshi.frame_size * moshi.frame_size].reshape(-1, moshi.frame_size)
+    assert len(frames) > (moshi.config.lm.transformer.context or 0)
+    answers = []
+    for bits in (None, kv_bits):
+        with moshi.session(kv_bits=bits) as session:
+            words = [word.text for pcm in frames for word in session.step(pcm).words]
+        answers.append(words)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) > 3
+
+
+def test_other_kv_bits_are_refused(moshi: Moshi) -> None:
+    with pytest.raises(ValueError, match="8 or 4 bits, not 2"):
+        moshi.session(kv_bits=2)
+
+
 def test_frames(moshi: Moshi, question: np.ndarray) -> None:
     frames = run(moshi, question)
     delay = max(moshi.config.lm.delays)

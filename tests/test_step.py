@@ -9,7 +9,13 @@ import numpy as np
 import pytest
 from test_lm import load
 
-from moshi_local.bench import bench_config, count_step, roofline_ms, weight_bytes_per_frame
+from moshi_local.bench import (
+    bench_config,
+    count_step,
+    kv_bytes_per_frame,
+    roofline_ms,
+    weight_bytes_per_frame,
+)
 from moshi_local.graph import counting, primitives
 from moshi_mlx.cache import RingCache
 from moshi_mlx.config import read_config, read_json
@@ -149,6 +155,27 @@ def test_roofline() -> None:
     lm = small()
     size = weight_bytes_per_frame(lm) / 2 + 2 * 4 * 3000 * 256 * 2
     assert roofline_ms(lm)["M1"] == pytest.approx(size / 68e6, abs=1e-3)
+
+
+def test_quantized_keys_and_values_are_counted() -> None:
+    """8.5 bits a number in the figures, and in what a conversation holds at full context."""
+    lm = load("moshi-mlx")
+    c = lm.config.transformer
+    generator = Generator(lm, text=HOT, audio=HOT, kv_bits=8)
+    for _ in range((c.context or 0) + 3):
+        generator.step(np.zeros((1, generator.given)))
+    held = sum(array.nbytes for ring in generator._cache for array in ring.arrays())
+    assert held == kv_bytes_per_frame(lm, 10_000, kv_bits=8)
+    lm = small()
+    size = weight_bytes_per_frame(lm) / 2 + 2 * 4 * 3000 * 256 * 8.5 / 8
+    assert roofline_ms(lm, kv_bits=8)["M1"] == pytest.approx(size / 68e6, abs=1e-3)
+    reports = [bench_config(BENCH / "small.json", 4, 2, rounds=1, kv_bits=b)[0] for b in (None, 8)]
+    plain, packed = (report.kv_bytes_per_frame for report in reports)
+    assert packed / plain == 8.5 / 32
+    assert [report.kv_bits for report in reports] == [None, 8]
+    # Stacked, quantized, two casts, three in place of two into the ring, queries scaled.
+    more = reports[1].primitives_per_frame - reports[0].primitives_per_frame
+    assert 0 < more <= 20 * 4
 
 
 def test_counting() -> None:

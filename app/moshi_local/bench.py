@@ -18,6 +18,7 @@ import mlx.nn as nn
 import numpy as np
 
 from moshi_mlx import Moshi, MoshiError, Sampling
+from moshi_mlx.cache import position_bytes
 from moshi_mlx.config import LmConfig, read_config, read_json
 from moshi_mlx.generate import Generator, compile_by_default
 from moshi_mlx.lm import Lm
@@ -53,6 +54,7 @@ class Report:
     """Times in milliseconds, sizes in bytes.
 
     compiled: the step was; see `Generator`.
+    kv_bits: of keys and values; see `Generator`.
     python_ms: the part of `frame_ms` outside MLX's evaluation: Python, and making the graph.
     host_syncs_per_frame: evaluations that Python waits for.
     primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
@@ -62,6 +64,7 @@ class Report:
     name: str
     frames: int
     compiled: bool
+    kv_bits: int | None
     frame_ms: dict[str, float]
     python_ms: dict[str, float]
     stages: dict[str, dict[str, float]]
@@ -113,10 +116,14 @@ class Asked:
 
 
 def count_step(
-    lm: Lm, generated: int | None = None, compiled: bool | None = None, frames: int = 20
+    lm: Lm,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    frames: int = 20,
+    kv_bits: int | None = None,
 ) -> Asked:
     """Counts a step that follows some others, and times what is outside MLX in `frames` more."""
-    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled)
+    generator = _generator(lm, generated, compiled, kv_bits)
     *before, last = random_codes(lm.config, 4, generator.given)
     for codes in before:
         generator.step(codes)
@@ -132,10 +139,14 @@ def count_step(
 
 
 def time_steps(
-    lm: Lm, frames: int, generated: int | None = None, compiled: bool | None = None
+    lm: Lm,
+    frames: int,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
 ) -> list[float]:
     """Seconds of each of `frames` steps of a conversation, after a warm-up."""
-    generator = Generator(lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled)
+    generator = _generator(lm, generated, compiled, kv_bits)
     times = []
     for codes in random_codes(lm.config, WARM_UP + frames, generator.given):
         began = time.perf_counter()
@@ -144,14 +155,23 @@ def time_steps(
     return times[WARM_UP:]
 
 
-def roofline_ms(lm: Lm, generated: int | None = None) -> dict[str, float]:
+def _generator(
+    lm: Lm, generated: int | None, compiled: bool | None, kv_bits: int | None
+) -> Generator:
+    return Generator(
+        lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled, kv_bits=kv_bits
+    )
+
+
+def roofline_ms(
+    lm: Lm, generated: int | None = None, kv_bits: int | None = None
+) -> dict[str, float]:
     """A prediction, measured nowhere: chip → the least milliseconds that a frame can take there.
 
     The bytes of weights and of keys and values at full context, floats in 16 bits as on a GPU, by
     the chip's bandwidth. Launches, synchronisation, codec and Python come on top.
     """
-    wide = lm.out_norm.weight.dtype.size
-    kv = kv_bytes_per_frame(lm, lm.config.transformer.context or 0) * 2 // wide
+    kv = kv_bytes_per_frame(lm, lm.config.transformer.context or 0, kv_bits, float_size=2)
     size = weight_bytes_per_frame(lm, generated, float_size=2) + kv
     return {chip: round(size / (speed * 1e6), 3) for chip, speed in BANDWIDTHS.items()}
 
@@ -197,12 +217,21 @@ def _uses(path: str, config: LmConfig, slices: int) -> int:
     return int(int(parts[2]) < slices)
 
 
-def kv_bytes_per_frame(lm: Lm, frames: int) -> int:
-    """Bytes of keys and values that a frame reads after `frames` frames."""
+def kv_bytes_per_frame(
+    lm: Lm, frames: int, kv_bits: int | None = None, float_size: int | None = None
+) -> int:
+    """Bytes of keys and values that a frame reads after `frames` frames.
+
+    Args:
+        lm: the model.
+        frames: of the conversation so far.
+        kv_bits: as `Generator` takes it.
+        float_size: bytes of a float, as it is here if None.
+    """
     c = lm.config.transformer
     positions = min(frames, c.context or frames)
-    item = lm.out_norm.weight.dtype.size
-    return 2 * c.num_layers * positions * c.num_kv_heads * c.head_dim * item
+    item = float_size or lm.out_norm.weight.dtype.size
+    return c.num_layers * positions * position_bytes(c.num_kv_heads, c.head_dim, item, kv_bits)
 
 
 def report(
@@ -212,13 +241,15 @@ def report(
     stages: dict[str, Any],
     generated: int | None = None,
     compiled: bool | None = None,
+    kv_bits: int | None = None,
 ) -> Report:
     """Puts times together with what is counted."""
-    asked = count_step(lm, generated, compiled)
+    asked = count_step(lm, generated, compiled, kv_bits=kv_bits)
     return Report(
         name=name,
         frames=len(times),
         compiled=compile_by_default() if compiled is None else compiled,
+        kv_bits=kv_bits,
         frame_ms=percentiles(times),
         python_ms=percentiles(asked.python_seconds),
         stages=stages,
@@ -226,24 +257,26 @@ def report(
         primitives_per_frame=asked.primitives_per_frame,
         views_per_frame=asked.views_per_frame,
         weight_bytes_per_frame=weight_bytes_per_frame(lm, generated),
-        kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times)),
+        kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times), kv_bits),
         peak_memory_bytes=peak_memory(),
-        predicted_roofline_ms=roofline_ms(lm, generated),
+        predicted_roofline_ms=roofline_ms(lm, generated, kv_bits),
     )
 
 
-def bench_model(moshi: Moshi, frames: int, compiled: bool | None = None) -> Report:
+def bench_model(
+    moshi: Moshi, frames: int, compiled: bool | None = None, kv_bits: int | None = None
+) -> Report:
     """Times a loaded model: the language model, and a session's stages on silence."""
     generated = own_streams(moshi.config)
-    times = time_steps(moshi.lm, frames, generated, compiled)
+    times = time_steps(moshi.lm, frames, generated, compiled, kv_bits)
     silence = np.zeros(moshi.frame_size, np.float32)
-    with moshi.session() as session:
+    with moshi.session(kv_bits=kv_bits) as session:
         timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
     stages = {
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
     }
-    return report(moshi.files.name, moshi.lm, times, stages, generated, compiled)
+    return report(moshi.files.name, moshi.lm, times, stages, generated, compiled, kv_bits)
 
 
 def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
@@ -267,6 +300,7 @@ def bench_config(
     upstream: Path | None = None,
     rounds: int = 2,
     compiled: bool | None = None,
+    kv_bits: int | None = None,
 ) -> tuple[Report, Upstream | None]:
     """Times a model of this configuration with random weights.
 
@@ -277,6 +311,7 @@ def bench_config(
         upstream: a Python with upstream's moshi_mlx, to be timed on the same weights in turn.
         rounds: how often, in turn.
         compiled: as `Generator` takes it.
+        kv_bits: as `Generator` takes it; upstream's has all bits.
 
     Returns:
         Our report, and upstream's figures if asked for.
@@ -297,12 +332,12 @@ def bench_config(
             return times
 
         ours, theirs = compare(
-            lambda: time_steps(lm, frames, compiled=compiled),
+            lambda: time_steps(lm, frames, compiled=compiled, kv_bits=kv_bits),
             None if upstream is None else theirs_once,
             rounds,
         )
         name = f"{config_path.stem}, {bits} bits"
-        mine = report(name, lm, ours, {}, compiled=compiled)
+        mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None
 
 

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import moshi_mlx
 from moshi_mlx import MoshiError
+from moshi_mlx.cache import KV_GROUPS
 
 from .bench import bench_config, bench_model
 from .bench import print_report as print_bench
@@ -87,6 +88,22 @@ TopPOption = Annotated[
 MinPOption = Annotated[
     float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Of voice and text.")
 ]
+
+
+def _known_kv_bits(bits: int | None) -> int | None:
+    if bits is not None and bits not in KV_GROUPS:
+        raise typer.BadParameter(f"must be {' or '.join(map(str, sorted(KV_GROUPS)))}")
+    return bits
+
+
+KvBitsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        callback=_known_kv_bits,
+        help="8 or 4: what the model keeps of the conversation, in so many bits a number.",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout.")]
 
 
@@ -106,6 +123,7 @@ def live_command(
     ] = None,
     codec: CodecOption = Codec.auto,
     lora: LoraOption = None,
+    kv_bits: KvBitsOption = None,
     force: Annotated[
         bool, typer.Option("--force", help="Load a model that does not fit in memory.")
     ] = False,
@@ -203,6 +221,7 @@ def live_command(
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
             keeping=Keeping(record, record_format.value, events, trace),
+            kv_bits=kv_bits,
             push_to_talk=push_to_talk,
             greeting=not no_greeting,
             loop_guard=not no_loop_guard,
@@ -228,6 +247,7 @@ def devices_command(as_json: JsonOption = False) -> None:
 def doctor_command(
     model: ModelOption = None,
     quantized: QuantizedOption = None,
+    kv_bits: KvBitsOption = None,
     frames: Annotated[int, typer.Option(min=1, help="Frames to time.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
@@ -236,7 +256,8 @@ def doctor_command(
     Exit code 0 if it does, 1 if not.
     """
     name = _model_name(model, quantized, None)
-    raise typer.Exit(doctor(name, frames=frames, as_json=as_json, list_devices=list_devices))
+    code = doctor(name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits)
+    raise typer.Exit(code)
 
 
 @app.command("run")
@@ -268,6 +289,7 @@ def run_command(
         typer.Option(help="With --stereo: draw both sides and the words as an SVG file."),
     ] = None,
     lora: LoraOption = None,
+    kv_bits: KvBitsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a recording: the live loop, from file to file."""
@@ -275,7 +297,7 @@ def run_command(
         raise typer.BadParameter("--picture goes with --stereo")
     flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
     source_of = ModelSource(model or DEFAULT_MODEL, codec, lora)
-    run_file(source, target, source_of, seed, flags, tail, stereo, picture, as_json)
+    run_file(source, target, source_of, seed, flags, kv_bits, tail, stereo, picture, as_json)
 
 
 @app.command("bench")
@@ -299,6 +321,7 @@ def bench_command(
         bool | None,
         typer.Option("--compile/--no-compile", help="Let MLX fuse the step; on a GPU by default."),
     ] = None,
+    kv_bits: KvBitsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a step of the language model: codes in, codes out."""
@@ -308,9 +331,11 @@ def bench_command(
     if config is None:
         if upstream is not None:
             raise typer.BadParameter("--vs-upstream goes with --config")
-        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames, compiled)
+        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames, compiled, kv_bits)
     else:
-        mine, theirs = bench_config(config, bits, frames, upstream, compiled=compiled)
+        mine, theirs = bench_config(
+            config, bits, frames, upstream, compiled=compiled, kv_bits=kv_bits
+        )
     if as_json:
         print(json.dumps(mine.as_dict() | ({"upstream": vars(theirs)} if theirs else {})))
     else:
@@ -347,6 +372,7 @@ def run_file(
     model: ModelSource,
     seed: int,
     flags: SamplingFlags,
+    kv_bits: int | None,
     tail: float,
     stereo: bool,
     picture: Path | None,
@@ -360,7 +386,7 @@ def run_file(
     port = FileAudio(
         source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
     )
-    with open_session(moshi, seed, flags) as session:
+    with open_session(moshi, seed, flags, kv_bits) as session:
         warm_up(session, frame_size)
         with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
             report = run_loop(

@@ -203,6 +203,7 @@ def check_before(
     force: bool = False,
     here: Machine | None = None,
     speed_of: Callable[[Shape], Speed] | None = None,
+    kv_bits: int | None = None,
 ) -> Verdict:
     """What a conversation should know before a model is fetched and loaded. No network.
 
@@ -216,6 +217,7 @@ def check_before(
         force: let a model pass that does not fit.
         here: the machine; this one if None.
         speed_of: measures it; `Speeds()` if None.
+        kv_bits: the conversation's, as `Moshi.session` takes it.
 
     Raises:
         MoshiError: the model does not fit in memory; with the numbers and the way out.
@@ -223,17 +225,22 @@ def check_before(
     """
     here = here or machine()
     if name in AUTO:
-        verdict = _choose(AUTO[name], here, speed_of or Speeds())
+        verdict = _choose(AUTO[name], here, speed_of or Speeds(), kv_bits)
     else:
-        verdict = Verdict(name, _needs(name), here.usable_memory)
+        verdict = Verdict(name, _needs(name, kv_bits), here.usable_memory)
     if verdict.fits is False and not force:
-        raise _too_large(verdict, here)
+        raise _too_large(verdict, here, kv_bits)
     return replace(verdict, advice=_shortage(verdict, here))
 
 
-def _choose(names: Sequence[str], here: Machine, speed_of: Callable[[Shape], Speed]) -> Verdict:
+def _choose(
+    names: Sequence[str],
+    here: Machine,
+    speed_of: Callable[[Shape], Speed],
+    kv_bits: int | None,
+) -> Verdict:
     """See `check_before`; `names` are published ones, the most exact first."""
-    shapes = [shape for shape in map(published_shape, names) if shape is not None]
+    shapes = [s for s in (published_shape(name, kv_bits) for name in names) if s is not None]
     verdicts = [Verdict(shape.name, shape.needs, here.usable_memory) for shape in shapes]
     fitting = [pair for pair in zip(shapes, verdicts, strict=True) if pair[1].fits is not False]
     if len(fitting) < 2:
@@ -263,11 +270,11 @@ def _shortage(verdict: Verdict, here: Machine) -> str | None:
     return f"close other programs first: {verdict.model} needs {gb(short)} more than is free now"
 
 
-def _too_large(verdict: Verdict, here: Machine) -> MoshiError:
+def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
     ways = ["--model nano"]
     if published_shape(verdict.model) is not None:
         voice = _voice(verdict.model)
-        shapes = [published_shape(f"{voice}-{kind}") for kind in PRECISIONS]
+        shapes = [published_shape(f"{voice}-{kind}", kv_bits) for kind in PRECISIONS]
         fitting = [s for s in shapes if s is not None and s.needs.total <= verdict.memory]
         ways = [f"--model {s.name} (needs {gb(s.needs.total)})" for s in fitting[:1]] + ways
     can = f"the GPU can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
@@ -284,12 +291,12 @@ def _local(name: str) -> ModelFiles | None:
     return None
 
 
-def _needs(name: str) -> Needs | None:
+def _needs(name: str, kv_bits: int | None) -> Needs | None:
     """The memory that a model takes, if its files are here or it is a published one."""
     files = _local(name)
     if files is not None:
-        return needs_of_files(files)
-    shape = published_shape(name)
+        return needs_of_files(files, kv_bits)
+    shape = published_shape(name, kv_bits)
     return shape.needs if shape is not None else None
 
 
@@ -349,6 +356,7 @@ def diagnose(
     *,
     frames: int = 100,
     list_devices: Callable[[], Sequence[Any]] | None = None,
+    kv_bits: int | None = None,
 ) -> Diagnosis:
     """Looks at the machine, and times the model or predicts what it would take. No network.
 
@@ -356,6 +364,7 @@ def diagnose(
         name: a model, as `moshi_mlx.load` takes it, or a name of `AUTO`.
         frames: frames to time, if the model is here and fits in memory.
         list_devices: lists the sound devices as dataclasses; the program's own if None.
+        kv_bits: the conversation's, as `Moshi.session` takes it.
 
     Raises:
         HubError: there is no model of that name.
@@ -364,9 +373,9 @@ def diagnose(
     here, speeds = machine(), Speeds()
     sound, problem = _devices(list_devices)
     if name in AUTO:
-        name = _choose(AUTO[name], here, speeds).model
-    verdict = _verdict(name, here, frames, speeds)
-    others = [_published(f"moshiko-{kind}", here, speeds) for kind in PRECISIONS]
+        name = _choose(AUTO[name], here, speeds, kv_bits).model
+    verdict = _verdict(name, here, frames, speeds, kv_bits)
+    others = [_published(f"moshiko-{kind}", here, speeds, kv_bits) for kind in PRECISIONS]
     if verdict.holds is False:
         verdict = replace(verdict, advice=_advice(verdict, others))
     elif verdict.predicted:
@@ -385,38 +394,46 @@ def _devices(
         return [], str(error)
 
 
-def _published(name: str, here: Machine, speed_of: Callable[[Shape], Speed]) -> Verdict:
+def _published(
+    name: str, here: Machine, speed_of: Callable[[Shape], Speed], kv_bits: int | None
+) -> Verdict:
     """Of a published model that need not be here."""
-    shape = published_shape(name)
+    shape = published_shape(name, kv_bits)
     assert shape is not None
     verdict = Verdict(name, shape.needs, here.usable_memory, predicted=True)
     return verdict if verdict.fits is False else _predicted(shape, verdict, speed_of)
 
 
-def _verdict(name: str, here: Machine, frames: int, speed_of: Callable[[Shape], Speed]) -> Verdict:
+def _verdict(
+    name: str,
+    here: Machine,
+    frames: int,
+    speed_of: Callable[[Shape], Speed],
+    kv_bits: int | None,
+) -> Verdict:
     """Measured if the model is here, predicted if it is a published one."""
     try:
         files = resolve(name, offline=True)
     except HubError:
         if published_shape(name) is not None:
-            return _published(name, here, speed_of)
+            return _published(name, here, speed_of, kv_bits)
         if "/" in name and not name.startswith(("/", ".", "~")) and not Path(name).is_dir():
             return Verdict(name, None, here.usable_memory)  # a repository never fetched
         raise
-    verdict = Verdict(name, needs_of_files(files), here.usable_memory)
-    return verdict if verdict.fits is False else _measured(verdict, frames)
+    verdict = Verdict(name, needs_of_files(files, kv_bits), here.usable_memory)
+    return verdict if verdict.fits is False else _measured(verdict, frames, kv_bits)
 
 
-def _measured(verdict: Verdict, frames: int) -> Verdict:
+def _measured(verdict: Verdict, frames: int, kv_bits: int | None) -> Verdict:
     moshi = moshi_mlx.load(verdict.model, offline=True)
-    with moshi.session() as session:
+    with moshi.session(kv_bits=kv_bits) as session:
         times = time_session(session, moshi.frame_size, frames, warm_up=10)
     summary = percentiles(times)
     return replace(
         verdict,
         frame_ms={key: summary[key] for key in ("p50", "p95", "max")},
         codec=moshi.codec.name,
-        growth_ms=round(long_conversation_ms(moshi.lm), 2),
+        growth_ms=round(long_conversation_ms(moshi.lm, kv_bits), 2),
         frames=len(times),
         budget_ms=1000 / moshi.frame_rate,
     )
@@ -440,6 +457,7 @@ def doctor(
     frames: int = 100,
     as_json: bool = False,
     list_devices: Callable[[], Sequence[Any]] | None = None,
+    kv_bits: int | None = None,
     screen: Console | None = None,
 ) -> int:
     """The command: prints a report (or JSON), returns the exit code.
@@ -448,7 +466,7 @@ def doctor(
         0 if the model holds a conversation, 1 if not or if that cannot be said. Errors are raised
         as by `diagnose`; the program's code for them is 2.
     """
-    found = diagnose(name, frames=frames, list_devices=list_devices)
+    found = diagnose(name, frames=frames, list_devices=list_devices, kv_bits=kv_bits)
     if as_json:
         print(json.dumps(found.as_dict(), ensure_ascii=False, indent=1))
     else:

@@ -15,11 +15,13 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from moshi_mlx.cache import RingCache, position_bytes
 from moshi_mlx.codec import MlxCodec
 from moshi_mlx.config import LmConfig, MimiConfig, TransformerConfig, read_config, read_json
 from moshi_mlx.hub import ALIASES, ModelFiles
 from moshi_mlx.lm import Lm
 from moshi_mlx.mimi import Mimi
+from moshi_mlx.transformer import attend
 from moshi_mlx.weights import default_dtype, named_parameters, read_safetensors
 
 from .bench import GROUPS, kv_bytes_per_frame, time_steps, weight_bytes_per_frame
@@ -89,7 +91,8 @@ class Shape:
     """A model without its weights: what a frame reads and what memory it takes.
 
     bits: 4, 8 or 16 (unquantized). `read_per_frame` and `needs` are in bytes, for the type
-    that this machine computes in: bfloat16 on a GPU, float32 on the CPU.
+    that this machine computes in: bfloat16 on a GPU, float32 on the CPU. kv_bits: of keys and
+    values, as `Generator` takes it.
     """
 
     name: str
@@ -97,9 +100,16 @@ class Shape:
     config: LmConfig
     read_per_frame: int
     needs: Needs
+    kv_bits: int | None = None
 
 
-def shape_of(name: str, config: LmConfig, bits: int, dtype: mx.Dtype | None = None) -> Shape:
+def shape_of(
+    name: str,
+    config: LmConfig,
+    bits: int,
+    dtype: mx.Dtype | None = None,
+    kv_bits: int | None = None,
+) -> Shape:
     """The shape of a model with this configuration, quantized as the published ones are.
 
     Nothing of it is computed: a model's arrays have shapes before they have values.
@@ -112,26 +122,28 @@ def shape_of(name: str, config: LmConfig, bits: int, dtype: mx.Dtype | None = No
         read_per_frame=weight_bytes_per_frame(lm),
         needs=Needs(
             weights=sum(array.nbytes for array in named_parameters(lm).values()),
-            conversation=_full_kv(lm),
+            conversation=_full_kv(lm, kv_bits),
             codec=CODEC_BYTES,
         ),
+        kv_bits=kv_bits,
     )
 
 
-def published_shape(name: str) -> Shape | None:
+def published_shape(name: str, kv_bits: int | None = None) -> Shape | None:
     """The shape of a published Moshi by its alias or repository; None for other names."""
     alias = next((a for a, repo in ALIASES.items() if name in (a, repo)), None)
     if alias is None:
         return None
-    return replace(_moshi(PRECISIONS[alias.rpartition("-")[2]], default_dtype()), name=alias)
+    bits = PRECISIONS[alias.rpartition("-")[2]]
+    return replace(_moshi(bits, default_dtype(), kv_bits), name=alias)
 
 
 @cache
-def _moshi(bits: int, dtype: mx.Dtype) -> Shape:
-    return shape_of("moshi", read_config().lm, bits, dtype)
+def _moshi(bits: int, dtype: mx.Dtype, kv_bits: int | None) -> Shape:
+    return shape_of("moshi", read_config().lm, bits, dtype, kv_bits)
 
 
-def needs_of_files(files: ModelFiles) -> Needs:
+def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
     """The memory that loading these files takes; only their headers are read.
 
     Raises:
@@ -143,7 +155,7 @@ def needs_of_files(files: ModelFiles) -> Needs:
     arrays = read_safetensors(files.weights).values()
     weights = sum(a.size * (dtype if a.dtype in floats else a.dtype).size for a in arrays)
     lm = _empty_model(config, 16, dtype)
-    return Needs(weights, _full_kv(lm), files.mimi.stat().st_size)
+    return Needs(weights, _full_kv(lm, kv_bits), files.mimi.stat().st_size)
 
 
 def _config_of(files: ModelFiles) -> LmConfig:
@@ -159,9 +171,9 @@ def _empty_model(config: LmConfig, bits: int, dtype: mx.Dtype) -> Lm:
     return lm
 
 
-def _full_kv(lm: Lm) -> int:
+def _full_kv(lm: Lm, kv_bits: int | None) -> int:
     """Bytes of keys and values at full context."""
-    return kv_bytes_per_frame(lm, lm.config.transformer.context or 0)
+    return kv_bytes_per_frame(lm, lm.config.transformer.context or 0, kv_bits)
 
 
 # ------------------------------------------------------------------------------- prediction
@@ -253,7 +265,7 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     weights = _per_byte(*_matrix_pass(shape.config.transformer, shape.bits))
     if before is not None:
         return replace(before, weights=weights)
-    attention = _per_byte(*_attention_pass(shape.config.transformer))
+    attention = _per_byte(*_attention_pass(shape.config.transformer, shape.kv_bits))
     small = _empty_model(_narrow(shape.config), 16, default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
@@ -262,10 +274,10 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     )
 
 
-def long_conversation_ms(lm: Lm) -> float:
+def long_conversation_ms(lm: Lm, kv_bits: int | None = None) -> float:
     """Milliseconds that a step takes for attending a full context; takes half a second."""
-    p50, _ = _per_byte(*_attention_pass(lm.config.transformer))
-    return 1000 * p50 * _full_kv(lm)
+    p50, _ = _per_byte(*_attention_pass(lm.config.transformer, kv_bits))
+    return 1000 * p50 * _full_kv(lm, kv_bits)
 
 
 Pass = Callable[[int], None]
@@ -338,25 +350,24 @@ def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
     return work, size
 
 
-def _attention_pass(c: TransformerConfig) -> tuple[Pass, int]:
+def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, int]:
     """One query a layer over full caches of some layers, and the bytes that it reads."""
     dtype = default_dtype()
     shape = (1, c.num_kv_heads, c.context or 1, c.head_dim)
-    caches: list[tuple[mx.array, mx.array]] = []
-    size = 0
-    while len(caches) < c.num_layers and size < _CACHE_BYTES:
-        caches.append((mx.ones(shape, dtype), mx.ones(shape, dtype)))
-        mx.eval(caches[-1])
-        size += sum(array.nbytes for array in caches[-1])
+    size = (c.context or 1) * position_bytes(c.num_kv_heads, c.head_dim, dtype.size, kv_bits)
+    count = min(c.num_layers, -(-_CACHE_BYTES // size))
+    rings = [RingCache(c.context or 1, bits=kv_bits) for _ in range(count)]
+    layers = [ring.update(mx.ones(shape, dtype), mx.ones(shape, dtype)) for ring in rings]
     query = mx.ones((1, c.num_heads, 1, c.head_dim), dtype)
+    mx.eval([attend(query, held) for held in layers])  # what is held too
 
     def work(rounds: int) -> None:
         y = query
-        for keys, values in caches * rounds:
-            y = mx.fast.scaled_dot_product_attention(y, keys, values, scale=c.head_dim**-0.5)
+        for held in layers * rounds:
+            y = attend(y, held)
         mx.eval(y)
 
-    return work, size
+    return work, count * size
 
 
 def _narrow(config: LmConfig) -> LmConfig:

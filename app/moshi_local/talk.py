@@ -51,13 +51,17 @@ HONESTY = (
 
 @dataclass(frozen=True, slots=True)
 class TalkOptions:
-    """What a live conversation is asked for; `seconds` ends it by itself."""
+    """What a live conversation is asked for; `seconds` ends it by itself.
+
+    kv_bits: as `Moshi.session` takes it.
+    """
 
     model: ModelSource
     seed: int | None = None
     sampling: SamplingFlags = field(default_factory=SamplingFlags)
     sound: SoundFlags = field(default_factory=SoundFlags)
     keeping: Keeping = field(default_factory=Keeping)
+    kv_bits: int | None = None
     push_to_talk: bool = False
     greeting: bool = True
     loop_guard: bool = True
@@ -77,12 +81,12 @@ def talk(options: TalkOptions) -> None:
     if keeping.record is not None:
         make_folder(keeping.record)
     notes.print(HONESTY, markup=False, soft_wrap=True)
-    verdict = check_before(options.model.name, force=options.force)
+    verdict = check_before(options.model.name, force=options.force, kv_bits=options.kv_bits)
     moshi = load(options.model, notes, verdict.model)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         hints += filter(None, (system.prefer_this_thread(), system.wire_memory()))
-        session = stack.enter_context(open_session(moshi, seed, options.sampling))
+        session = stack.enter_context(open_session(moshi, seed, options.sampling, options.kv_bits))
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = time_session(session, moshi.frame_size, WARM_UP_FRAMES)
         hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))
@@ -233,12 +237,13 @@ def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
     return moshi
 
 
-def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags) -> Session:
+def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
     """A fresh conversation, drawn as the options say."""
     return moshi.session(
         seed=seed,
         text=sampling.text(moshi.text_sampling),
         audio=sampling.audio(moshi.audio_sampling),
+        kv_bits=kv_bits,
     )
 
 

@@ -22,6 +22,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.errors import HubError, MoshiError
 
 from . import report as report_of
@@ -125,8 +126,16 @@ def report(
     json_file: Annotated[Path | None, typer.Option("--json", help="all figures")] = None,
     plot: Annotated[Path | None, typer.Option(help="quality against size, a PNG")] = None,
     listen: Annotated[bool, typer.Option(help="recognize what they answer")] = False,
+    kv_bits: Annotated[
+        list[int] | None,
+        typer.Option(
+            help="8 or 4: run the models with keys and values in so many bits; may be given twice"
+        ),
+    ] = None,
 ) -> None:
     """Compare models with the original: KL and top-1 on real dialogue tokens, size, speed."""
+    if unknown := set(kv_bits or ()) - set(KV_GROUPS):
+        raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
     source = open_source(original)
     models = [open_source(other) for other in others]
     with _interruptible():
@@ -134,7 +143,9 @@ def report(
         if listen and not can_listen():
             raise MoshiError("listening needs pocketsphinx: pip install pocketsphinx")
         replies = Replies(tokens.evaluation[:LISTENED]) if listen else None
-        figures = report_of.measure(source, models, tokens, replies)
+        figures = report_of.measure(
+            source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]
+        )
     print(report_of.table(figures))
     print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
     if json_file is not None:

@@ -31,9 +31,9 @@ class Replies:
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
 
-    def of(self, source: Source) -> list[tuple[str, ...]]:
+    def of(self, source: Source, kv_bits: int | None = None) -> list[tuple[str, ...]]:
         """What is heard in each dialogue, reply by reply."""
-        speaker = Speaker(source)
+        speaker = Speaker(source, kv_bits)
         tokens = speaker.answer(self._codes[:, 1 + speaker.own :])
         said = np.array(speaker.mimi.decode(mx.array(tokens[:, 1:])))[:, 0]
         # Nano says whole sentences that are known: a closed grammar hears these best.

@@ -3,6 +3,7 @@
 Knows how to measure and to show it: figures, table, JSON, plot. Knows nothing of quantizing.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -12,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from moshi_mlx.cache import position_bytes
 from moshi_mlx.weights import named_leaves, named_parameters
 
 from .dialogues import Dialogues
@@ -30,7 +32,8 @@ class Figures:
 
     kl, top1: text first, then each codebook: nats a token; share of tokens with the same first
     choice. frame_kl: nats a frame, the sum over text and codebooks. floor_ms: bytes read a frame
-    over the memory's bandwidth: no frame can be faster, every frame is slower.
+    over the memory's bandwidth: no frame can be faster, every frame is slower. kv_bits: of keys and
+    values; kv_bytes: of those of a full context, floats in 16 bits.
     """
 
     name: str
@@ -43,6 +46,8 @@ class Figures:
     frame_kl: float
     same_replies: float | None = None
     replies: int = 0
+    kv_bits: int | None = None
+    kv_bytes: int = 0
 
     @property
     def audio_top1(self) -> float:
@@ -72,6 +77,12 @@ def sizes(source: Source) -> tuple[int, float, int]:
     return total, 8 * total / dense, frame
 
 
+def full_kv_bytes(source: Source, kv_bits: int | None) -> int:
+    """Bytes of keys and values of a full context, floats in 16 bits."""
+    c = source.config.lm.transformer
+    return c.num_layers * (c.context or 0) * position_bytes(c.num_kv_heads, c.head_dim, 2, kv_bits)
+
+
 def _weights(source: Source) -> int:
     from moshi_mlx.lm import Lm
 
@@ -84,6 +95,7 @@ def measure(
     dialogues: Dialogues,
     replies: Replies | None = None,
     reference: Logits | None = None,
+    kv_bits: Sequence[int | None] = (None,),
 ) -> list[Figures]:
     """The figures of some models, the original's among them if it is given.
 
@@ -93,21 +105,22 @@ def measure(
         dialogues: tokens of the original's codec and tokenizer.
         replies: listens to what they answer; None: nobody listens.
         reference: the original's logits on the evaluation, where they are known.
+        kv_bits: each model with keys and values in each of these; the original's are not quantized.
     """
     tokens = mx.array(dialogues.evaluation)
     reference = reference or Teacher(original)(tokens)
     heard = replies.of(original) if replies is not None else None
     figures = []
-    for other in others:
-        found = distance(reference, Teacher(other)(tokens))
+    for other, kept in itertools.product(others, kv_bits):
+        found = distance(reference, Teacher(other, kv_bits=kept)(tokens))
         nbytes, bits, frame = sizes(other)
         share = None
         if replies is not None and heard is not None:
-            theirs = replies.of(other)
+            theirs = replies.of(other, kept)
             share = sum(a == b for a, b in zip(heard, theirs, strict=True)) / max(len(heard), 1)
         figures.append(
             Figures(
-                name=Path(other.name).name,
+                name=Path(other.name).name + (f", KV {kept} bits" if kept else ""),
                 nbytes=nbytes,
                 bits_per_weight=bits,
                 bytes_per_frame=frame,
@@ -117,6 +130,8 @@ def measure(
                 frame_kl=found.frame_kl,
                 same_replies=share,
                 replies=len(heard or ()),
+                kv_bits=kept,
+                kv_bytes=full_kv_bytes(other, kept),
             )
         )
     return figures
@@ -125,6 +140,7 @@ def measure(
 def table(figures: Sequence[Figures]) -> str:
     """Markdown."""
     listened = any(f.same_replies is not None for f in figures)
+    kept = any(f.kv_bits is not None for f in figures)
     big = max(f.nbytes for f in figures) > 1e9
     unit, scale = ("GB", 1e9) if big else ("MB", 1e6)
     chips = list(BANDWIDTHS)
@@ -134,6 +150,7 @@ def table(figures: Sequence[Figures]) -> str:
         "KL codebooks, mean", "top-1 text", "top-1 codebooks",
     ]  # fmt: skip
     head += ["same replies heard"] if listened else []
+    head += ["KV at full context, MB"] if kept else []
     rows = []
     for f in figures:
         audio = f.kl[1:]
@@ -145,6 +162,8 @@ def table(figures: Sequence[Figures]) -> str:
         ]  # fmt: skip
         if listened:
             row.append("" if f.same_replies is None else f"{f.same_replies:.2f} of {f.replies}")
+        if kept:
+            row.append(f"{f.kv_bytes / 1e6:.3f}")
         rows.append(row)
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

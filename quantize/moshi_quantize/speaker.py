@@ -25,9 +25,9 @@ _MOST_SECONDS = 60
 
 
 class Speaker:
-    """A loaded checkpoint, its adapter in it."""
+    """A loaded checkpoint, its adapter in it; `kv_bits` as `Generator` takes it."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, kv_bits: int | None = None) -> None:
         config, files = source.config, source.files
         self.own = own_streams(config)
         self.given = config.lm.n_q - self.own
@@ -40,6 +40,7 @@ class Speaker:
             files.weights, config.lm, quantization=config.quantization, lora=files.lora,
             lora_scaling=source.lora_scaling,
         )  # fmt: skip
+        self._kv_bits = kv_bits
         how = config.sampling
         self._text = Sampling(temperature=how.temp_text, top_k=how.top_k_text)
         self._audio = Sampling(temperature=how.temp, top_k=how.top_k)
@@ -48,7 +49,7 @@ class Speaker:
         """Text and own codes [N, 1 + own, T − 1], to the other side's codes [N, given, T]."""
         generator = Generator(
             self._lm, batch=len(user), text=self._text, audio=self._audio, seed=seed,
-            generated=self.own,
+            generated=self.own, kv_bits=self._kv_bits,
         )  # fmt: skip
         steps = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
         said = [tokens for tokens in steps[1:] if tokens is not None]  # at first there is nothing

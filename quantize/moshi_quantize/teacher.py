@@ -64,10 +64,14 @@ class Teacher:
     Args:
         source: the checkpoint, quantized or not.
         in_memory: bytes that the weights have in float32, up to which they are kept.
+        kv_bits: quantize keys and values, as in a conversation with so many.
     """
 
-    def __init__(self, source: Source, in_memory: int = IN_MEMORY) -> None:
+    def __init__(
+        self, source: Source, in_memory: int = IN_MEMORY, kv_bits: int | None = None
+    ) -> None:
         self.source = source
+        self.kv_bits = kv_bits
         self.visit: Visit | None = None
         self._packed = named_leaves(source.skeleton())
         self.lm = Lm(source.config.lm)
@@ -115,7 +119,7 @@ class Teacher:
         self.visit = visit
         try:
             with small_cache():
-                out = self.lm.forward(codes)
+                out = self.lm.forward(codes, kv_bits=self.kv_bits)
         finally:
             self.visit = None
         audio = [out.audio_logits[:, k] for k in range(out.audio_logits.shape[1])]
