@@ -31,7 +31,7 @@ def start(model: str) -> list[float]:
     moments = [time.time()]
     moshi = load(ModelSource(model, Codec.auto, None), Console(stderr=True))
     moments.append(time.time())
-    with open_session(moshi, 0, SamplingFlags()) as session:
+    with open_session(moshi, 0, SamplingFlags(), None) as session:
         warm_up(session, moshi.frame_size)
         moments.append(time.time())
         session.step(np.zeros(moshi.frame_size))
