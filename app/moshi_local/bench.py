@@ -55,7 +55,7 @@ class Report:
 
     compiled: the step was; see `Generator`.
     kv_bits: of keys and values; see `Generator`.
-    python_ms: the part of `frame_ms` outside MLX's evaluation: Python, and making the graph.
+    python_ms: the part of `frame_ms` not spent waiting for MLX, which works meanwhile.
     host_syncs_per_frame: evaluations that Python waits for.
     primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
     predicted_roofline_ms: see `roofline_ms`; a prediction.
