@@ -635,10 +635,8 @@ def _read_mimi_transformer(fields: _Fields) -> TransformerConfig:
 def _read_decoder(data: Mapping[str, Any], encoder: MimiConfig, fields: _Fields) -> MimiConfig:
     """The block `decoder`: fields of `seanet` and `transformer` that are other there."""
     other = fields.table("decoder")
-    blocks = {name: other.take(name, {}) for name in ("seanet", "transformer")}
-    for name, block in blocks.items():
-        if not isinstance(block, dict):
-            raise other.fail(name, f"must be an object, is {block!r}")
+    names = ("seanet", "transformer")
+    blocks = {name: other.table(name).left if name in other.left else {} for name in names}
     other.finish()
     merged = {name: {**data[name], **block} for name, block in blocks.items()}
     both = _Fields(merged, f"{fields.where}, decoder")

@@ -19,7 +19,7 @@ from safetensors.numpy import load_file
 
 from moshi_mlx.codec import Codec, MlxCodec, RustCodec, choose_codec
 from moshi_mlx.config import MimiConfig, read_json, read_mimi_config
-from moshi_mlx.errors import CheckpointError, MoshiError
+from moshi_mlx.errors import CheckpointError, ConfigError, MoshiError
 from moshi_mlx.mimi import Mimi, MimiState
 from moshi_mlx.weights import named_parameters
 from moshi_mlx.weights_mimi import from_published, load_mimi
@@ -399,3 +399,22 @@ def test_rust_is_for_the_published_size(nano_config: MimiConfig, tmp_path: Path)
     with pytest.raises(CheckpointError, match="rustymimi cannot read it") as error:
         choose_codec("rust", tmp_path / "nothing.safetensors")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("block", "problem"),
+    [
+        ({"seanet": {"ratios": [8, 6, 4, 5]}}, "'seanet.ratios' must be"),
+        ({"seanet": {"n_filterz": 16}}, "n_filterz"),
+        ({"transformer": 4}, "'transformer' must be an object"),
+        ({"transformer": {"num_layers": 0}}, "'num_layers' must be a whole number"),
+        ({"quantizer": {}}, "quantizer"),
+    ],
+)
+def test_a_decoder_of_another_size_must_fit(block: dict[str, object], problem: str) -> None:
+    raw = read_json(NANO / "mimi_config.json")
+    wide = read_mimi_config(raw)
+    assert (wide.seanet.n_filters, wide.decoding.seanet.n_filters) == (8, 16)
+    assert (wide.transformer.num_layers, wide.decoding.transformer.num_layers) == (2, 4)
+    with pytest.raises(ConfigError, match=problem):
+        read_mimi_config({**raw, "decoder": block})

@@ -3,8 +3,7 @@
     python -m moshi_mlx.training.nano --out build/nano
 
 Every step goes on where it stopped; what is done already is skipped. Needs flite, festival and
-espeak-ng,
-and the packages `torch` and `moshi` for the codec's training.
+espeak-ng, and the packages `torch` and `moshi` for the codec's training.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ import re
 import select
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -132,6 +132,14 @@ def _spoken_text(rendition: Rendition) -> str:
     return pattern.sub(lambda m: lexicon.get(m[0].lower(), m[0]), rendition.text)
 
 
+def _one_after_the_other(ends: Iterable[Sequence[str]]) -> list[Span]:
+    """Spans from their labels and ends, as synthesizers print them."""
+    spans: list[Span] = []
+    for label, end in ends:
+        spans.append(Span(label, spans[-1].end if spans else 0.0, float(end)))
+    return spans
+
+
 # ---------------------------------------------------------------------------------------- flite
 
 
@@ -155,11 +163,7 @@ def _flite(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span]
         wav = Path(folder) / "speech.wav"
         out = _run_flite(_spoken_text(rendition), name, *options, "-psdur", wav=str(wav))
         samples, sample_rate = soundfile.read(wav)
-    phones, start = [], 0.0
-    for item in out.split():
-        label, end = item.split(":")
-        phones.append(Span(label, start, float(end)))
-        start = float(end)
+    phones = _one_after_the_other(item.split(":") for item in out.split())
     return samples, sample_rate, phones, _words_from_phones(rendition, phones)
 
 
@@ -222,11 +226,8 @@ class _Festival:
         if not answered or self._process.stdout.readline() != "done\n":
             raise MoshiError(f"festival cannot speak {text!r} ({settings})")
         samples, sample_rate = soundfile.read(wav)
-        phones, start = [], 0.0
-        for line in labels.read_text().splitlines()[1:]:  # the first one is "#"
-            end, _, label = line.split()
-            phones.append(Span(label, start, float(end)))
-            start = float(end)
+        lines = labels.read_text().splitlines()[1:]  # the first one is "#"
+        phones = _one_after_the_other(line.split()[::-2] for line in lines)
         return samples, sample_rate, phones
 
 

@@ -324,16 +324,16 @@ def _make_lines(
     file: Path,
     lines: Sequence[Line],
     rng: np.random.Generator,
-    strange: float = 0.0,
+    strange: bool = False,
 ) -> None:
-    """Encodes lines into `file`; `strange` is how often voices become such as no engine has."""
+    """Encodes lines into `file`; if `strange`, some voices become such as no engine has."""
     recordings, items = [], []
     for line in lines:
         tail = _LONG_TAIL if rng.uniform() < _LONG_TAIL_SHARE else _TAIL
         speech = speak(line.rendition, out / "speech")
-        if rng.uniform() < _SWAYED_SHARE * strange:
+        if rng.uniform() < _SWAYED_SHARE and strange:
             speech = swayed(speech, rng)
-        if rng.uniform() < _COLOURED_SHARE * strange:
+        if rng.uniform() < _COLOURED_SHARE and strange:
             speech = replace(speech, pcm=coloured(speech.pcm, rng))
         recording, item = _placed(line, speech, tail, rng)
         recordings.append(recording)
@@ -355,7 +355,7 @@ def make_utterances(
         file = folder / f"user-{encoding}-{shard:03}.npz"
         if not file.exists():
             rng = np.random.default_rng([seed, 3, encoding, shard])
-            _make_lines(encoder, out, file, [lines[i] for i in shards[shard]], rng, 1.0)
+            _make_lines(encoder, out, file, [lines[i] for i in shards[shard]], rng, True)
 
 
 def make_checks(encoder: Encoder, out: Path, folder: Path, seed: int) -> None:
