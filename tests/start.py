@@ -25,11 +25,11 @@ def start(model: str) -> list[float]:
     from rich.console import Console
 
     from moshi_local.cli import open_session, warm_up
-    from moshi_local.options import Codec, ModelSource, SamplingFlags
+    from moshi_local.options import ModelSource, SamplingFlags
     from moshi_local.talk import load
 
     moments = [time.time()]
-    moshi = load(ModelSource(model, Codec.auto, None), Console(stderr=True))
+    moshi = load(ModelSource(model), Console(stderr=True))
     moments.append(time.time())
     with open_session(moshi, 0, SamplingFlags(), None) as session:
         warm_up(session, moshi.frame_size)

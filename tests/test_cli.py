@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -158,6 +159,27 @@ def test_kv_bits_reach_the_session(
     monkeypatch.setattr(cli, "talk", live.append)
     assert main(["--kv-bits", "8"]) == 0
     assert live[0].kv_bits == 8
+
+
+def test_float16_answers_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    question = Path(moshi_mlx.__file__).parent / "models" / "nano" / "question.wav"
+    loaded: list[mx.Dtype] = []
+    load = moshi_mlx.load
+
+    def seen(name: str, **given: Any) -> moshi_mlx.Moshi:
+        moshi = load(name, **given)
+        loaded.append(moshi.lm.out_norm.weight.dtype)
+        return moshi
+
+    said = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moshi_mlx, "load", seen)
+        for option in ([], ["--float16"]):
+            arguments = ["run", str(question), str(tmp_path / "out.wav"), "--json", *option]
+            assert main(arguments) == 0
+            said.append([word["text"] for word in json.loads(capsys.readouterr().out)["words"]])
+    assert loaded == [mx.float32, mx.float16]
+    assert said[0] == said[1] != []
 
 
 def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:

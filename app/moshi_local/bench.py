@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx import Moshi, MoshiError, Sampling
+from moshi_mlx import Moshi, MoshiError, Sampling, Timing
 from moshi_mlx.cache import position_bytes
 from moshi_mlx.config import LmConfig, read_config, read_json
 from moshi_mlx.generate import Generator, compile_by_default
@@ -26,6 +26,7 @@ from moshi_mlx.moshi import own_streams
 from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
 
 from .graph import counting
+from .inside import Inside
 from .system import peak_memory
 
 __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
@@ -264,14 +265,23 @@ def report(
 
 
 def bench_model(
-    moshi: Moshi, frames: int, compiled: bool | None = None, kv_bits: int | None = None
+    moshi: Moshi,
+    frames: int,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+    inside: Inside | None = None,
 ) -> Report:
-    """Times a loaded model: the language model, and a session's stages on silence."""
+    """Times a loaded model: the language model, and a session's stages on silence.
+
+    A look inside, if asked for, is at the session's frames, after they were timed.
+    """
     generated = own_streams(moshi.config)
     times = time_steps(moshi.lm, frames, generated, compiled, kv_bits)
     silence = np.zeros(moshi.frame_size, np.float32)
     with moshi.session(kv_bits=kv_bits) as session:
         timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
+        if inside is not None:
+            inside.look(lambda: session.step(silence).timing, frames)
     stages = {
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
@@ -301,6 +311,8 @@ def bench_config(
     rounds: int = 2,
     compiled: bool | None = None,
     kv_bits: int | None = None,
+    dtype: mx.Dtype | None = None,
+    inside: Inside | None = None,
 ) -> tuple[Report, Upstream | None]:
     """Times a model of this configuration with random weights.
 
@@ -312,6 +324,8 @@ def bench_config(
         rounds: how often, in turn.
         compiled: as `Generator` takes it.
         kv_bits: as `Generator` takes it; upstream's has all bits.
+        dtype: what ours computes in, as `load_lm` takes it.
+        inside: also look inside our frames, after all was timed.
 
     Returns:
         Our report, and upstream's figures if asked for.
@@ -321,7 +335,7 @@ def bench_config(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path, config = write_random_model(folder, read_json(config_path), bits)
-        lm = load_lm(path, config)
+        lm = load_lm(path, config, dtype=dtype)
         counts: dict[str, int] = {}
 
         def theirs_once() -> list[float]:
@@ -336,9 +350,24 @@ def bench_config(
             None if upstream is None else theirs_once,
             rounds,
         )
+        if inside is not None:
+            generator = _generator(lm, None, compiled, kv_bits)
+            inside.look(_timed(generator), frames)
         name = f"{config_path.stem}, {bits} bits"
         mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None
+
+
+def _timed(generator: Generator) -> Callable[[], Timing]:
+    """A step on the same codes each time, as a frame that has no codec."""
+    (codes,) = random_codes(generator.lm.config, 1, generator.given)
+
+    def step() -> Timing:
+        began = time.perf_counter()
+        generator.step(codes)
+        return Timing(0.0, time.perf_counter() - began, 0.0)
+
+    return step
 
 
 def compare(

@@ -14,6 +14,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
+import mlx.core as mx
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -29,6 +30,7 @@ from .doctor import doctor
 from .echo import EchoMode
 from .events import Event, FrameDone
 from .files import FileAudio, check_files
+from .inside import Inside
 from .journal import STDOUT
 from .loop import run_loop, stop_on_signals, warm_up
 from .options import Codec, Keeping, ModelSource, SamplingFlags, SoundFlags
@@ -104,6 +106,14 @@ KvBitsOption = Annotated[
         help="8 or 4: what the model keeps of the conversation, in so many bits a number.",
     ),
 ]
+Float16Option = Annotated[
+    bool,
+    typer.Option(
+        "--float16",
+        help="Compute in float16, not in the backend's own type (float32 on the CPU, "
+        "bfloat16 on a GPU).",
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout.")]
 
 
@@ -124,6 +134,7 @@ def live_command(
     codec: CodecOption = Codec.auto,
     lora: LoraOption = None,
     kv_bits: KvBitsOption = None,
+    float16: Float16Option = False,
     force: Annotated[
         bool, typer.Option("--force", help="Load a model that does not fit in memory.")
     ] = False,
@@ -216,7 +227,7 @@ def live_command(
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
     talk(
         TalkOptions(
-            model=ModelSource(_model_name(model, quantized, hf_repo), codec, lora),
+            model=ModelSource(_model_name(model, quantized, hf_repo), codec, lora, float16),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
@@ -290,13 +301,14 @@ def run_command(
     ] = None,
     lora: LoraOption = None,
     kv_bits: KvBitsOption = None,
+    float16: Float16Option = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a recording: the live loop, from file to file."""
     if picture and not stereo:
         raise typer.BadParameter("--picture goes with --stereo")
     flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
-    source_of = ModelSource(model or DEFAULT_MODEL, codec, lora)
+    source_of = ModelSource(model or DEFAULT_MODEL, codec, lora, float16)
     run_file(source, target, source_of, seed, flags, kv_bits, tail, stereo, picture, as_json)
 
 
@@ -322,19 +334,41 @@ def bench_command(
         typer.Option("--compile/--no-compile", help="Let MLX fuse the step; on a GPU by default."),
     ] = None,
     kv_bits: KvBitsOption = None,
+    float16: Float16Option = False,
+    trace: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write a trace of as many frames, for ui.perfetto.dev."),
+    ] = None,
+    flame: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.html",
+            help="Write where Python's time goes in as many frames, as a flame plot.",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time a step of the language model: codes in, codes out."""
     if model and config:
         raise typer.BadParameter("--model and --config go one at a time")
     theirs = None
+    inside = Inside(trace, flame)
+    dtype = mx.float16 if float16 else None
     if config is None:
         if upstream is not None:
             raise typer.BadParameter("--vs-upstream goes with --config")
-        mine = bench_model(moshi_mlx.load(model or DEFAULT_MODEL), frames, compiled, kv_bits)
+        moshi = moshi_mlx.load(model or DEFAULT_MODEL, dtype=dtype)
+        mine = bench_model(moshi, frames, compiled, kv_bits, inside)
     else:
         mine, theirs = bench_config(
-            config, bits, frames, upstream, compiled=compiled, kv_bits=kv_bits
+            config,
+            bits,
+            frames,
+            upstream,
+            compiled=compiled,
+            kv_bits=kv_bits,
+            dtype=dtype,
+            inside=inside,
         )
     if as_json:
         print(json.dumps(mine.as_dict() | ({"upstream": vars(theirs)} if theirs else {})))

@@ -24,11 +24,15 @@ class Codec(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """What to load: a name, the codec to run it with, and an adapter beside it."""
+    """What to load: a name, the codec to run it with, and an adapter beside it.
+
+    float16: compute in it, in place of the type that `moshi_mlx.load` chooses.
+    """
 
     name: str
-    codec: Codec
-    lora: Path | None
+    codec: Codec = Codec.auto
+    lora: Path | None = None
+    float16: bool = False
 
 
 @dataclass(frozen=True, slots=True)

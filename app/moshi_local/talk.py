@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
+import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
@@ -232,7 +233,8 @@ def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
     """The model, by `name` if its own leaves something open."""
     name = name or model.name
     notes.print(f"loading {name}", markup=False, soft_wrap=True)
-    moshi = moshi_mlx.load(name, codec=model.codec.value, lora=model.lora)
+    dtype = mx.float16 if model.float16 else None
+    moshi = moshi_mlx.load(name, codec=model.codec.value, lora=model.lora, dtype=dtype)
     notes.print(f"codec {moshi.codec.name}")
     return moshi
 

@@ -8,7 +8,6 @@ frame lies where the clock on the wall saw it, not where the session's clock has
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -21,9 +20,9 @@ from moshi_mlx import MoshiError, Timing, WordSpoken
 
 from .events import Event, FrameDone
 from .journal import describe
-from .whole import replace_file
+from .whole import WholeFile
 
-__all__ = ["Trace"]
+__all__ = ["FrameTimes", "Trace"]
 
 WINDOW_SECONDS = 120.0
 LONGEST = 20_000
@@ -33,15 +32,16 @@ TRACKS = ("frame", "encode", "model", "decode", "words", "events")
 
 
 @dataclass(frozen=True, slots=True)
-class _FrameTimes:
-    """The numbers of a FrameDone; the arrays are let go."""
+class FrameTimes:
+    """The numbers of a FrameDone, without its arrays; parts of `timing` that took no time, and
+    what is None, are not drawn."""
 
     index: int
     text: str
     took: float
     timing: Timing
-    lag: float
-    delay: float | None
+    lag: float | None = None
+    delay: float | None = None
 
 
 class Trace:
@@ -66,23 +66,25 @@ class Trace:
         window: float = WINDOW_SECONDS,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self._path, self._window, self._clock = path, window, clock
-        self._entries: deque[tuple[float, _FrameTimes | Event]] = deque(maxlen=LONGEST)
-        if path.exists() and not path.is_file():  # a device would be replaced
-            raise self._cannot("it is a folder" if path.is_dir() else "it is no plain file")
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise self._cannot(f"{path.parent} is no folder that can be written to")
+        self._file = WholeFile(path, "the trace")
+        self._window, self._clock = window, clock
+        self._entries: deque[tuple[float, FrameTimes | Event]] = deque(maxlen=LONGEST)
 
     def __call__(self, event: Event) -> None:
         """Keep `event`, and forget what is older than the window."""
-        now = self._clock()
-        entry: _FrameTimes | Event = event
         if isinstance(event, FrameDone):
             frame = event.frame
-            entry = _FrameTimes(
-                frame.index, frame.text, event.took, frame.timing, event.lag, event.delay
+            self.keep(
+                FrameTimes(
+                    frame.index, frame.text, event.took, frame.timing, event.lag, event.delay
+                )
             )
-        entries = self._entries
+        else:
+            self.keep(event)
+
+    def keep(self, entry: FrameTimes | Event) -> None:
+        """As calling it, also with the times of a frame that is over now."""
+        now, entries = self._clock(), self._entries
         entries.append((now, entry))
         while entries[0][0] < now - self._window:
             entries.popleft()
@@ -90,10 +92,7 @@ class Trace:
     def close(self) -> None:
         """Write the file. Raises MoshiError."""
         document = {"displayTimeUnit": "ms", "traceEvents": list(self._trace_events())}
-        try:
-            replace_file(self._path, [json.dumps(document, ensure_ascii=False).encode()])
-        except OSError as error:
-            raise self._cannot(error.strerror or str(error)) from error
+        self._file.write(json.dumps(document, ensure_ascii=False))
 
     def __enter__(self) -> Trace:
         return self
@@ -110,12 +109,6 @@ class Trace:
             if error is None:  # else that is what the user must hear of
                 raise
 
-    def _cannot(self, reason: str) -> MoshiError:
-        return MoshiError(
-            f"cannot write the trace {self._path}: {reason}. "
-            "Give a file in a folder that exists and is yours."
-        )
-
     def _trace_events(self) -> Iterator[dict[str, Any]]:
         """Names of the tracks, then each entry, from time 0."""
         yield {"ph": "M", "pid": PROCESS, "name": "process_name", "args": {"name": "moshi-local"}}
@@ -125,18 +118,18 @@ class Trace:
             yield {**about, "name": "thread_sort_index", "args": {"sort_index": thread}}
         zero = min((_began(at, entry) for at, entry in self._entries), default=0.0)
         for at, entry in self._entries:
-            if isinstance(entry, _FrameTimes):
+            if isinstance(entry, FrameTimes):
                 yield from _frame(at - zero, entry)
             else:
                 yield _instant(at - zero, entry)
 
 
-def _began(at: float, entry: _FrameTimes | Event) -> float:
+def _began(at: float, entry: FrameTimes | Event) -> float:
     """When it began, if it was told `at`: a frame is told at its end."""
-    return at - entry.took if isinstance(entry, _FrameTimes) else at
+    return at - entry.took if isinstance(entry, FrameTimes) else at
 
 
-def _frame(end: float, frame: _FrameTimes) -> Iterator[dict[str, Any]]:
+def _frame(end: float, frame: FrameTimes) -> Iterator[dict[str, Any]]:
     """The whole step, its stages one after the other, and the counters at its end."""
     began = end - frame.took
     named = {"index": frame.index, "text": frame.text}
@@ -147,7 +140,8 @@ def _frame(end: float, frame: _FrameTimes) -> Iterator[dict[str, Any]]:
         ("model", timing.model),
         ("decode", timing.decode),
     ):
-        yield _slice(stage, began, took, {"index": frame.index})
+        if took:
+            yield _slice(stage, began, took, {"index": frame.index})
         began += took
     for name, seconds in (("lag", frame.lag), ("delay", frame.delay)):
         if seconds is not None:

@@ -10,7 +10,41 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-__all__ = ["partial_name", "replace_file"]
+from moshi_mlx import MoshiError
+
+__all__ = ["WholeFile", "partial_name", "replace_file"]
+
+
+class WholeFile:
+    """A file that the user asked for, to be written at the end; looked at now.
+
+    Args:
+        path: is replaced if it exists.
+        what: it holds, for messages: "the trace".
+
+    Raises:
+        MoshiError: there is no folder for `path`, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, what: str) -> None:
+        self._path, self._what = path, what
+        if path.exists() and not path.is_file():  # a device would be replaced
+            raise self._cannot("it is a folder" if path.is_dir() else "it is no plain file")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise self._cannot(f"{path.parent} is no folder that can be written to")
+
+    def write(self, text: str) -> None:
+        """Put `text` there, in UTF-8. Raises MoshiError."""
+        try:
+            replace_file(self._path, [text.encode()])
+        except OSError as error:
+            raise self._cannot(error.strerror or str(error)) from error
+
+    def _cannot(self, reason: str) -> MoshiError:
+        return MoshiError(
+            f"cannot write {self._what} {self._path}: {reason}. "
+            "Give a file in a folder that exists and is yours."
+        )
 
 
 def partial_name(path: Path) -> Path:
