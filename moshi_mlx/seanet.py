@@ -5,7 +5,6 @@ codes. The state of a stream is one `ConvState` per layer.
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -13,35 +12,39 @@ import mlx.nn as nn
 from .config import SeanetConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 
-# Longer arrays do not fit the caches that make many cheap passes pay.
-_RATIONAL_UP_TO = 1 << 20
+# Compiled for each shape: without shapes MLX broadcasts every number in a step of its own, and cuts
+# what has so many steps into several kernels.
 
 
-@partial(mx.compile, shapeless=True)
+@mx.compile
 def _elu(x: mx.array) -> mx.array:
     return mx.maximum(x, mx.expm1(mx.minimum(x, 0.0)))
 
 
-@partial(mx.compile, shapeless=True)
-def _rational_elu(x: mx.array) -> mx.array:
-    """ELU from sums, products and a quotient: the error is below 2e-7.
+@mx.compile
+def _approximant(x: mx.array) -> mx.array:
+    """1 - exp(-h) for h = -min(x, 0) / 16: a Padé approximant. Without a choice by sign a compiler
+    makes vectors of it."""
+    h = (mx.abs(x) - x) * (1 / 32)
+    return h * (1 + h * (1 / 10 + h * (1 / 60))) / (1 + h * (3 / 5 + h * (3 / 20 + h * (1 / 60))))
 
-    1 - exp(-h), a Padé approximant for h = -min(x, 0) / 16, and then four times
-    1 - exp(-2h) = t (2 - t) of t = 1 - exp(-h). Without a choice by sign a compiler makes vectors
-    of it; MLX's exponential functions go number by number on x86.
-    """
-    a = mx.abs(x)
-    h = (a - x) * (1 / 32)
-    t = h * (1 + h * (1 / 10 + h * (1 / 60))) / (1 + h * (3 / 5 + h * (3 / 20 + h * (1 / 60))))
+
+@mx.compile
+def _squared(x: mx.array, t: mx.array) -> mx.array:
+    """ELU of x, where t is its approximant: four times 1 - exp(-2h) = t (2 - t)."""
     for _ in range(4):
         t = t * (2 - t)
-    return (x + a) * 0.5 - t
+    return (x + mx.abs(x)) * 0.5 - t
 
 
 def elu(x: mx.array) -> mx.array:
-    """max(x, exp(min(x, 0)) - 1), in the form that is the fastest for where and how much it is."""
+    """max(x, exp(min(x, 0)) - 1).
+
+    On the CPU from sums, products and a quotient, with an error below 2e-7: there MLX's exponential
+    functions go number by number on x86.
+    """
     on_gpu = mx.default_device().type == mx.gpu
-    fused: mx.array = _elu(x) if on_gpu or x.size > _RATIONAL_UP_TO else _rational_elu(x)
+    fused: mx.array = _elu(x) if on_gpu else _squared(x, _approximant(x))
     return fused
 
 
