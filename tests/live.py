@@ -53,6 +53,8 @@ class LiveRun:
     errors: str
     memory: list[float]
     """Resident bytes, every SAMPLE_SECONDS from when it listened."""
+    listening_after: float
+    """Seconds from the command to when it listened."""
 
     @property
     def memory_growth(self) -> float | None:
@@ -62,6 +64,12 @@ class LiveRun:
             return None
         sixth = max(1, len(settled) // 6)
         return float(np.nanmean(settled[-sixth:]) / np.mean(settled[:sixth]) - 1)
+
+    @property
+    def first_sound_after(self) -> float | None:
+        """Seconds from the command, which the recording begins with, to sound on the speaker."""
+        loud = np.flatnonzero(np.abs(self.both[:, 1]) > SPEECH_LEVEL)
+        return float(loud[0] / rig.RATE) if len(loud) else None
 
     @property
     def speaker_seconds(self) -> float:
@@ -108,8 +116,10 @@ def talk(
         command += ["--seconds", str(seconds)]
     lines: list[str] = []
     memory: list[float] = []
+    moments: list[float] = []
     listening, ended = threading.Event(), threading.Event()
     with card.recording() as both:
+        began = time.monotonic()
         program = subprocess.Popen(
             command,
             env=card.environment,
@@ -125,6 +135,7 @@ def talk(
             for line in program.stderr:
                 lines.append(line)
                 if LISTENING in line:
+                    moments.append(time.monotonic() - began)
                     listening.set()
             listening.set()
 
@@ -153,7 +164,8 @@ def talk(
             for follower in followers:
                 follower.join()
     summary = json.loads(output) if program.returncode == 0 else {}
-    return LiveRun(summary, both.samples, program.returncode, "".join(lines), memory)
+    listened = moments[0] if moments else float("nan")
+    return LiveRun(summary, both.samples, program.returncode, "".join(lines), memory, listened)
 
 
 def _resident_bytes(pid: int) -> float:
@@ -181,6 +193,8 @@ def table(run: LiveRun) -> str:
     summary = run.summary
     times = {"frame": summary["frame_ms"], **summary["stages_ms"]}
     rows = [
+        ("command to listening (s)", f"{run.listening_after:.2f}"),
+        ("command to first sound, question and all (s)", f"{run.first_sound_after or 0:.2f}"),
         ("seconds of sound", f"{summary['seconds']:.1f}"),
         ("frames", str(summary["frames"])),
         ("callbacks", str(summary["callbacks"])),
