@@ -234,7 +234,7 @@ def main() -> None:
     data.add_argument("--ask", action="append", required=True, help="the question, a wording each")
     data.add_argument("--answer", required=True, help="what nano is to say")
     data.add_argument("--model", default="nano")
-    data.add_argument("--steps", type=int, default=250)
+    data.add_argument("--steps", type=int, default=600)
     checking = commands.add_parser("check", help="what nano says, before and after")
     for command in (data, checking):
         command.add_argument("--out", type=Path, default=Path("build/teach"))
