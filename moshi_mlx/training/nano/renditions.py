@@ -31,8 +31,8 @@ from .speech import (
 _TRAIN_RANGES = (0.242, 0.242, 0.121)
 _EVALUATION_RANGES = (0.18, 0.18, 0.09)
 
-WORDING_RENDITIONS = 16
-OTHER_RENDITIONS = 14
+WORDING_RENDITIONS = 12
+OTHER_RENDITIONS = 12
 _ENGINE_SHARES = {"flite": 0.32, "festival": 0.22, "espeak": 0.46}
 """Engines with few voices would hardly be heard if all voices came up alike."""
 
