@@ -23,47 +23,20 @@ import soundfile
 
 import moshi_mlx
 from moshi_local.bench import (
-    AUDIO,
-    TEXT,
     WARM_UP,
-    random_codes,
+    compare,
+    make_generator,
+    step_times,
     upstream_steps,
     write_random_model,
 )
 from moshi_local.system import peak_memory
 from moshi_mlx.config import read_json
-from moshi_mlx.generate import Generator
-from moshi_mlx.lm import Lm
 from moshi_mlx.weights import load_lm
 
 SMALL = Path(__file__).parent / "data" / "bench" / "small.json"
 UPSTREAM_FRAMES = 4000  # upstream's program ends there, after 320 s
 TURN, BIN = 10, 100
-
-
-def stepped(lm: Lm, frames: int) -> tuple[Generator, list[float]]:
-    """A conversation of so many frames, and the seconds of each."""
-    generator = Generator(lm, text=TEXT, audio=AUDIO)
-    return generator, timed(generator, frames)
-
-
-def timed(generator: Generator, frames: int) -> list[float]:
-    times = []
-    for codes in random_codes(generator.lm.config, frames, generator.given):
-        began = time.perf_counter()
-        generator.step(codes)
-        times.append(time.perf_counter() - began)
-    return times
-
-
-def in_turn(early: Generator, late: Generator, frames: int) -> tuple[list[float], list[float]]:
-    """Seconds of `frames` more steps of each."""
-    a: list[float] = []
-    b: list[float] = []
-    for _ in range(0, frames, TURN):
-        a += timed(early, TURN)
-        b += timed(late, TURN)
-    return a, b
 
 
 def times(args: argparse.Namespace) -> None:
@@ -73,9 +46,12 @@ def times(args: argparse.Namespace) -> None:
         path, config = write_random_model(folder, read_json(args.config), args.bits)
         lm = load_lm(path, config)
         context = config.transformer.context or args.frames
-        late, ours = stepped(lm, args.frames)
-        early, _ = stepped(lm, context)
-        at_context, at_end = in_turn(early, late, args.turns)
+        early, late = make_generator(lm), make_generator(lm)
+        ours = step_times(late, args.frames)
+        step_times(early, context)
+        at_context, at_end = compare(
+            lambda: step_times(early, TURN), lambda: step_times(late, TURN), args.turns // TURN
+        )
         ratio = np.median(at_end) / np.median(at_context)
         print(
             f"frame {args.frames} / frame {context}: {ratio:.3f} "
@@ -102,13 +78,11 @@ def binned(seconds: list[float]) -> np.ndarray:
 
 def draw(runs: dict[str, list[float]], context: int, target: Path) -> None:
     """Frame time against the frame's number."""
-    import matplotlib as mpl
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
 
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "0"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
     colours = ("#3a62a0", "#a5782a")
     for (name, seconds), colour in zip(runs.items(), colours, strict=False):
         bins = binned(seconds)
@@ -123,7 +97,8 @@ def draw(runs: dict[str, list[float]], context: int, target: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "frames"}):
+        figure.savefig(target, format="svg", metadata={"Date": None})
 
 
 def memory(args: argparse.Namespace) -> None:

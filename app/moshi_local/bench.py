@@ -124,7 +124,7 @@ def count_step(
     kv_bits: int | None = None,
 ) -> Asked:
     """Counts a step that follows some others, and times what is outside MLX in `frames` more."""
-    generator = _generator(lm, generated, compiled, kv_bits)
+    generator = make_generator(lm, generated, compiled, kv_bits)
     *before, last = random_codes(lm.config, 4, generator.given)
     for codes in before:
         generator.step(codes)
@@ -147,18 +147,26 @@ def time_steps(
     kv_bits: int | None = None,
 ) -> list[float]:
     """Seconds of each of `frames` steps of a conversation, after a warm-up."""
-    generator = _generator(lm, generated, compiled, kv_bits)
+    return step_times(make_generator(lm, generated, compiled, kv_bits), WARM_UP + frames)[WARM_UP:]
+
+
+def step_times(generator: Generator, frames: int) -> list[float]:
+    """Seconds of each of the next `frames` steps."""
     times = []
-    for codes in random_codes(lm.config, WARM_UP + frames, generator.given):
+    for codes in random_codes(generator.lm.config, frames, generator.given):
         began = time.perf_counter()
         generator.step(codes)
         times.append(time.perf_counter() - began)
-    return times[WARM_UP:]
+    return times
 
 
-def _generator(
-    lm: Lm, generated: int | None, compiled: bool | None, kv_bits: int | None
+def make_generator(
+    lm: Lm,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
 ) -> Generator:
+    """A conversation that draws tokens as the published models do."""
     return Generator(
         lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled, kv_bits=kv_bits
     )
@@ -351,23 +359,11 @@ def bench_config(
             rounds,
         )
         if inside is not None:
-            generator = _generator(lm, None, compiled, kv_bits)
-            inside.look(_timed(generator), frames)
+            generator = make_generator(lm, compiled=compiled, kv_bits=kv_bits)
+            inside.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
         name = f"{config_path.stem}, {bits} bits"
         mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None
-
-
-def _timed(generator: Generator) -> Callable[[], Timing]:
-    """A step on the same codes each time, as a frame that has no codec."""
-    (codes,) = random_codes(generator.lm.config, 1, generator.given)
-
-    def step() -> Timing:
-        began = time.perf_counter()
-        generator.step(codes)
-        return Timing(0.0, time.perf_counter() - began, 0.0)
-
-    return step
 
 
 def compare(
