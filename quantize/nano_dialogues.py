@@ -2,7 +2,7 @@
 
     python quantize/nano_dialogues.py [build/nano]
 
-Dialogues of 12.8 s as nano is trained on, put together from synthetic speech (flite, espeak-ng)
+Dialogues of 12.8 s as nano is trained on, put together from synthetic speech (flite, festival, espeak-ng)
 encoded by nano's codec: half for calibration, half for evaluation, of different recordings where
 there are several of a sentence. The file carries a fingerprint of codec and tokenizer; for another
 nano it is not used, and must be made anew.

@@ -210,6 +210,11 @@ def test_shipped_tokens_are_small_and_say_where_they_are_from() -> None:
     assert shipped.calibration.shape[1:] == shipped.evaluation.shape[1:] == (17, 160)
 
 
+def test_shipped_tokens_are_the_bundled_nanos() -> None:
+    """For a nano with another codec or tokenizer they are made anew by quantize/nano_figures.py."""
+    assert find_dialogues(open_source("nano")).origin == read_dialogues(SHIPPED).origin
+
+
 def test_progress_reaches_the_end(source: Source, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     quantize(source, "q8", tmp_path / "made", progress=lambda d, t, _: seen.append((d, t)))
