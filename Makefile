@@ -12,7 +12,7 @@ OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/nul
 	ldconfig -p | sed -n 's/.*libopenblas\.so\.0 .*=> //p' | head -n 1)
 RUN := $(if $(OPENBLAS),LD_PRELOAD="$(OPENBLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
 
-CODE := $(wildcard moshi_mlx app quantize tests)
+CODE := moshi_mlx app quantize recipes benchmarks examples tests
 UV := $(shell command -v uv)
 ifdef UV
 INSTALL := uv pip install --quiet --python $(BIN)/python -c constraints.txt
@@ -35,7 +35,7 @@ help:
 
 demo: $(VENV)/runtime.stamp
 	@mkdir -p build
-	$(RUN) $(BIN)/moshi-local run moshi_mlx/models/nano/question.wav build/demo.wav --stereo --seed 0 \
+	$(RUN) $(BIN)/moshi-local run moshi_mlx/bundled/nano/question.wav build/demo.wav --stereo --seed 0 \
 		--picture build/demo.svg
 
 test: $(VENV)/dev.stamp
@@ -49,18 +49,18 @@ check: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
 	@for size in small middle; do for bits in 4 8 16; do \
-		$(RUN) $(BIN)/moshi-local bench --config tests/data/bench/$$size.json --bits $$bits \
+		$(RUN) $(BIN)/moshi-local bench --config tests/fixtures/bench/$$size.json --bits $$bits \
 			--frames $(FRAMES) --vs-upstream $(UPSTREAM)/bin/python; \
 	done; done
 	$(RUN) $(BIN)/moshi-local bench --model nano --frames $(FRAMES)
 
 nano: $(MAKING)/stamp
-	$(RUN) $(MAKING)/bin/python -m moshi_mlx.training.nano --out build/nano
+	$(RUN) $(MAKING)/bin/python -m recipes.nano --out build/nano
 
 nano-eval: $(VENV)/nano.stamp
 	@mkdir -p build
-	$(RUN) $(BIN)/python -m moshi_mlx.training.nano.evaluate nano --json build/nano-eval.json \
-		--picture docs/nano-evaluation.svg --card moshi_mlx/models/nano/MODEL_CARD.md
+	$(RUN) $(BIN)/python -m recipes.nano.evaluate nano --json build/nano-eval.json \
+		--picture docs/nano-evaluation.svg --card moshi_mlx/bundled/nano/MODEL_CARD.md
 
 # Nano's codec is trained with PyTorch and the reference's classes, whose pins are old: --no-deps.
 $(MAKING)/stamp: pyproject.toml constraints.txt
@@ -101,7 +101,7 @@ constraints:
 		--fork-strategy fewest --no-annotate --no-header -o constraints.txt
 
 wheels:
-	$(PYTHON) tests/wheels.py
+	$(PYTHON) -m benchmarks.wheels
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -64,7 +64,7 @@ def resolve(name: str | Path, *, weights: str | None = None, offline: bool = Fal
     text = str(name)
     source: _Source
     if text in BUNDLED and not isinstance(name, Path):
-        source = _Folder(Path(__file__).parent / "models" / text)
+        source = _Folder(Path(__file__).parent / "bundled" / text)
     elif text in ALIASES and not isinstance(name, Path):
         source = _open_repository(ALIASES[text], None, offline)
     elif isinstance(name, Path) or text.startswith(("/", ".", "~")) or Path(text).is_dir():

@@ -1,4 +1,4 @@
-"""Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
+"""Checks case folders against the reference's numbers: `python -m tests.conformance CASE…`.
 
 A case folder holds `config.json`, one weights file and `expected.safetensors`. Prints a line a
 case; exits with 1 if any failed.

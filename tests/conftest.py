@@ -6,7 +6,8 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-import rig
+
+from tests import rig
 
 REQUIRED = "MOSHI_REQUIRE_DEVICE_TESTS"
 

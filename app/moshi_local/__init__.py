@@ -1,11 +1,11 @@
 """moshi-local: voice chat with Moshi in the terminal. The library underneath is `moshi_mlx`."""
 
+from .audio.card import LiveAudio
+from .audio.files import FileAudio
+from .audio.portaudio import PortAudioDevice, SoundDevice
 from .cli import main
 from .events import DeviceLost, Event, FrameDone, Lag, Listener, Opened
-from .files import FileAudio
-from .live import LiveAudio
 from .loop import AudioPort, LoopReport, Read, run_loop
-from .stream import PortAudioDevice, SoundDevice
 
 __all__ = [
     "AudioPort",

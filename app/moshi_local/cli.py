@@ -23,20 +23,20 @@ import moshi_mlx
 from moshi_mlx import MoshiError
 from moshi_mlx.cache import KV_GROUPS
 
-from .bench import bench_config, bench_model
-from .bench import print_report as print_bench
-from .devices import list_devices, print_devices
-from .doctor import doctor
-from .echo import EchoMode
+from .audio.devices import list_devices, print_devices
+from .audio.echo import EchoMode
+from .audio.files import FileAudio, check_files
+from .chat import TalkOptions, consoles, load, open_session, print_json, talk
 from .events import Event, FrameDone
-from .files import FileAudio, check_files
-from .inside import Inside
-from .journal import STDOUT
 from .loop import run_loop, stop_on_signals, warm_up
+from .machine.bench import bench_config, bench_model
+from .machine.bench import print_report as print_bench
+from .machine.doctor import doctor
+from .machine.profile import Inside
+from .observers.event_log import STDOUT
+from .observers.picture import draw_conversation
 from .options import Codec, Keeping, ModelSource, SamplingFlags, SoundFlags
-from .picture import draw_conversation
-from .talk import TalkOptions, consoles, load, open_session, print_json, talk
-from .terminal import print_report, print_words
+from .terminal.lines import print_report, print_words
 
 __all__ = ["app", "main"]
 

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moshi_mlx import Sampling
 
-from .echo import EchoMode
+from .audio.echo import EchoMode
 
 __all__ = ["Codec", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
 

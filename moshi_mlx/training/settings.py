@@ -78,7 +78,7 @@ def read_settings(path: Path) -> RunConfig:
     try:
         import yaml
     except ImportError as error:
-        raise ConfigError("YAML needs PyYAML: pip install 'moshi-mlx[train]'") from error
+        raise ConfigError("YAML needs PyYAML: pip install 'moshi-local[train]'") from error
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

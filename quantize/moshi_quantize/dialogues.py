@@ -17,7 +17,7 @@ from .source import Source
 from .speaker import Codes, Speaker
 
 SHIPPED = Path(__file__).parent / "data" / "nano.npz"
-QUESTION = Path(moshi_mlx.__file__).parent / "models" / "nano" / "question.wav"
+QUESTION = Path(moshi_mlx.__file__).parent / "bundled" / "nano" / "question.wav"
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class Replies:
         return [self._heard(pcm, speaker.sample_rate, closed) for pcm in said]
 
     def _heard(self, pcm: npt.NDArray[np.float32], rate: int, closed: bool) -> tuple[str, ...]:
-        from moshi_mlx.training.nano.recognize import recognize, transcribe
+        from recipes.nano.recognize import recognize, transcribe
 
         margin = int(_MARGIN_SECONDS * rate)
         heard = []

@@ -206,7 +206,7 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise MoshiError("a plot needs matplotlib: pip install 'moshi-mlx[train]'") from error
+        raise MoshiError("a plot needs matplotlib: pip install 'moshi-local[train]'") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -1,0 +1,1 @@
+"""Sound: devices, streams, both sides of a card, echo, files. Knows no models."""

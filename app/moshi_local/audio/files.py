@@ -1,0 +1,216 @@
+"""Sound files as an `AudioPort`: any rate and channel count in, 24 kHz WAV or FLAC out.
+
+Knows nothing of models. Files are read and written piece by piece, so that hours of sound need
+little memory. The output has a temporary name until it is whole.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from moshi_mlx import AudioFileError
+from moshi_mlx.files import partial_name
+
+from ..events import Event
+from ..loop import Read
+
+__all__ = ["FileAudio", "check_files"]
+
+FloatArray = NDArray[np.float32]
+
+FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+BLOCK = 1 << 16
+"""Samples read from a file at a time."""
+
+
+class FileAudio:
+    """A recording in place of the microphone, a new file in place of the speaker.
+
+    The input is followed by `tail` seconds of silence, so that a reply is heard. With `stereo`
+    the output has the input on the left. Raises AudioFileError.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        target: Path,
+        *,
+        sample_rate: int,
+        frame_size: int,
+        tail: float = 0.0,
+        stereo: bool = False,
+    ) -> None:
+        check_files(source, target)
+        self._source, self._target = source, target
+        self._rate, self._frame_size, self._stereo = sample_rate, frame_size, stereo
+        self._input = _open_input(source)
+        heard = math.ceil(_samples_at(sample_rate, self._input) / frame_size)
+        self.frames = heard + math.ceil(tail * sample_rate / frame_size)
+        self._given = 0
+        self._samples = self._frames()
+        self._heard = np.zeros(frame_size, np.float32)
+        self._levels = (0.0, 0.0)
+        self._partial = partial_name(target)
+        self._output: soundfile.SoundFile | None = None
+
+    def __enter__(self) -> FileAudio:
+        try:
+            self._output = soundfile.SoundFile(
+                self._partial,
+                "w",
+                samplerate=self._rate,
+                channels=2 if self._stereo else 1,
+                format=FORMATS[self._target.suffix.lower()],
+                subtype="PCM_16",
+            )
+        except (soundfile.SoundFileError, OSError) as error:
+            self._input.close()
+            raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._input.close()
+        try:
+            if self._output is not None:
+                self._output.close()
+            if kind is None and self.whole:
+                self._partial.replace(self._target)
+        except (soundfile.SoundFileError, OSError) as problem:
+            raise AudioFileError(f"cannot write {self._target}: {_reason(problem)}") from problem
+        finally:
+            with suppress(OSError):
+                self._partial.unlink()
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the recording has been read; if not, no output is left behind."""
+        return self._given == self.frames
+
+    def read(self, frame: FloatArray, timeout: float) -> Read:
+        """The next frame of the recording, then the silence, then END; never waits."""
+        if self.whole:
+            return Read.END
+        frame[:] = next(self._samples, 0.0)
+        self._heard[:] = frame
+        self._levels = float(np.abs(frame).max()), self._levels[1]
+        self._given += 1
+        return Read.FRAME
+
+    def write(self, pcm: FloatArray) -> None:
+        """Append the answer to the frame that was read last."""
+        assert self._output is not None, "FileAudio is a context manager"
+        self._levels = self._levels[0], float(np.abs(pcm).max())
+        try:
+            self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
+
+    def take_events(self, now: float) -> Sequence[Event]:
+        """Files have none."""
+        return ()
+
+    def statistics(self) -> dict[str, float | int]:
+        """Files have none."""
+        return {}
+
+    def delay(self) -> None:
+        """Files have none."""
+
+    def lag(self) -> float:
+        """Files wait for nothing."""
+        return 0.0
+
+    def levels(self) -> tuple[float, float]:
+        """The peaks of the frame that was read last, and of the one written last."""
+        return self._levels
+
+    def _frames(self) -> Iterator[FloatArray]:
+        """The recording as whole frames, the last one filled up with zeros."""
+        waiting = np.zeros(0, np.float32)
+        for block in self._mono():
+            waiting = np.concatenate([waiting, block])
+            whole = len(waiting) // self._frame_size * self._frame_size
+            yield from waiting[:whole].reshape(-1, self._frame_size)
+            waiting = waiting[whole:]
+        if len(waiting):
+            yield np.pad(waiting, (0, self._frame_size - len(waiting)))
+
+    def _mono(self) -> Iterator[FloatArray]:
+        """The recording in pieces, mixed to one channel at the output's rate."""
+        rate = self._input.samplerate
+        resampler = None
+        if rate != self._rate:
+            resampler = soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
+        read = 0
+        while True:
+            try:
+                block = self._input.read(BLOCK, dtype="float32", always_2d=True).mean(axis=1)
+            except soundfile.SoundFileError as error:
+                raise AudioFileError(
+                    f"{self._source} is damaged at {read / rate:.2f} s: {_reason(error)}"
+                ) from error
+            if not np.isfinite(block).all():
+                at = (read + int(np.argmin(np.isfinite(block)))) / rate
+                raise AudioFileError(
+                    f"{self._source} has a sample at {at:.3f} s that is not a finite number"
+                )
+            read += len(block)
+            last = len(block) < BLOCK
+            yield resampler.resample_chunk(block, last=last) if resampler else block
+            if last:
+                return
+
+
+def _samples_at(rate: int, file: soundfile.SoundFile) -> int:
+    """The number of samples that `file` has after resampling to `rate`."""
+    return math.ceil(file.frames * rate / file.samplerate)
+
+
+def check_files(source: Path, target: Path) -> None:
+    """Raises AudioFileError if `source` is not sound or `target` is no place for some."""
+    if not source.exists():
+        raise AudioFileError(f"there is no file {source}")
+    if not source.is_file():
+        raise AudioFileError(f"{source} is not a file")
+    if target.suffix.lower() not in FORMATS:
+        raise AudioFileError(f"the output {target} must end in {' or '.join(FORMATS)}")
+    if not target.parent.is_dir():
+        raise AudioFileError(f"there is no folder {target.parent} for the output {target.name}")
+    if target.is_dir():
+        raise AudioFileError(f"the output {target} is a folder")
+    if target.exists() and target.samefile(source):
+        raise AudioFileError(f"input and output are the same file: {source}")
+    _open_input(source).close()
+
+
+def _open_input(source: Path) -> soundfile.SoundFile:
+    try:
+        file = soundfile.SoundFile(source)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioFileError(f"cannot read {source} as sound: {_reason(error)}") from error
+    if file.frames == 0:
+        file.close()
+        raise AudioFileError(f"{source} is empty: it has no samples")
+    return file
+
+
+def _reason(error: Exception) -> str:
+    """The library's words on one line, without the file name that it puts in front."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = getattr(error, "error_string", None) or str(error)
+    return " ".join(text.split()).rstrip(".")

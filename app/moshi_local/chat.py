@@ -1,0 +1,255 @@
+"""The live conversation, put together: model, sound card, loop, screen, keys, recording.
+
+Knows every part and decides nothing that a part can decide. What is told to the reader or written
+to a disk goes through a `Dispatcher`, so that the loop never waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+
+import mlx.core as mx
+from rich.console import Console
+
+import moshi_mlx
+from moshi_mlx import Moshi, MoshiError, Session
+
+from . import platform as system
+from .audio.card import LiveAudio
+from .audio.devices import choose_devices
+from .audio.portaudio import PortAudioDevice
+from .conversation import Conversation
+from .events import Listener, Notice
+from .loop import LoopReport, StopFlag, run_loop, stop_on_signals
+from .machine.doctor import check_before, late_warning, time_session
+from .observers.dispatcher import Dispatcher
+from .observers.event_log import STDOUT, EventLog
+from .observers.record import Recorder, make_folder
+from .observers.trace import Trace
+from .options import Keeping, ModelSource, SamplingFlags, SoundFlags
+from .terminal.keys import Keys, give_back_on_stop
+from .terminal.lines import Transcript, print_report
+from .terminal.screen import Screen, ScreenState, can_draw
+
+__all__ = ["TalkOptions", "consoles", "load", "open_session", "print_json", "talk"]
+
+GREETING_SECONDS = 30.0
+"""So long --no-greeting keeps Moshi from speaking first."""
+WARM_UP_FRAMES = 12
+RECORDER_EVENTS = 1000
+"""What may wait for a slow disk: about a minute."""
+
+HONESTY = (
+    "This is an AI voice, running on this machine: it may be wrong, and nothing that you say "
+    "leaves the machine or is kept unless you ask for it."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TalkOptions:
+    """What a live conversation is asked for; `seconds` ends it by itself.
+
+    kv_bits: as `Moshi.session` takes it.
+    """
+
+    model: ModelSource
+    seed: int | None = None
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    sound: SoundFlags = field(default_factory=SoundFlags)
+    keeping: Keeping = field(default_factory=Keeping)
+    kv_bits: int | None = None
+    push_to_talk: bool = False
+    greeting: bool = True
+    loop_guard: bool = True
+    seconds: float | None = None
+    force: bool = False
+    plain: bool = False
+    as_json: bool = False
+
+
+def talk(options: TalkOptions) -> None:
+    """The conversation; ends by the key q, Ctrl-C, SIGTERM or after `options.seconds`."""
+    keeping = options.keeping
+    words, notes = consoles(options.as_json or keeping.events == STDOUT)
+    seed = secrets.randbits(31) if options.seed is None else options.seed
+    # What can fail at once, before a model is loaded or fetched.
+    choose_devices(options.sound.input, options.sound.output)
+    if keeping.record is not None:
+        make_folder(keeping.record)
+    notes.print(HONESTY, markup=False, soft_wrap=True)
+    verdict = check_before(options.model.name, force=options.force, kv_bits=options.kv_bits)
+    moshi = load(options.model, notes, verdict.model)
+    with ExitStack() as stack:
+        hints = [*stack.enter_context(system.keep_awake_and_fast())]
+        hints += filter(None, (system.prefer_this_thread(), system.wire_memory()))
+        session = stack.enter_context(open_session(moshi, seed, options.sampling, options.kv_bits))
+        # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
+        times = time_session(session, moshi.frame_size, WARM_UP_FRAMES)
+        hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))
+        live = _Live(options, verdict.model, seed, moshi, hints)
+        report = live.run(session, words, notes)
+    print_report(notes, report, 1 / moshi.frame_rate)
+    if live.recorder is not None and live.recorder.seconds:
+        notes.print(f"recorded {live.recorder.path}", markup=False, soft_wrap=True)
+    if options.as_json:
+        print_json(report, {"model": verdict.model, "codec": moshi.codec.name, "seed": seed})
+
+
+class _Live:
+    """The parts around one run of the loop."""
+
+    def __init__(
+        self, options: TalkOptions, model: str, seed: int, moshi: Moshi, hints: Sequence[str]
+    ) -> None:
+        self._options, self._model, self._seed = options, model, seed
+        self._moshi, self._hints = moshi, hints
+        self.recorder: Recorder | None = None
+
+    def run(self, session: Session, words: Console, notes: Console) -> LoopReport:
+        """Until the conversation's end; closes what it has opened in the right order."""
+        options, moshi = self._options, self._moshi
+        rate, frame_size = moshi.sample_rate, moshi.frame_size
+        conversation = Conversation(
+            session,
+            frame_rate=moshi.frame_rate,
+            push_to_talk=options.push_to_talk,
+            greeting_held=0.0 if options.greeting else GREETING_SECONDS,
+            guard=options.loop_guard,
+        )
+        sound = options.sound
+        port = LiveAudio(
+            PortAudioDevice(sound.input, sound.output, rate, rate=sound.rate),
+            sample_rate=rate,
+            frame_size=frame_size,
+            echo=sound.echo,
+            noise_suppression=sound.noise_suppression,
+            default_changed=_default_changed(sound),
+        )
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signals())
+            keys = self._keys(conversation, stop)
+            stack.enter_context(keys)
+            if options.push_to_talk and not keys.active:
+                raise MoshiError(
+                    "--push-to-talk needs a terminal: the space bar opens the microphone"
+                )
+            stack.enter_context(port)  # a card that does not open is told on the plain terminal
+            reader = self._reader(stack, words, port, keys)
+            listeners: list[Listener] = [*self._keepers(stack, reader), reader]
+            for text in self._hints:
+                reader(Notice(0.0, text))
+            return run_loop(
+                conversation,
+                port,
+                frame_size=frame_size,
+                frame_rate=moshi.frame_rate,
+                listeners=listeners,
+                stop=lambda: bool(stop),
+                seconds=options.seconds,
+            )
+
+    def _keys(self, conversation: Conversation, stop: StopFlag) -> Keys:
+        actions = {"m": conversation.toggle_mute, "r": conversation.ask_reset, "q": stop.ask}
+        return Keys(actions, conversation.talk)
+
+    def _reader(self, stack: ExitStack, words: Console, port: LiveAudio, keys: Keys) -> Dispatcher:
+        """What the user sees: a screen, or plain lines where there is no terminal for one."""
+        if self._options.plain or not can_draw(words):
+            transcript = Transcript(words)
+            stack.callback(transcript.end_line)
+            stack.enter_context(give_back_on_stop(keys))
+            return stack.enter_context(Dispatcher([transcript]))
+        record = self._options.keeping.record
+        state = ScreenState(
+            name=self._model,
+            budget=1 / self._moshi.frame_rate,
+            recording=None if record is None else str(record),
+            push_to_talk=self._options.push_to_talk,
+            keys=keys.active,
+        )
+        screen = stack.enter_context(Screen(words, state, port.levels))
+        stack.enter_context(give_back_on_stop(keys, screen))
+        return stack.enter_context(Dispatcher([screen]))
+
+    def _keepers(self, stack: ExitStack, reader: Dispatcher) -> list[Listener]:
+        """Recording, events and trace, as far as they are asked for."""
+        keeping, moshi = self._options.keeping, self._moshi
+        listeners: list[Listener] = []
+        if keeping.trace is not None:
+            listeners.append(stack.enter_context(Trace(keeping.trace)))
+        if keeping.record is not None:
+            self.recorder = stack.enter_context(
+                Recorder(
+                    keeping.record,
+                    sample_rate=moshi.sample_rate,
+                    frame_size=moshi.frame_size,
+                    model=self._model,
+                    seed=self._seed,
+                    format=keeping.record_format,
+                    on_stopped=reader,
+                )
+            )
+            recorder = Dispatcher([self.recorder], capacity=RECORDER_EVENTS)
+            listeners.append(stack.enter_context(recorder))
+        if keeping.events is not None:
+            journal = stack.enter_context(EventLog(keeping.events))
+
+            def failed(_: Listener, error: Exception) -> None:
+                reader(Notice(0.0, f"events are written no more: {error}"))
+
+            listeners.append(stack.enter_context(Dispatcher([journal], on_failure=failed)))
+        return listeners
+
+
+def _default_changed(sound: SoundFlags) -> Callable[[], bool] | None:
+    """Whether the system's default device is another than at the last call, where one can tell."""
+    if (sound.input is not None and sound.output is not None) or not system.default_devices():
+        return None
+    last = system.default_devices()
+
+    def changed() -> bool:
+        nonlocal last
+        before, last = last, system.default_devices() or last
+        return last != before
+
+    return changed
+
+
+# ------------------------------------------------------------- shared with file to file
+
+
+def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
+    """Where words go and where notes go; `stdout_is_taken` by JSON."""
+    notes = Console(stderr=True, highlight=False)
+    return (notes if stdout_is_taken else Console(highlight=False)), notes
+
+
+def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
+    """The model, by `name` if its own leaves something open."""
+    name = name or model.name
+    notes.print(f"loading {name}", markup=False, soft_wrap=True)
+    dtype = mx.float16 if model.float16 else None
+    moshi = moshi_mlx.load(name, codec=model.codec.value, lora=model.lora, dtype=dtype)
+    notes.print(f"codec {moshi.codec.name}")
+    return moshi
+
+
+def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
+    """A fresh conversation, drawn as the options say."""
+    return moshi.session(
+        seed=seed,
+        text=sampling.text(moshi.text_sampling),
+        audio=sampling.audio(moshi.audio_sampling),
+        kv_bits=kv_bits,
+    )
+
+
+def print_json(report: LoopReport, extra: dict[str, object]) -> None:
+    """The summary on stdout."""
+    json.dump({**report.as_dict(), **extra}, sys.stdout, ensure_ascii=False, indent=1)
+    print()

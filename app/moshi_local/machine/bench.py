@@ -1,0 +1,433 @@
+"""What a step of the language model costs on this machine, also beside upstream's.
+
+Codes in, codes out: the codec is timed apart. Both implementations run the same weights in turn,
+so that what else the machine does falls on both.
+"""
+
+import json
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+
+from moshi_mlx import Moshi, MoshiError, Sampling, Timing
+from moshi_mlx.cache import position_bytes
+from moshi_mlx.config import LmConfig, read_config, read_json
+from moshi_mlx.generate import Generator, compile_by_default
+from moshi_mlx.lm import Lm
+from moshi_mlx.moshi import own_streams
+from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
+
+from ..platform import peak_memory
+from .mlx_counters import counting
+from .profile import Inside
+
+__all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
+
+# Group sizes of the published quantizations.
+GROUPS = {4: 32, 8: 64}
+WARM_UP = 20
+BANDWIDTHS = {
+    "M1": 68,
+    "M2, M3": 100,
+    "M4": 120,
+    "M1 Pro, M2 Pro": 200,
+    "M4 Pro": 273,
+    "M1 Max, M2 Max": 400,
+    "M4 Max": 546,
+    "Ultra": 800,
+}
+"""Memory bandwidth by chip in GB/s, as stated by Apple."""
+# As published; top-k of a small vocabulary is cut to its size.
+TEXT = Sampling(temperature=0.7, top_k=25)
+AUDIO = Sampling(temperature=0.8, top_k=250)
+
+
+@dataclass
+class Report:
+    """Times in milliseconds, sizes in bytes.
+
+    compiled: the step was; see `Generator`.
+    kv_bits: of keys and values; see `Generator`.
+    python_ms: the part of `frame_ms` not spent waiting for MLX, which works meanwhile.
+    host_syncs_per_frame: evaluations that Python waits for.
+    primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
+    predicted_roofline_ms: see `roofline_ms`; a prediction.
+    """
+
+    name: str
+    frames: int
+    compiled: bool
+    kv_bits: int | None
+    frame_ms: dict[str, float]
+    python_ms: dict[str, float]
+    stages: dict[str, dict[str, float]]
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
+    weight_bytes_per_frame: int
+    kv_bytes_per_frame: int
+    peak_memory_bytes: int
+    predicted_roofline_ms: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """The same figures of upstream's step."""
+
+    frame_ms: dict[str, float]
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p95, p99 and max, in milliseconds."""
+    values = np.percentile(seconds, (50, 95, 99, 100)) * 1000
+    return {
+        name: round(float(value), 3)
+        for name, value in zip(("p50", "p95", "p99", "max"), values, strict=True)
+    }
+
+
+def random_codes(config: LmConfig, frames: int, given: int) -> np.ndarray:
+    """Codes of the other side, int32 [frames, 1, given]."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, config.card, (frames, 1, given), dtype=np.int32)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one step asks of MLX; see `Report`."""
+
+    host_syncs_per_frame: int
+    primitives_per_frame: int
+    views_per_frame: int
+    python_seconds: list[float]
+
+
+def count_step(
+    lm: Lm,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    frames: int = 20,
+    kv_bits: int | None = None,
+) -> Asked:
+    """Counts a step that follows some others, and times what is outside MLX in `frames` more."""
+    generator = make_generator(lm, generated, compiled, kv_bits)
+    *before, last = random_codes(lm.config, 4, generator.given)
+    for codes in before:
+        generator.step(codes)
+    with counting() as counts:
+        generator.step(last)
+    python = []
+    for codes in random_codes(lm.config, frames, generator.given):
+        began = time.perf_counter()
+        with counting(graphs=False) as timed:
+            generator.step(codes)
+        python.append(time.perf_counter() - began - timed.waited)
+    return Asked(counts.syncs, counts.launches, counts.views, python)
+
+
+def time_steps(
+    lm: Lm,
+    frames: int,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+) -> list[float]:
+    """Seconds of each of `frames` steps of a conversation, after a warm-up."""
+    return step_times(make_generator(lm, generated, compiled, kv_bits), WARM_UP + frames)[WARM_UP:]
+
+
+def step_times(generator: Generator, frames: int) -> list[float]:
+    """Seconds of each of the next `frames` steps."""
+    times = []
+    for codes in random_codes(generator.lm.config, frames, generator.given):
+        began = time.perf_counter()
+        generator.step(codes)
+        times.append(time.perf_counter() - began)
+    return times
+
+
+def make_generator(
+    lm: Lm,
+    generated: int | None = None,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+) -> Generator:
+    """A conversation that draws tokens as the published models do."""
+    return Generator(
+        lm, text=TEXT, audio=AUDIO, generated=generated, compiled=compiled, kv_bits=kv_bits
+    )
+
+
+def roofline_ms(
+    lm: Lm, generated: int | None = None, kv_bits: int | None = None
+) -> dict[str, float]:
+    """A prediction, measured nowhere: chip → the least milliseconds that a frame can take there.
+
+    The bytes of weights and of keys and values at full context, floats in 16 bits as on a GPU, by
+    the chip's bandwidth. Launches, synchronisation, codec and Python come on top.
+    """
+    kv = kv_bytes_per_frame(lm, lm.config.transformer.context or 0, kv_bits, float_size=2)
+    size = weight_bytes_per_frame(lm, generated, float_size=2) + kv
+    return {chip: round(size / (speed * 1e6), 3) for chip, speed in BANDWIDTHS.items()}
+
+
+def weight_bytes_per_frame(
+    lm: Lm, generated: int | None = None, float_size: int | None = None
+) -> int:
+    """Bytes of weights that a frame must read: all matrices once per use, one row per embedding.
+
+    Args:
+        lm: the model.
+        generated: audio streams that are generated, all that it can if None.
+        float_size: bytes of a float, as it is here if None.
+    """
+    config = lm.config
+    slices = config.dep_q if generated is None else generated
+    total = 0
+    for path, module in named_leaves(lm).items():
+        size = sum(_nbytes(array, float_size) for array in named_parameters(module).values())
+        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
+            size //= module.weight.shape[0]
+        elif "condition_provider" in path:
+            size = 0
+        total += size * _uses(path, config, slices)
+    return total
+
+
+def _nbytes(array: mx.array, float_size: int | None) -> int:
+    if float_size is None or not mx.issubdtype(array.dtype, mx.floating):
+        return array.nbytes
+    return array.size * float_size
+
+
+def _uses(path: str, config: LmConfig, slices: int) -> int:
+    """How often a frame uses a module: a weight set of the depth transformer once per slice."""
+    depth, parts = config.depth, path.split(".")
+    if depth is None or parts[:1] != ["depformer"]:
+        return 1
+    if parts[1] == "linear_in":
+        return depth.inputs[:slices].count(int(parts[2]))
+    if parts[1] == "transformers":
+        return depth.weight_sets[:slices].count(int(parts[2]))
+    return int(int(parts[2]) < slices)
+
+
+def kv_bytes_per_frame(
+    lm: Lm, frames: int, kv_bits: int | None = None, float_size: int | None = None
+) -> int:
+    """Bytes of keys and values that a frame reads after `frames` frames.
+
+    Args:
+        lm: the model.
+        frames: of the conversation so far.
+        kv_bits: as `Generator` takes it.
+        float_size: bytes of a float, as it is here if None.
+    """
+    c = lm.config.transformer
+    positions = min(frames, c.context or frames)
+    item = float_size or lm.out_norm.weight.dtype.size
+    return c.num_layers * positions * position_bytes(c.num_kv_heads, c.head_dim, item, kv_bits)
+
+
+def report(
+    name: str,
+    lm: Lm,
+    times: Sequence[float],
+    stages: dict[str, Any],
+    generated: int | None = None,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+) -> Report:
+    """Puts times together with what is counted."""
+    asked = count_step(lm, generated, compiled, kv_bits=kv_bits)
+    return Report(
+        name=name,
+        frames=len(times),
+        compiled=compile_by_default() if compiled is None else compiled,
+        kv_bits=kv_bits,
+        frame_ms=percentiles(times),
+        python_ms=percentiles(asked.python_seconds),
+        stages=stages,
+        host_syncs_per_frame=asked.host_syncs_per_frame,
+        primitives_per_frame=asked.primitives_per_frame,
+        views_per_frame=asked.views_per_frame,
+        weight_bytes_per_frame=weight_bytes_per_frame(lm, generated),
+        kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times), kv_bits),
+        peak_memory_bytes=peak_memory(),
+        predicted_roofline_ms=roofline_ms(lm, generated, kv_bits),
+    )
+
+
+def bench_model(
+    moshi: Moshi,
+    frames: int,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+    inside: Inside | None = None,
+) -> Report:
+    """Times a loaded model: the language model, and a session's stages on silence.
+
+    A look inside, if asked for, is at the session's frames, after they were timed.
+    """
+    generated = own_streams(moshi.config)
+    times = time_steps(moshi.lm, frames, generated, compiled, kv_bits)
+    silence = np.zeros(moshi.frame_size, np.float32)
+    with moshi.session(kv_bits=kv_bits) as session:
+        timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
+        if inside is not None:
+            inside.look(lambda: session.step(silence).timing, frames)
+    stages = {
+        stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
+        for stage in ("encode", "model", "decode")
+    }
+    return report(moshi.files.name, moshi.lm, times, stages, generated, compiled, kv_bits)
+
+
+def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
+    """A model with random weights in bfloat16, 4 or 8 bits, as upstream reads it."""
+    config = read_config(raw, "config").lm
+    mx.random.seed(0)
+    lm = Lm(config)
+    lm.set_dtype(mx.bfloat16)
+    if bits in GROUPS:
+        nn.quantize(lm, GROUPS[bits], bits)
+    path = folder / "model.safetensors"
+    mx.save_safetensors(str(path), to_mlx(named_parameters(lm), config))
+    (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
+    return path, config
+
+
+def bench_config(
+    config_path: Path,
+    bits: int,
+    frames: int,
+    upstream: Path | None = None,
+    rounds: int = 2,
+    compiled: bool | None = None,
+    kv_bits: int | None = None,
+    dtype: mx.Dtype | None = None,
+    inside: Inside | None = None,
+) -> tuple[Report, Upstream | None]:
+    """Times a model of this configuration with random weights.
+
+    Args:
+        config_path: a config.json.
+        bits: 4, 8 or 16 (bfloat16 weights).
+        frames: steps per round.
+        upstream: a Python with upstream's moshi_mlx, to be timed on the same weights in turn.
+        rounds: how often, in turn.
+        compiled: as `Generator` takes it.
+        kv_bits: as `Generator` takes it; upstream's has all bits.
+        dtype: what ours computes in, as `load_lm` takes it.
+        inside: also look inside our frames, after all was timed.
+
+    Returns:
+        Our report, and upstream's figures if asked for.
+    """
+    if bits not in (*GROUPS, 16):
+        raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path, config = write_random_model(folder, read_json(config_path), bits)
+        lm = load_lm(path, config, dtype=dtype)
+        counts: dict[str, int] = {}
+
+        def theirs_once() -> list[float]:
+            assert upstream is not None
+            found = upstream_steps(upstream, folder, bits, frames)
+            times: list[float] = found.pop("seconds")
+            counts.update(found)
+            return times
+
+        ours, theirs = compare(
+            lambda: time_steps(lm, frames, compiled=compiled, kv_bits=kv_bits),
+            None if upstream is None else theirs_once,
+            rounds,
+        )
+        if inside is not None:
+            generator = make_generator(lm, compiled=compiled, kv_bits=kv_bits)
+            inside.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
+        name = f"{config_path.stem}, {bits} bits"
+        mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
+        return mine, Upstream(percentiles(theirs), **counts) if theirs else None
+
+
+def compare(
+    ours: Callable[[], list[float]], theirs: Callable[[], list[float]] | None, rounds: int
+) -> tuple[list[float], list[float]]:
+    """A B A B: the times of both, gathered over the rounds."""
+    a: list[float] = []
+    b: list[float] = []
+    for _ in range(rounds):
+        a += ours()
+        if theirs is not None:
+            b += theirs()
+    return a, b
+
+
+def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> dict[str, Any]:
+    """What `upstream_step.py` finds on the same weights, in its own process."""
+    script = Path(__file__).with_name("upstream_step.py")
+    arguments = [str(folder), str(bits), str(frames), str(WARM_UP)]
+    try:
+        done = subprocess.run(
+            [str(python), "-I", str(script), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError as error:
+        raise MoshiError(f"{python}: cannot be run: {error.strerror}") from error
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise MoshiError(f"{python}: upstream's step failed: {last}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def print_report(mine: Report, theirs: Upstream | None) -> None:
+    """A few readable lines."""
+    ms = mine.frame_ms
+    print(
+        f"{mine.name}: p50 {ms['p50']:.2f}  p95 {ms['p95']:.2f}  p99 {ms['p99']:.2f}  "
+        f"max {ms['max']:.2f} ms a step, {mine.frames} steps"
+    )
+    if theirs is not None:
+        print(
+            f"  upstream: p50 {theirs.frame_ms['p50']:.2f}  p95 {theirs.frame_ms['p95']:.2f} ms; "
+            f"ours is {theirs.frame_ms['p50'] / ms['p50']:.1f} times as fast (p50)"
+        )
+    for stage, times in mine.stages.items():
+        print(f"  {stage}: p50 {times['p50']:.2f}  p95 {times['p95']:.2f} ms")
+    print(_asked("ours", mine) + f", {mine.python_ms['p50']:.2f} ms outside MLX (p50)")
+    if theirs is not None:
+        print(_asked("upstream", theirs))
+    print(
+        f"  reads {mine.weight_bytes_per_frame / 1e6:.1f} MB of weights and "
+        f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values a step; "
+        f"peak memory {mine.peak_memory_bytes / 1e6:.0f} MB"
+    )
+    print("  prediction, measured nowhere: the least a step can take there, by memory bandwidth")
+    floors = [f"{chip} {ms:.2f}" for chip, ms in mine.predicted_roofline_ms.items()]
+    print(f"    {'; '.join(floors)} ms")
+
+
+def _asked(whose: str, counts: Report | Upstream) -> str:
+    return (
+        f"  {whose}: {counts.host_syncs_per_frame} host synchronisations and "
+        f"{counts.primitives_per_frame} primitives a step ({counts.views_per_frame} views apart)"
+    )

@@ -1,0 +1,68 @@
+"""A look inside benchmarked frames: a trace for Perfetto, and where Python spends its time.
+
+Knows frames as functions that say how long their parts took; nothing of models or codecs.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from moshi_mlx import MoshiError, Timing
+from moshi_mlx.files import WholeFile
+
+from ..observers.trace import FrameTimes, Trace
+
+__all__ = ["Inside"]
+
+FLAME_INTERVAL = 0.0005
+"""Seconds from one look at Python's stack to the next."""
+
+
+class Inside:
+    """What is asked for, checked before anything is timed.
+
+    Args:
+        trace: a file for ui.perfetto.dev, or None.
+        flame: an HTML page, or None: the calls of Python as a tree and as a flame over time. Time
+            spent waiting for MLX is the line's that waits.
+
+    Raises:
+        MoshiError: a file cannot be written, or pyinstrument is not installed.
+    """
+
+    def __init__(self, trace: Path | None, flame: Path | None) -> None:
+        self._trace = None if trace is None else Trace(trace)
+        self._flame = None if flame is None else WholeFile(flame, "the flame plot")
+        if flame is not None:
+            try:
+                import pyinstrument  # noqa: F401
+            except ImportError as error:
+                raise MoshiError(
+                    "--flame needs pyinstrument: pip install 'moshi-local[profile]'"
+                ) from error
+
+    def look(self, step: Callable[[], Timing], frames: int) -> None:
+        """Runs `frames` frames for each of the two files, and writes them."""
+        if self._trace is not None:
+            for index in range(frames):
+                began = time.perf_counter()
+                timing = step()
+                took = time.perf_counter() - began
+                self._trace.keep(FrameTimes(index, "", took, timing))
+            self._trace.close()
+        if self._flame is not None:
+            self._flame.write(_flame(step, frames))
+
+
+def _flame(step: Callable[[], Timing], frames: int) -> str:
+    """The page; it needs no network."""
+    from pyinstrument import Profiler
+    from pyinstrument.renderers import HTMLRenderer
+
+    profiler = Profiler(interval=FLAME_INTERVAL, async_mode="disabled")
+    with profiler:
+        for _ in range(frames):
+            step()
+    return profiler.output(HTMLRenderer())

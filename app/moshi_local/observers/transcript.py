@@ -1,0 +1,128 @@
+"""What was said as files: words and events as JSON, phrases as WebVTT subtitles.
+
+Knows words and times, and nothing of sound. Both files are valid at every moment.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+
+from moshi_mlx.files import replace_file
+
+__all__ = ["Subtitles", "TranscriptFile", "vtt_time"]
+
+PHRASE_PAUSE = 1.0
+"""Seconds without a word after which a new phrase begins."""
+LONGEST_PHRASE = 6.0
+"""Seconds after which a phrase is cut in two."""
+PATIENCE = 2.0
+"""Seconds after which a phrase is written even if no other word came."""
+
+
+class TranscriptFile:
+    """Words and events, kept in memory as the JSON that they become.
+
+    So a save costs the loop's thread nothing but the copying of bytes: Python's encoder would
+    hold the interpreter for a tenth of a second when hours have been said.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._words = bytearray()
+        self._events = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes, about."""
+        return len(self._words) + len(self._events)
+
+    def add_word(self, speaker: str, text: str, start: float, end: float) -> None:
+        """A word from `start` to `end` (seconds of the recording)."""
+        word = {"start": round(start, 3), "end": round(end, 3), "speaker": speaker, "text": text}
+        _append(self._words, word)
+
+    def add_event(self, event: Mapping[str, object]) -> None:
+        """Anything else; its "time" is in seconds of the recording."""
+        _append(self._events, event)
+
+    def save(self, facts: Mapping[str, object]) -> None:
+        """Replace the file: `facts`, then "words" and "events". Raises OSError."""
+        head = json.dumps(facts, ensure_ascii=False, indent=1)[:-2].encode()
+        pieces = [head, b',\n "words": [', self._words, b'\n ],\n "events": [', self._events]
+        replace_file(self._path, [*map(bytes, pieces), b"\n ]\n}\n"])
+
+
+def _append(lines: bytearray, value: Mapping[str, object]) -> None:
+    lines += b",\n  " if lines else b"\n  "
+    lines += json.dumps(value, ensure_ascii=False).encode()
+
+
+class Subtitles:
+    """A new WebVTT file to which each phrase is appended when it has ended.
+
+    `path` must not exist (FileExistsError). Methods may raise OSError.
+    """
+
+    def __init__(self, path: Path, speaker: str, note: str) -> None:
+        flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
+        self._descriptor = os.open(path, flags, 0o600)
+        self._speaker = speaker
+        self._words: list[str] = []
+        self._start = self._end = 0.0
+        # A note ends at an empty line and must not have an arrow.
+        note = " ".join(note.split()).replace("-->", "→")
+        self._write(f"WEBVTT\n\nNOTE {note}\n")
+
+    def add_word(self, text: str, start: float, end: float) -> None:
+        """The next word, from `start` to `end` (seconds of the recording)."""
+        if self._words and (
+            start - self._end >= PHRASE_PAUSE or end - self._start > LONGEST_PHRASE
+        ):
+            self.end_phrase()
+        if not self._words:
+            self._start = start
+        self._words.append(text)
+        self._end = max(end, self._start + 0.001)
+
+    def wait(self, now: float) -> None:
+        """It is `now` (seconds of the recording): a phrase may have ended in silence."""
+        if self._words and now - self._end >= PATIENCE:
+            self.end_phrase()
+
+    def end_phrase(self) -> None:
+        """Write the phrase that is open, if any."""
+        if self._words:
+            text = escape(" ".join(" ".join(self._words).split()), quote=False)
+            times = f"{vtt_time(self._start)} --> {vtt_time(self._end)}"
+            self._write(f"\n{times}\n<v {self._speaker}>{text}</v>\n")
+            self._words.clear()
+
+    def close(self) -> None:
+        """Write what is open; may be called again."""
+        if self._descriptor >= 0:
+            try:
+                self.end_phrase()
+            finally:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def _write(self, text: str) -> None:
+        """At once or, where the disk is full, not at all."""
+        data = text.encode()
+        size = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, data) != len(data):
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def vtt_time(seconds: float) -> str:
+    """As 01:02:03.004."""
+    whole, milliseconds = divmod(round(1000 * max(seconds, 0.0)), 1000)
+    minutes, second = divmod(whole, 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours:02}:{minute:02}:{second:02}.{milliseconds:03}"

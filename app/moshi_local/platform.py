@@ -1,0 +1,486 @@
+"""The one place that knows the platform: macOS first, Linux for development.
+
+Says what machine this is, and asks the system to treat a conversation as urgent: no App Nap, the
+fast cores, weights that stay in memory. Knows nothing of models and sound streams.
+
+What talks to macOS goes through ctypes, without further packages. It was written from Apple's
+headers and has never run on a Mac: there was none. What could be tried without one is the calls'
+arguments, against stand-ins for the libraries (`tests/moshi_local/test_platform.py`). So every
+failure becomes a note of what was not possible, and the program goes on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import re
+import resource
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+__all__ = [
+    "Machine",
+    "default_devices",
+    "headphones",
+    "keep_awake_and_fast",
+    "machine",
+    "memory_available",
+    "microphone_advice",
+    "peak_memory",
+    "prefer_this_thread",
+    "wire_memory",
+]
+
+MACOS = platform.system() == "Darwin"
+
+# Where macOS has them; since macOS 11 some are files only for the loader.
+_OBJC = "/usr/lib/libobjc.A.dylib"
+_SYSTEM = "/usr/lib/libSystem.B.dylib"
+_FOUNDATION = "/System/Library/Frameworks/Foundation.framework/Foundation"
+_CORE_AUDIO = "/System/Library/Frameworks/CoreAudio.framework/CoreAudio"
+
+# Foundation/NSProcessInfo.h, NSActivityOptions (64 bits).
+_USER_INITIATED = 0x00FF_FFFF | 1 << 20  # with NSActivityIdleSystemSleepDisabled
+_LATENCY_CRITICAL = 0xFF_0000_0000
+# sys/qos.h
+_QOS_USER_INTERACTIVE = 0x21
+# CoreAudio/AudioHardware.h and AudioHardwareBase.h
+_SYSTEM_OBJECT = 1
+_GLOBAL_SCOPE = int.from_bytes(b"glob")
+_DEFAULT_INPUT = int.from_bytes(b"dIn ")
+_DEFAULT_OUTPUT = int.from_bytes(b"dOut")
+_RUN_LOOP = int.from_bytes(b"rnlp")
+
+_SYSCTL = "/usr/sbin/sysctl"
+_SYSCTL_NAMES = (
+    "hw.memsize",
+    "hw.physicalcpu",
+    "hw.perflevel0.physicalcpu",  # performance cores, on Apple Silicon
+    "hw.perflevel1.physicalcpu",  # efficiency cores
+    "machdep.cpu.brand_string",
+)
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+# ------------------------------------------------------------------------------ the machine
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What the program runs on. Memory in bytes; 0 where the system does not say.
+
+    chip: "Apple M2 Pro", or the processor's name.
+    cores: physical ones on macOS, those the program may use on Linux.
+    performance_cores: of these, the fast ones; None where there is one kind.
+    memory_total: what there is, or what the container may use.
+    memory_available: what could be had now without swapping.
+    gpu_memory: what the GPU may use at most; None where MLX computes on the CPU.
+    backend: "gpu" or "cpu", where MLX computes; `device` is that one's name.
+    """
+
+    chip: str
+    cores: int
+    performance_cores: int | None
+    memory_total: int
+    memory_available: int
+    gpu_memory: int | None
+    os: str
+    python: str
+    mlx: str
+    backend: str
+    device: str
+
+    @property
+    def usable_memory(self) -> int:
+        """What a model may take at most (bytes)."""
+        return min(self.memory_total, self.gpu_memory or self.memory_total)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def machine() -> Machine:
+    """This machine, as it is now; takes some milliseconds."""
+    chip, cores, fast, total = _mac_hardware() if MACOS else _linux_hardware()
+    gpu = mx.default_device() == mx.Device(mx.gpu)
+    info = _device_info()
+    gpu_memory = info.get("max_recommended_working_set_size") or info.get("total_memory")
+    system = f"macOS {platform.mac_ver()[0]}" if MACOS else _linux_name()
+    return Machine(
+        chip=chip,
+        cores=cores,
+        performance_cores=fast,
+        memory_total=total,
+        memory_available=memory_available(),
+        gpu_memory=int(gpu_memory) if gpu and gpu_memory else None,
+        os=system,
+        python=platform.python_version(),
+        mlx=importlib.metadata.version("mlx"),
+        backend="gpu" if gpu else "cpu",
+        device=str(info.get("device_name", chip)),
+    )
+
+
+def memory_available() -> int:
+    """Bytes that could be had now without swapping; 0 where the system does not say.
+
+    On macOS free, speculative and inactive pages, as psutil counts them; on Linux MemAvailable, or
+    what the container has left if that is less.
+    """
+    if MACOS:
+        return available_from_vm_stat(_output("/usr/bin/vm_stat"))
+    free = memory_from_meminfo(_text(Path("/proc/meminfo"))).get("MemAvailable", 0)
+    limit = _container_limit()
+    if limit is None:
+        return free
+    # Files that are merely cached count as used, but make room.
+    cached = re.search(r"^inactive_file (\d+)", _text(_CGROUP / "memory.stat"), re.MULTILINE)
+    used = _number(_text(_CGROUP / "memory.current")) - (int(cached[1]) if cached else 0)
+    return max(0, min(free, limit - max(0, used)))
+
+
+def peak_memory() -> int:
+    """The most memory that this process has had at once (bytes)."""
+    unit = 1 if MACOS else 1024  # of ru_maxrss
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def values_from_sysctl(text: str) -> dict[str, str]:
+    """The lines `name: value` of sysctl; names that a Mac does not have are missing."""
+    pairs = (line.partition(": ") for line in text.splitlines())
+    return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def available_from_vm_stat(text: str) -> int:
+    """Free, speculative and inactive pages of `vm_stat`, in bytes; 0 if it says nothing."""
+    size = re.search(r"page size of (\d+) bytes", text)
+    if size is None:
+        return 0
+    kinds = r"^Pages (?:free|speculative|inactive):\s+(\d+)\."
+    return int(size[1]) * sum(int(n) for n in re.findall(kinds, text, re.MULTILINE))
+
+
+def memory_from_meminfo(text: str) -> dict[str, int]:
+    """The lines of /proc/meminfo that are in kB, in bytes."""
+    return {
+        name: 1024 * int(kilobytes)
+        for name, kilobytes in re.findall(r"^(\S+):\s+(\d+) kB$", text, re.MULTILINE)
+    }
+
+
+def chip_from_cpuinfo(text: str) -> str:
+    """The processor's name in /proc/cpuinfo, or "" (most ARM kernels say none)."""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else ""
+
+
+def _mac_hardware() -> tuple[str, int, int | None, int]:
+    """Chip, cores, performance cores, memory."""
+    values = values_from_sysctl(_output(_SYSCTL, *_SYSCTL_NAMES))
+    fast = _number(values.get("hw.perflevel0.physicalcpu", ""))
+    slow = _number(values.get("hw.perflevel1.physicalcpu", ""))
+    return (
+        values.get("machdep.cpu.brand_string") or platform.machine(),
+        _number(values.get("hw.physicalcpu", "")) or os.cpu_count() or 1,
+        fast if fast and slow else None,
+        _number(values.get("hw.memsize", "")),
+    )
+
+
+def _linux_hardware() -> tuple[str, int, int | None, int]:
+    """Chip, cores, None, memory."""
+    total = memory_from_meminfo(_text(Path("/proc/meminfo"))).get("MemTotal", 0)
+    limit = _container_limit()
+    with suppress(AttributeError, OSError):
+        cores = len(os.sched_getaffinity(0))
+        return _linux_chip(), cores, None, total if limit is None else min(total, limit)
+    return _linux_chip(), os.cpu_count() or 1, None, total
+
+
+def _linux_chip() -> str:
+    return chip_from_cpuinfo(_text(Path("/proc/cpuinfo"))) or platform.machine()
+
+
+def _linux_name() -> str:
+    with suppress(OSError):
+        name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
+        return f"{name}, {platform.system()} {platform.release()}"
+    return f"{platform.system()} {platform.release()}"
+
+
+def _container_limit() -> int | None:
+    """Bytes that a Linux container may use; None without a limit (or with the old cgroups)."""
+    return _number(_text(_CGROUP / "memory.max")) or None
+
+
+def _device_info() -> Mapping[str, Any]:
+    """What MLX says of its device."""
+    with suppress(Exception):  # a backend that cannot say must not end the program
+        return mx.device_info()
+    return {}
+
+
+def _output(*command: str) -> str:
+    """What a program of the system prints; "" if it cannot be run. Some lines may be missing."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(text: str) -> int:
+    """A whole number, or 0."""
+    return int(text) if text.strip().isdecimal() else 0
+
+
+# ------------------------------------------------------------------------ fast and awake
+
+
+@contextmanager
+def keep_awake_and_fast(reason: str = "a voice conversation") -> Iterator[list[str]]:
+    """While it lasts, macOS neither slows the program down in the background nor goes to sleep.
+
+    An activity of NSProcessInfo that is user-initiated and latency-critical: no App Nap, exact
+    timers. Gives notes of what was not possible, to be shown or not. On Linux it does nothing.
+    """
+    notes: list[str] = []
+    end: Callable[[], None] | None = None
+    if MACOS:
+        try:
+            end = _begin_activity(reason)
+        except Exception as error:  # whatever ctypes and the system come up with
+            notes.append(f"macOS may slow this program down in the background ({error})")
+    try:
+        yield notes
+    finally:
+        if end is not None:
+            with suppress(Exception):
+                end()
+
+
+def prefer_this_thread() -> str | None:
+    """Asks macOS for the fast cores for the calling thread; returns a note if that failed.
+
+    Quality of service "user interactive", the highest that a thread may take for itself. Linux
+    has no equivalent without privileges.
+    """
+    if not MACOS:
+        return None
+    try:
+        set_class = _function(
+            _library(_SYSTEM),
+            "pthread_set_qos_class_self_np",
+            ctypes.c_int,
+            ctypes.c_uint,
+            ctypes.c_int,
+        )
+        status = set_class(_QOS_USER_INTERACTIVE, 0)
+    except Exception as error:
+        return f"macOS may put the model on slow cores ({error})"
+    return f"macOS may put the model on slow cores (error {status})" if status else None
+
+
+def wire_memory() -> str | None:
+    """Keeps the model's memory resident where MLX uses Metal; returns a note if that failed.
+
+    The limit is the working set that the device recommends, as mlx-lm does it. It has an effect
+    from macOS 15 on. Without Metal it does nothing.
+    """
+    try:
+        if mx.metal.is_available():
+            mx.set_wired_limit(int(_device_info()["max_recommended_working_set_size"]))
+    except Exception as error:
+        return f"the model's memory may be swapped out ({error or type(error).__name__})"
+    return None
+
+
+def _begin_activity(reason: str) -> Callable[[], None]:
+    """Begins an activity of NSProcessInfo; returns what ends it. Raises OSError, AttributeError."""
+    _library(_FOUNDATION)  # registers its classes
+    objc = _library(_OBJC)
+    pointer = ctypes.c_void_p
+    get_class = _function(objc, "objc_getClass", pointer, ctypes.c_char_p)
+    get_selector = _function(objc, "sel_registerName", pointer, ctypes.c_char_p)
+    push = _function(objc, "objc_autoreleasePoolPush", pointer)
+    pop = _function(objc, "objc_autoreleasePoolPop", None, pointer)
+
+    def send(receiver: int, selector: str, result: Any, *arguments: tuple[Any, Any]) -> Any:
+        # One prototype a message: on arm64 a call by a wrong one puts arguments elsewhere.
+        types = [kind for kind, _ in arguments]
+        call = _function(objc, "objc_msgSend", result, pointer, pointer, *types)
+        return call(receiver, get_selector(selector.encode()), *(value for _, value in arguments))
+
+    def must(found: int | None, what: str) -> int:
+        if not found:
+            raise OSError(f"{what} is not there")
+        return found
+
+    pool = push()  # a thread of Python has none
+    try:
+        strings = must(get_class(b"NSString"), "NSString")
+        processes = must(get_class(b"NSProcessInfo"), "NSProcessInfo")
+        process = must(send(processes, "processInfo", pointer), "the process")
+        text = must(
+            send(strings, "stringWithUTF8String:", pointer, (ctypes.c_char_p, reason.encode())),
+            "the reason",
+        )
+        options = ctypes.c_uint64, _USER_INITIATED | _LATENCY_CRITICAL
+        activity = must(
+            send(process, "beginActivityWithOptions:reason:", pointer, options, (pointer, text)),
+            "the activity",
+        )
+        send(activity, "retain", pointer)  # else it ends with the pool
+    finally:
+        pop(pool)
+
+    def end() -> None:
+        pool = push()
+        try:
+            send(process, "endActivity:", None, (pointer, activity))
+            send(activity, "release", None)
+        finally:
+            pop(pool)
+
+    return end
+
+
+def _library(path: str) -> Any:
+    """A library of the system; raises OSError. Tests put stand-ins here."""
+    return ctypes.CDLL(path)
+
+
+def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
+    """A function of its own with these types, not the one that the library shares."""
+    function = library[name]
+    function.restype = result
+    function.argtypes = arguments
+    return function
+
+
+# ------------------------------------------------------------------------------ sound
+
+
+class _Address(ctypes.Structure):
+    """AudioObjectPropertyAddress; element 0 is the main one."""
+
+    _fields_ = (
+        ("selector", ctypes.c_uint32),
+        ("scope", ctypes.c_uint32),
+        ("element", ctypes.c_uint32),
+    )
+
+
+def default_devices() -> tuple[int, int] | None:
+    """CoreAudio's numbers of the default input and output; None elsewhere, or if it fails.
+
+    They are not PortAudio's numbers: only that they change says something, namely that the user
+    has plugged something in or chosen another device. May be asked at any time, streams or not;
+    0 is none.
+    """
+    if not MACOS:
+        return None
+    try:
+        read = _core_audio()
+        return read(_DEFAULT_INPUT), read(_DEFAULT_OUTPUT)
+    except Exception:  # whatever ctypes and the system come up with
+        return None
+
+
+@cache
+def _core_audio() -> Callable[[int], int]:
+    """A function that reads a 32-bit property of the audio system. Raises OSError and others."""
+    library = _library(_CORE_AUDIO)
+    get = _function(
+        library,
+        "AudioObjectGetPropertyData",
+        ctypes.c_int32,
+        ctypes.c_uint32,
+        ctypes.POINTER(_Address),
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_uint32),
+        ctypes.c_void_p,
+    )
+    put = _function(
+        library,
+        "AudioObjectSetPropertyData",
+        ctypes.c_int32,
+        ctypes.c_uint32,
+        ctypes.POINTER(_Address),
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+        ctypes.c_uint32,
+        ctypes.c_void_p,
+    )
+    # A program without a run loop hears of no change unless CoreAudio may use a thread of its own;
+    # jackd asks for the same. If it refuses, the first answer still holds.
+    address = _Address(_RUN_LOOP, _GLOBAL_SCOPE, 0)
+    no_loop = ctypes.c_void_p(None)
+    put(
+        _SYSTEM_OBJECT,
+        ctypes.byref(address),
+        0,
+        None,
+        ctypes.sizeof(no_loop),
+        ctypes.byref(no_loop),
+    )
+
+    def read(selector: int) -> int:
+        address = _Address(selector, _GLOBAL_SCOPE, 0)
+        value = ctypes.c_uint32(0)
+        size = ctypes.c_uint32(ctypes.sizeof(value))
+        status = get(
+            _SYSTEM_OBJECT,
+            ctypes.byref(address),
+            0,
+            None,
+            ctypes.byref(size),
+            ctypes.byref(value),
+        )
+        if status:
+            raise OSError(f"CoreAudio says {status}")
+        return value.value
+
+    return read
+
+
+def microphone_advice() -> str:
+    """What to do when the microphone gives nothing but silence."""
+    if MACOS:
+        return (
+            "allow the terminal program to use the microphone: System Settings, Privacy & "
+            "Security, Microphone; then quit that program and open it again"
+        )
+    return "is it muted, or is another one the default? `pactl list sources short` lists them"
+
+
+_HEADPHONES = re.compile(
+    r"head(phone|set)|ear(phone|bud|pod)|air ?pods|\bbuds|in-ear|kopfhörer|écouteurs",
+    re.IGNORECASE,
+)
+
+
+def headphones(name: str) -> bool:
+    """Whether an output device's name says that only the user hears it, so that no echo returns.
+
+    A guess by the name; "External Headphones" is what macOS calls the headphone socket.
+    """
+    return bool(_HEADPHONES.search(name))

@@ -1,0 +1,159 @@
+"""Plain lines in the terminal: the words as they come, what went wrong, and the end's figures.
+
+Knows nothing of sound. A phrase begins on a new line with its time after PHRASE_PAUSE seconds
+without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from moshi_mlx import Word, WordSpoken
+
+from ..events import (
+    DeviceLost,
+    Event,
+    GreetingHeld,
+    Lag,
+    LoopBroken,
+    MicrophoneClosed,
+    MicrophoneDead,
+    Notice,
+    Opened,
+    Paused,
+    RecordingStopped,
+    ResetDone,
+    Resumed,
+)
+from ..loop import LoopReport
+
+__all__ = [
+    "PHRASE_PAUSE",
+    "Transcript",
+    "clock",
+    "describe",
+    "print_report",
+    "print_words",
+    "printable",
+]
+
+PHRASE_PAUSE = 1.0
+"""Seconds without a word after which the next one begins a new line."""
+
+
+class Transcript:
+    """A listener that prints each word as soon as it is spoken."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._last_end = 0.0
+        self._in_line = False
+
+    def __call__(self, event: Event) -> None:
+        """Print what `event` says, if it is for the reader."""
+        if isinstance(event, WordSpoken):
+            self._word(event.word)
+        elif (text := describe(event)) is not None:
+            self._line(f"{clock(event.time)}  {text}")
+        if isinstance(event, ResetDone):
+            self._last_end = 0.0
+
+    def _word(self, word: Word) -> None:
+        """Append `word` to the phrase, or begin a new one."""
+        if self._in_line and word.start - self._last_end < PHRASE_PAUSE:
+            self._print(" " + word.text)
+        else:
+            self.end_line()
+            self._print(f"{clock(word.start)}  {word.text}")
+        self._in_line, self._last_end = True, word.end
+
+    def end_line(self) -> None:
+        """End the line that a phrase has begun."""
+        if self._in_line:
+            self._print("\n")
+        self._in_line = False
+
+    def _line(self, text: str) -> None:
+        self.end_line()
+        self._print(text + "\n")
+
+    def _print(self, text: str) -> None:
+        clean = "\n".join(printable(line) for line in text.split("\n"))
+        self._console.print(clean, end="", markup=False, highlight=False, soft_wrap=True)
+        self._console.file.flush()
+
+
+def describe(event: Event) -> str | None:
+    """`event` on one line for the reader, or None if it is nothing to read about."""
+    match event:
+        case Notice(_, text):
+            return text
+        case Opened(_, input, output, echo_cancelled=cancelled):
+            echo = ", echo cancelled" if cancelled else ""
+            return f'listening: input "{input}", output "{output}"{echo}'
+        case DeviceLost(_, reason):
+            return f"no sound: {reason}; opening it again"
+        case MicrophoneDead(_, advice):
+            return f"the microphone gives nothing but silence: {advice}"
+        case Lag(_, heard, spoken):
+            return (
+                f"late: {1000 * heard:.0f} ms of input and {1000 * spoken:.0f} ms of output dropped"
+            )
+        case Resumed(_, slept):
+            return f"back after {slept:.0f} s of sleep"
+        case MicrophoneClosed(_, closed):
+            return "microphone closed" if closed else "microphone open"
+        case Paused(_, paused):
+            return "the model rests" if paused else "the model goes on"
+        case ResetDone():
+            return "the conversation begins anew"
+        case GreetingHeld(_, held):
+            return "Moshi waits for you to begin" if held else None
+        case LoopBroken(_, phrase, times):
+            return f'"{phrase}" {times} times in a row: Moshi was made to pause'
+        case RecordingStopped(_, reason):
+            return f"recording stopped: {reason}"
+    return None
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal; a model may say any byte."""
+    return text if text.isprintable() else "".join(c for c in text if c.isprintable())
+
+
+def clock(seconds: float) -> str:
+    """Minutes and seconds, as 0:07.4."""
+    tenths = round(10 * seconds)
+    return f"{tenths // 600}:{tenths % 600 / 10:04.1f}"
+
+
+def print_words(console: Console, words: Sequence[Word]) -> None:
+    """A line a word: start, end (seconds), text."""
+    for word in words:
+        console.print(
+            f"{word.start:8.2f} {word.end:8.2f}  {word.text}",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+
+
+def print_report(console: Console, report: LoopReport, budget: float) -> None:
+    """The figures of a run; `budget` is the time a frame may take (seconds)."""
+    frame = report.times.summary()["frame"]
+    lines = [
+        f"{report.frames} frames, {report.seconds:.1f} s of sound, "
+        f"{report.real_time_factor:.2f} s of work for each second",
+        f"frame p50 {frame['p50']:.1f}, p95 {frame['p95']:.1f}, p99 {frame['p99']:.1f}, "
+        f"max {frame['max']:.1f} ms of {1000 * budget:.0f} ms",
+    ]
+    if port := report.port:
+        lines.append(
+            f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
+            f"{port['restarts']} restarts, {port['input_dropped_seconds']:.2f} s of input and "
+            f"{port['output_dropped_seconds']:.2f} s of output dropped"
+        )
+    for line in lines:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,431 @@
+"""Renditions as Mimi tokens: nano's replies, the user's utterances and noises, cached on disk.
+
+    python -m recipes.nano.tokens --out build/nano
+
+Nano's replies become canonical blocks: encoded after silence, on the frame grid, so that what the
+language model has to say is always the same. The user's are encoded at random offsets, through
+rooms, microphones and noise. Everything follows from the seed, the codec's encoder and the lines;
+the cache lies in a folder named by a fingerprint of both, one file a shard, so a stopped run goes
+on.
+Making tokens needs `torch` and `moshi` (development only); reading them needs NumPy alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import string
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import script
+from .codec_data import FRAME_SIZE, canonical_rendition
+from .renditions import Line, evaluation_lines, training_lines
+from .speech import (
+    NOISE_KINDS,
+    SAMPLE_RATE,
+    Speech,
+    augment,
+    coloured,
+    decibels,
+    noise,
+    speak,
+    swayed,
+)
+
+FRAME_RATE = 12.5
+CODEBOOKS, CARD = 8, 512
+PAD, EPAD = 3, 0
+"""Text tokens: nothing is said now; a word starts with the next frame."""
+
+TEXT_CARD = 512
+_SHARD = 512  # lines per file
+_BATCH = 16  # recordings encoded at once
+_SETTLE = 6  # frames heard before a block begins
+_BEFORE = 3  # frames of a block before the speech
+_TAIL, _LONG_TAIL = 9, 30  # frames of a block after the speech
+_LONG_TAIL_SHARE = 0.2
+_SWAYED_SHARE, _COLOURED_SHARE = 0.5, 0.5  # of the lines in training
+_NOISE_FRAMES = 190
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What nano says: codes [8, frames], text tokens [frames]; speech ends with frame `end`."""
+
+    text: str
+    codes: np.ndarray
+    text_tokens: np.ndarray
+    end: int
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """What a user says: codes [8, frames]; speech from frame `onset` to `end`, both included.
+
+    `words` are (word, its last frame); `level` is the noise around it in dBFS.
+    """
+
+    kind: str
+    text: str
+    voice: str
+    codes: np.ndarray
+    onset: int
+    end: int
+    words: tuple[tuple[str, int], ...]
+    level: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """A stretch without speech from the beginning of a recording: codes [8, frames], dBFS."""
+
+    kind: str
+    level: float
+    codes: np.ndarray
+
+
+@dataclass
+class Bank:
+    """Everything dialogues are made of."""
+
+    silence: np.ndarray
+    """Codes [8] of long silence."""
+
+    replies: dict[str, Reply] = field(default_factory=dict)
+    utterances: dict[str, dict[str, list[Utterance]]] = field(default_factory=dict)
+    """By kind and text."""
+
+    noises: list[Noise] = field(default_factory=list)
+
+
+# ------------------------------------------------------------------------------------ text stream
+
+
+def train_tokenizer(out: Path) -> Path:
+    """A SentencePiece BPE model: every word of nano's replies is one piece, others are several.
+
+    One piece a word, because a word's frames are few. Ids as in the published tokenizer: 0 unknown
+    (end of padding), 1 BOS, 2 EOS, 3 padding.
+    """
+    import sentencepiece
+
+    prefix = out / "tokenizer"
+    words = sorted({word for reply in script.replies() for word in reply.split()})
+    letters = " ".join(string.ascii_letters + string.digits + ".,!?'-")
+    wordings = [w for intent in script.INTENTS for w in intent.train_wordings]
+    texts = [*wordings, *script.OUT_OF_SCRIPT_TRAIN, *script.replies()]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, *[t.capitalize() for t in texts], letters]),
+        user_defined_symbols=[f"\u2581{word}" for word in words],
+        model_prefix=str(prefix),
+        vocab_size=TEXT_CARD,
+        model_type="bpe",
+        unk_id=EPAD,
+        bos_id=1,
+        eos_id=2,
+        pad_id=PAD,
+        hard_vocab_limit=False,
+        character_coverage=1.0,
+        minloglevel=2,
+    )
+    return prefix.with_suffix(".model")
+
+
+def text_stream(
+    words: Sequence[tuple[str, int]], frames: int, encode: Callable[[str], list[int]]
+) -> np.ndarray:
+    """Words with their first frames → one token per frame [frames].
+
+    A word's pieces start in its first frame, or after those of the word before; EPAD stands in the
+    free frame before a word, PAD everywhere else.
+    """
+    stream = np.full(frames, PAD, np.int16)
+    free = 0
+    for word, start in words:
+        at = max(start, free)
+        if at > free or (at == free and at > 0 and stream[at - 1] == PAD):
+            stream[at - 1] = EPAD
+        pieces = encode(word)[: max(0, frames - at)]
+        stream[at : at + len(pieces)] = pieces
+        free = at + len(pieces)
+    return stream
+
+
+# --------------------------------------------------------------------------------------- encoding
+
+
+class Encoder:
+    """The codec's encoder in PyTorch; recordings side by side."""
+
+    def __init__(self, out: Path) -> None:
+        import torch
+
+        from . import codec
+
+        codec.use_plain_convolutions()
+        self._torch, self._codec = torch, codec
+        self._model = codec.load_joint(out)
+        digest = hashlib.sha1()
+        for name, value in sorted(self._model.state_dict().items()):
+            if name.startswith(("encoder", "downsample", "quantizer")):
+                digest.update(value.numpy().tobytes())
+        self.fingerprint = digest.hexdigest()[:10]
+
+    def encode(self, recordings: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Recordings [whole frames] float32 → codes [8, frames] int16 each."""
+        torch = self._torch
+        codes: list[np.ndarray] = [np.empty(0)] * len(recordings)
+        order = sorted(range(len(recordings)), key=lambda i: len(recordings[i]))
+        for start in range(0, len(order), _BATCH):
+            chosen = order[start : start + _BATCH]
+            pcm = np.zeros((len(chosen), 1, len(recordings[chosen[-1]])), np.float32)
+            for row, i in enumerate(chosen):
+                pcm[row, 0, : len(recordings[i])] = recordings[i]
+            with torch.no_grad():
+                latent = self._codec.to_latent(self._model, torch.from_numpy(pcm))
+                block = self._model.quantizer.encode(latent).to(torch.int16).numpy()
+            for row, i in enumerate(chosen):  # causal: what follows a recording doesn't matter
+                codes[i] = block[row, :, : len(recordings[i]) // FRAME_SIZE]
+        return codes
+
+
+def lines_fingerprint() -> str:
+    """Changes with anything that is said in training, by nano or by the user."""
+    said = repr((script.replies(), training_lines()))
+    return hashlib.sha1(said.encode()).hexdigest()[:10]
+
+
+def _frames(samples: float) -> int:
+    return int(samples // FRAME_SIZE)
+
+
+def _save(file: Path, codes: Sequence[np.ndarray], items: Sequence[dict[str, Any]]) -> None:
+    """Codes of many items, one after the other, and what is known of each as JSON."""
+    lengths = [c.shape[1] for c in codes]
+    partial = file.with_suffix(".partial.npz")
+    np.savez_compressed(
+        partial,
+        codes=np.concatenate(codes, 1),
+        lengths=np.array(lengths),
+        items=np.array(json.dumps(items)),
+    )
+    partial.replace(file)
+
+
+def _load(file: Path) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    with np.load(file) as stored:
+        codes, lengths = stored["codes"], stored["lengths"]
+        items = json.loads(str(stored["items"]))
+    ends = np.cumsum(lengths)
+    for item, length, end in zip(items, lengths, ends, strict=True):
+        yield codes[:, end - length : end], item
+
+
+def make_replies(encoder: Encoder, out: Path, folder: Path) -> None:
+    """Nano's replies, and the codes of silence as the last item."""
+    from moshi_mlx.text import TextTokenizer
+
+    tokenizer = TextTokenizer(train_tokenizer(folder))
+    lead, tail = 30, 8
+    recordings, items = [], []
+    for reply in script.replies():
+        speech = speak(canonical_rendition(reply), out / "speech")
+        frames = -(-len(speech.pcm) // FRAME_SIZE) + tail
+        room = frames * FRAME_SIZE - len(speech.pcm)
+        recordings.append(np.pad(speech.pcm, (lead * FRAME_SIZE, room)))
+        starts = [(w.label, _frames(w.start * SAMPLE_RATE)) for w in speech.words]
+        stream = text_stream(starts, frames, tokenizer.encode)
+        end = _frames(speech.speech_end * SAMPLE_RATE)
+        items.append({"text": reply, "text_tokens": stream.tolist(), "end": end})
+    recordings.append(np.zeros(100 * FRAME_SIZE, np.float32))
+    items.append({"text": "", "text_tokens": [], "end": 0})
+    *blocks, silence = encoder.encode(recordings)
+    _save(folder / "replies.npz", [*(b[:, lead:] for b in blocks), silence[:, -1:]], items)
+
+
+def make_noises(encoder: Encoder, folder: Path, seed: int) -> None:
+    """Silence, four kinds of noise at many levels, and sounds that are no speech."""
+    rng = np.random.default_rng([seed, 1])
+    length = _NOISE_FRAMES * FRAME_SIZE
+    recordings: list[np.ndarray] = [np.zeros(length, np.float32)]
+    items: list[dict[str, Any]] = [{"kind": "silence", "level": -120.0}]
+    for level in range(-88, -29, 6):
+        for kind in NOISE_KINDS:
+            loudness = level + float(rng.uniform(-3, 3))
+            recordings.append(decibels(loudness) * noise(kind, length, rng))
+            items.append({"kind": kind, "level": loudness})
+    for _ in range(24):
+        loudness = float(rng.uniform(-85, -50))
+        floor = decibels(loudness) * noise(str(rng.choice(NOISE_KINDS)), length, rng)
+        recordings.append(floor + sounds(length, rng))
+        items.append({"kind": "sounds", "level": loudness})
+    clipped = [np.clip(r, -0.99, 0.99).astype(np.float32) for r in recordings]
+    _save(folder / "noises.npz", encoder.encode(clipped), items)
+
+
+def sounds(length: int, rng: np.random.Generator) -> np.ndarray:
+    """Clicks, knocks, tones and puffs [length], one every second or two; peaks -40..-10 dBFS."""
+    out = np.zeros(length, np.float32)
+    at = int(rng.uniform(0.2, 2) * SAMPLE_RATE)
+    while at < length:
+        kind = rng.choice(["click", "knock", "tone", "puff"])
+        seconds = {"click": 0.01, "knock": 0.08, "tone": rng.uniform(0.1, 0.6), "puff": 0.4}[kind]
+        samples = int(seconds * SAMPLE_RATE)
+        time = np.arange(samples) / SAMPLE_RATE
+        if kind == "tone":
+            shape = np.sin(2 * np.pi * rng.uniform(200, 3000) * time) * np.hanning(samples)
+        elif kind == "knock":
+            ring = np.sin(2 * np.pi * rng.uniform(80, 400) * time)
+            shape = ring * np.exp(-time * rng.uniform(40, 120))
+        else:
+            colour = "white" if kind == "click" else "pink"
+            shape = 0.3 * noise(colour, samples, rng) * np.hanning(samples)
+        shape = decibels(rng.uniform(-40, -10)) * shape[: length - at]
+        out[at : at + len(shape)] += shape
+        at += samples + int(rng.uniform(0.3, 2.5) * SAMPLE_RATE)
+    return out
+
+
+def _placed(
+    line: Line, speech: Speech, tail: int, rng: np.random.Generator
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """A line with silence around it, disturbed as `augment` does, and what is known of its codes.
+
+    The first `_SETTLE` frames are to be cut off the codes.
+    """
+    offset = int(rng.integers(FRAME_SIZE))
+    lead = (_SETTLE + _BEFORE) * FRAME_SIZE + offset
+    end = _frames(offset + speech.speech_end * SAMPLE_RATE)
+    length = (_SETTLE + _BEFORE + end + 1 + tail) * FRAME_SIZE
+    pcm = np.pad(speech.pcm, (lead, max(0, length - lead - len(speech.pcm))))[:length]
+    heard = augment(pcm, rng)
+    level = 10 * float(np.log10(np.mean(heard[: lead - FRAME_SIZE] ** 2) + 1e-12))
+    words = [(w.label, _BEFORE + _frames(offset + w.end * SAMPLE_RATE)) for w in speech.words]
+    return heard, {
+        "kind": line.kind,
+        "text": line.rendition.text,
+        "voice": line.rendition.voice,
+        "onset": _BEFORE + _frames(offset + speech.words[0].start * SAMPLE_RATE),
+        "end": _BEFORE + end,
+        "words": words,
+        "level": level,
+    }
+
+
+def _make_lines(
+    encoder: Encoder,
+    out: Path,
+    file: Path,
+    lines: Sequence[Line],
+    rng: np.random.Generator,
+    strange: bool = False,
+) -> None:
+    """Encodes lines into `file`; if `strange`, some voices become such as no engine has."""
+    recordings, items = [], []
+    for line in lines:
+        tail = _LONG_TAIL if rng.uniform() < _LONG_TAIL_SHARE else _TAIL
+        speech = speak(line.rendition, out / "speech")
+        if rng.uniform() < _SWAYED_SHARE and strange:
+            speech = swayed(speech, rng)
+        if rng.uniform() < _COLOURED_SHARE and strange:
+            speech = replace(speech, pcm=coloured(speech.pcm, rng))
+        recording, item = _placed(line, speech, tail, rng)
+        recordings.append(recording)
+        items.append(item)
+    codes = [c[:, _SETTLE:] for c in encoder.encode(recordings)]
+    _save(file, codes, items)
+    print(f"{file.name}: {sum(c.shape[1] for c in codes) / FRAME_RATE / 60:.1f} min", flush=True)
+
+
+def make_utterances(
+    encoder: Encoder, out: Path, folder: Path, encodings: int, seed: int, limit: int | None = None
+) -> None:
+    """Every training line, `encodings` times, each time placed and disturbed in another way."""
+    lines = training_lines()
+    order = np.random.default_rng([seed, 2]).permutation(len(lines))
+    shards = [order[i : i + _SHARD] for i in range(0, len(lines), _SHARD)]
+    jobs = [(encoding, shard) for encoding in range(encodings) for shard in range(len(shards))]
+    for encoding, shard in jobs[:limit]:
+        file = folder / f"user-{encoding}-{shard:03}.npz"
+        if not file.exists():
+            rng = np.random.default_rng([seed, 3, encoding, shard])
+            _make_lines(encoder, out, file, [lines[i] for i in shards[shard]], rng, True)
+
+
+def make_checks(encoder: Encoder, out: Path, folder: Path, seed: int) -> None:
+    """Utterances to look at while training: renditions, wordings and voices never trained on."""
+    known = [i.train_wordings[0] for i in script.INTENTS]
+    held_out = [w for i in script.INTENTS for w in i.held_out_wordings][::2]
+    groups = {
+        "rendition": evaluation_lines(known[::2], heard_voices=True),
+        "wording": evaluation_lines(held_out, heard_voices=True),
+        "voice": evaluation_lines(known[1::2], heard_voices=False),
+        "unknown": evaluation_lines(script.OUT_OF_SCRIPT_HELD_OUT[::2], heard_voices=True),
+    }
+    lines = [Line(group, line.rendition) for group, lines in groups.items() for line in lines]
+    rng = np.random.default_rng([seed, 4])
+    _make_lines(encoder, out, folder / "checks.npz", lines, rng)
+
+
+def token_folder(out: Path) -> Path:
+    """The newest folder of tokens under `out`; FileNotFoundError if there is none."""
+    folders = [f.parent for f in (out / "tokens").glob("*/replies.npz")]
+    if not folders:
+        raise FileNotFoundError(f"no tokens under {out / 'tokens'}; run the tokens step first")
+    return max(folders, key=lambda f: f.stat().st_mtime)
+
+
+def load_bank(folder: Path) -> Bank:
+    """All tokens of a folder; as many shards of utterances as there are."""
+    *replies, (silence, _) = list(_load(folder / "replies.npz"))
+    bank = Bank(silence[:, 0])
+    for codes, item in replies:
+        stream = np.array(item["text_tokens"], np.int16)
+        bank.replies[item["text"]] = Reply(item["text"], codes, stream, item["end"])
+    bank.noises = [Noise(codes=codes, **item) for codes, item in _load(folder / "noises.npz")]
+    for file in sorted(folder.glob("user-*.npz")):
+        for utterance in load_utterances(file):
+            of_kind = bank.utterances.setdefault(utterance.kind, {})
+            of_kind.setdefault(utterance.text, []).append(utterance)
+    return bank
+
+
+def load_utterances(file: Path) -> Iterator[Utterance]:
+    """The utterances of one file."""
+    for codes, item in _load(file):
+        words = tuple((w, f) for w, f in item.pop("words"))
+        yield Utterance(codes=codes, words=words, **item)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Turn renditions into Mimi tokens.")
+    parser.add_argument("--out", type=Path, default=Path("build/nano"))
+    parser.add_argument("--encodings", type=int, default=2, help="of every rendition")
+    parser.add_argument("--shards", type=int, help="stop after so many (to try things)")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(args.threads)
+    encoder = Encoder(args.out)
+    folder = args.out / "tokens" / f"{encoder.fingerprint}-{lines_fingerprint()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "noises.npz").exists():
+        make_noises(encoder, folder, args.seed)
+    if not (folder / "checks.npz").exists():
+        make_checks(encoder, args.out, folder, args.seed)
+    if not (folder / "replies.npz").exists():
+        make_replies(encoder, args.out, folder)
+    make_utterances(encoder, args.out, folder, args.encodings, args.seed, args.shards)
+    print(f"tokens in {folder}")
+
+
+if __name__ == "__main__":
+    main()

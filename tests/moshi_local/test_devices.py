@@ -1,0 +1,283 @@
+"""Devices and streams, with a PortAudio that needs no hardware."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from moshi_local.audio import devices
+from moshi_local.audio import portaudio as stream
+from moshi_local.audio.devices import (
+    DeviceInfo,
+    choose_devices,
+    find_device,
+    list_devices,
+    print_devices,
+)
+from moshi_local.audio.portaudio import PortAudioDevice
+from moshi_mlx import AudioDeviceError
+
+DEVICES = [
+    DeviceInfo(0, "MacBook Pro Microphone", 1, 0),
+    DeviceInfo(1, "MacBook Pro Speakers", 0, 2),
+    DeviceInfo(2, "USB Headset", 1, 2),
+    DeviceInfo(3, "USB Headset Pro", 1, 2),
+]
+
+
+class FakePortAudio:
+    """The part of sounddevice that we use: devices, and streams that only open if they may.
+
+    A device has a name, channels in and out, its own rate, and the (rate, channels) at which it
+    opens; None for any.
+    """
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self) -> None:
+        self.devices: list[tuple[str, int, int, int, set[tuple[int, int]] | None]] = [
+            ("Built-in Microphone", 1, 0, 48_000, None),
+            ("Built-in Output", 0, 2, 48_000, None),
+            ("Stereo Card", 2, 2, 44_100, None),
+            ("Interface", 8, 8, 48_000, None),
+        ]
+        self.defaults = {"input": 0, "output": 1}
+        self.refreshes = 0
+        self.opened: list[SimpleNamespace] = []
+
+    def query_devices(self, device: int | None = None, kind: str | None = None) -> Any:
+        if kind is not None:
+            if self.defaults[kind] < 0:
+                raise self.PortAudioError("Error querying device -1")
+            return {"index": self.defaults[kind]}
+        return [
+            {
+                "name": name,
+                "max_input_channels": inputs,
+                "max_output_channels": outputs,
+                "default_samplerate": float(rate),
+                "hostapi": 0,
+            }
+            for name, inputs, outputs, rate, _ in self.devices
+        ]
+
+    def query_hostapis(self) -> Any:
+        return [{"name": "Fake Audio"}]
+
+    def _initialize(self) -> None:
+        self.refreshes += 1
+
+    def _terminate(self) -> None:
+        pass
+
+    def _open(self, kind: str, device: Any, channels: Any, **options: Any) -> SimpleNamespace:
+        numbers = device if isinstance(device, tuple) else (device,)
+        counts = channels if isinstance(channels, tuple) else (channels,)
+        for number, count in zip(numbers, counts, strict=True):
+            allowed = self.devices[number][4]
+            if allowed is not None and (options["samplerate"], count) not in allowed:
+                raise self.PortAudioError("Invalid sample rate", -9997)
+        made: SimpleNamespace = SimpleNamespace(
+            kind=kind,
+            device=device,
+            channels=channels,
+            start=lambda: None,
+            abort=lambda ignore_errors: made.finished_callback(),
+            close=lambda ignore_errors: None,
+            **options,
+        )
+        self.opened.append(made)
+        return made
+
+    def Stream(self, **options: Any) -> SimpleNamespace:  # noqa: N802
+        return self._open("duplex", **options)
+
+    def InputStream(self, **options: Any) -> SimpleNamespace:  # noqa: N802
+        return self._open("input", **options)
+
+    def OutputStream(self, **options: Any) -> SimpleNamespace:  # noqa: N802
+        return self._open("output", **options)
+
+
+@pytest.fixture
+def portaudio(monkeypatch: pytest.MonkeyPatch) -> FakePortAudio:
+    fake = FakePortAudio()
+    monkeypatch.setattr(devices, "sounddevice", lambda: fake)
+    monkeypatch.setattr(stream, "sounddevice", lambda: fake)
+    return fake
+
+
+# ------------------------------------------------------------------------------------ finding
+
+
+@pytest.mark.parametrize(
+    ("spec", "kind", "index"),
+    [("0", "input", 0), (1, "output", 1), ("macbook", "input", 0), ("macbook", "output", 1),
+     ("usb headset", "input", 2), ("pro", "output", None), ("set pro", "output", 3)],
+)  # fmt: skip
+def test_devices_are_found_by_number_or_name(spec: str, kind: str, index: int | None) -> None:
+    if index is None:
+        with pytest.raises(AudioDeviceError, match="several"):
+            find_device(spec, kind, DEVICES)
+    else:
+        assert find_device(spec, kind, DEVICES).index == index
+
+
+@pytest.mark.parametrize("spec", ["1", "9", "speakers", "none such"])
+def test_a_wrong_device_is_named_with_those_there_are(spec: str) -> None:
+    with pytest.raises(AudioDeviceError, match=f'input "{spec}" matches no device.*2 "USB Hea'):
+        find_device(spec, "input", DEVICES)
+
+
+def test_devices_are_listed_with_rates_and_defaults(portaudio: FakePortAudio) -> None:
+    found = list_devices()
+    first = DeviceInfo(0, "Built-in Microphone", 1, 0, 48_000, "Fake Audio", default_input=True)
+    assert found[0] == first
+    assert [d.index for d in found if d.is_default("output")] == [1]
+    portaudio.defaults["input"] = -1
+    assert not any(d.is_default("input") for d in list_devices())
+
+
+def test_the_defaults_are_chosen_when_none_is_named(portaudio: FakePortAudio) -> None:
+    assert [d.index for d in choose_devices(None, None)] == [0, 1]
+    assert [d.index for d in choose_devices("stereo", "3")] == [2, 3]
+    portaudio.defaults["input"] = -1
+    assert choose_devices(None, None)[0].index == 0, "the first that can"
+
+
+def test_no_device_at_all_is_one_clear_error(portaudio: FakePortAudio) -> None:
+    portaudio.devices = portaudio.devices[1:2]
+    portaudio.defaults = {"input": -1, "output": 0}
+    with pytest.raises(AudioDeviceError, match="there is no input device"):
+        choose_devices(None, None)
+
+
+def test_devices_are_printed_as_they_are() -> None:
+    text = io.StringIO()
+    odd = DeviceInfo(0, "Card [bold] 1", 2, 0, 44_100, "ALSA", default_input=True)
+    print_devices(Console(file=text, width=100), [odd])
+    header, line = text.getvalue().splitlines()
+    assert header.split() == ["device", "in", "out", "rate", "through", "default"]
+    assert line.split() == ["0", "Card", "[bold]", "1", "2", "44100", "ALSA", "input"]
+
+
+# ------------------------------------------------------------------------------------ opening
+
+
+def test_one_device_is_one_stream_and_two_are_two(portaudio: FakePortAudio) -> None:
+    info = PortAudioDevice("stereo", "stereo").open()
+    assert [s.kind for s in portaudio.opened] == ["duplex"]
+    assert info.one_clock
+    info = PortAudioDevice().open()
+    assert sorted(s.kind for s in portaudio.opened[1:]) == ["input", "output"]
+    assert not info.one_clock
+    assert (info.input_name, info.output_name) == ("Built-in Microphone", "Built-in Output")
+    info = PortAudioDevice("stereo", "stereo", separate=True).open()
+    assert not info.one_clock
+
+
+def test_our_rate_and_one_channel_before_its_own(portaudio: FakePortAudio) -> None:
+    PortAudioDevice("stereo", "stereo").open()
+    first = portaudio.opened[0]
+    assert (first.samplerate, first.channels, first.blocksize) == (24_000, (1, 1), 480)
+    portaudio.devices[2] = ("Stereo Card", 2, 2, 44_100, {(44_100, 2)})
+    info = PortAudioDevice("stereo", "stereo").open()
+    second = portaudio.opened[1]
+    assert (second.samplerate, second.channels, second.blocksize) == (44_100, (2, 2), 882)
+    assert info.input_rate == info.output_rate == 44_100
+
+
+def test_two_devices_may_have_two_rates(portaudio: FakePortAudio) -> None:
+    portaudio.devices[0] = ("Built-in Microphone", 1, 0, 16_000, {(16_000, 1)})
+    portaudio.devices[1] = ("Built-in Output", 0, 2, 48_000, {(48_000, 2)})
+    info = PortAudioDevice().open()
+    assert (info.input_rate, info.output_rate) == (16_000, 48_000)
+
+
+def test_a_rate_can_be_forced(portaudio: FakePortAudio) -> None:
+    assert PortAudioDevice(rate=16_000).open().output_rate == 16_000
+    portaudio.devices[1] = ("Built-in Output", 0, 2, 48_000, {(48_000, 1)})
+    with pytest.raises(AudioDeviceError, match=r'"Built-in Output" at 16000 Hz: Invalid sample'):
+        PortAudioDevice(rate=16_000).open()
+
+
+def test_after_a_refresh_the_name_counts_not_the_number(portaudio: FakePortAudio) -> None:
+    device = PortAudioDevice("2", "2")
+    assert device.open().input_name == "Stereo Card"
+    device.stop()
+    portaudio.devices.insert(2, ("Newcomer", 2, 2, 48_000, None))
+    assert device.open().input_name == "Stereo Card"
+    assert portaudio.refreshes == 1
+    del portaudio.devices[3]
+    with pytest.raises(AudioDeviceError, match='"Stereo Card" matches no device'):
+        device.open()
+
+
+def test_a_stream_that_ends_by_itself_is_noticed_and_our_own_stop_is_not(
+    portaudio: FakePortAudio,
+) -> None:
+    device = PortAudioDevice("stereo", "stereo")
+    device.open()
+    device.stop()
+    assert not device.ended
+    device.open()
+    portaudio.opened[-1].finished_callback()
+    assert device.ended
+    device.open()
+    assert not device.ended
+
+
+CLOCK = SimpleNamespace(currentTime=10.0, inputBufferAdcTime=9.97, outputBufferDacTime=10.05)
+NO_CLOCK = SimpleNamespace(currentTime=0.0, inputBufferAdcTime=0.0, outputBufferDacTime=0.0)
+
+
+@pytest.mark.parametrize(("channels", "heard"), [(1, [1.0, 2.0]), (2, [6.0, 7.0]), (8, [1.0, 2.0])])
+def test_one_channel_is_heard_and_two_are_played(
+    portaudio: FakePortAudio, channels: int, heard: list[float]
+) -> None:
+    portaudio.devices[3] = ("Interface", channels, channels, 48_000, {(48_000, channels)})
+    device = PortAudioDevice("interface", "interface")
+    device.open()
+    got: list[Any] = []
+
+    def hear(pcm: Any, age: float, flags: Any) -> None:
+        got.append((pcm.tolist(), age, flags))
+
+    def play(pcm: Any, ahead: float, flags: Any) -> None:
+        pcm[:] = (0.5, 0.25)
+        got.append((ahead, flags))
+
+    device.start(play, hear)
+    data = np.array([[1.0 + 10 * c, 2.0 + 10 * c] for c in range(channels)], np.float32).T
+    out = np.full((2, channels), np.nan, np.float32)
+    portaudio.opened[-1].callback(data, out, 2, CLOCK, "late")
+    assert got == [
+        (pytest.approx(0.05), None),
+        (heard, pytest.approx(0.03), "late"),
+    ], "what is played comes first"
+    assert out[:, :2].T.tolist() == [[0.5, 0.25]] * min(channels, 2)
+    assert not out[:, 2:].any()
+    portaudio.opened[-1].callback(data, out, 2, NO_CLOCK, None)
+    assert got[2][0] == got[3][1] == stream.LATENCY_SECONDS, "PortAudio knows no times"
+
+
+def test_blocks_of_any_size_pass(portaudio: FakePortAudio) -> None:
+    portaudio.devices[2] = ("Stereo Card", 2, 2, 44_100, {(44_100, 2)})
+    device = PortAudioDevice("stereo", "stereo", block=0)
+    device.open()
+    lengths: list[int] = []
+    device.start(
+        lambda pcm, ahead, flags: lengths.append(len(pcm)),
+        lambda pcm, age, flags: lengths.append(len(pcm)),
+    )
+    assert portaudio.opened[-1].blocksize == 0
+    for n in (1, 511, 10_000):
+        block = np.zeros((n, 2), np.float32)
+        portaudio.opened[-1].callback(block, block.copy(), n, CLOCK, None)
+    assert lengths == [1, 1, 511, 511, 10_000, 10_000]

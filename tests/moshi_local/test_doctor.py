@@ -1,0 +1,471 @@
+"""Will it hold: what models need, the formula, the verdicts, and the report; without a network."""
+
+from __future__ import annotations
+
+import io
+import json
+import socket
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from rich.console import Console
+
+import moshi_mlx
+from moshi_local.machine import doctor as doctor_module
+from moshi_local.machine import prediction
+from moshi_local.machine.bench import time_steps
+from moshi_local.machine.doctor import (
+    AUTO,
+    Verdict,
+    cached_models,
+    check_before,
+    diagnose,
+    doctor,
+    late_warning,
+    time_session,
+)
+from moshi_local.machine.prediction import (
+    PRECISIONS,
+    Needs,
+    Shape,
+    Speed,
+    measure_speed,
+    needs_of_files,
+    predict,
+    published_shape,
+    shape_of,
+)
+from moshi_local.platform import Machine, machine
+from moshi_mlx import AudioDeviceError, HubError, MoshiError
+from moshi_mlx.config import read_config, read_json
+from moshi_mlx.hub import resolve
+
+SMALL = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi-mlx" / "config.json"
+# A Mac as it could be; its GPU may use two thirds.
+MAC = Machine(
+    chip="Apple M2",
+    cores=8,
+    performance_cores=4,
+    memory_total=16_000_000_000,
+    memory_available=9_000_000_000,
+    gpu_memory=11_000_000_000,
+    os="macOS 15.1",
+    python="3.12.1",
+    mlx="0.32",
+    backend="gpu",
+    device="Apple M2",
+)
+NO_SPEED = (0.0, 0.0)
+
+
+@pytest.fixture(autouse=True)
+def without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nobody connects, and the hub's cache is empty; models are as on a GPU, in bfloat16."""
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the network was used")
+
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(prediction, "default_dtype", lambda: mx.bfloat16)
+
+
+def fast_enough_for(*bits: int) -> Any:
+    """A machine that holds 80 ms with these precisions; notes what it was asked to measure."""
+    asked: list[int] = []
+
+    def speed_of(shape: Shape) -> Speed:
+        asked.append(shape.bits)
+        frame = 0.05 if shape.bits in bits else 0.1
+        return Speed(NO_SPEED, NO_SPEED, (frame, frame), NO_SPEED)
+
+    speed_of.asked = asked  # type: ignore[attr-defined]
+    return speed_of
+
+
+# --------------------------------------------------------------------- what a model needs
+
+
+@pytest.mark.parametrize(
+    ("name", "read", "weights"),
+    [
+        ("moshiko-q4", 4.61, 4.81),
+        ("moshika-q8", 7.84, 8.17),
+        ("kyutai/moshiko-mlx-bf16", 14.75, 15.38),
+    ],
+)
+def test_published_models(name: str, read: float, weights: float) -> None:
+    """Gigabytes of the files on the hub, and those that a frame reads, from the shapes alone."""
+    shape = published_shape(name)
+    assert shape is not None
+    assert shape.read_per_frame / 1e9 == pytest.approx(read, abs=0.005)
+    assert shape.needs.weights / 1e9 == pytest.approx(weights, abs=0.006)
+    # Keys and values, 32 layers, 3000 frames, 4096 wide, 2 bytes.
+    assert shape.needs.conversation == 2 * 32 * 3000 * 4096 * 2
+    assert shape.needs.total == sum(
+        (shape.needs.weights, shape.needs.conversation, 385_000_000, 300_000_000)
+    )
+
+
+def test_names_that_are_not_published() -> None:
+    assert [published_shape(name) for name in ("nano", "moshiko", "org/other")] == [None] * 3
+
+
+def test_on_the_cpu_it_is_float32() -> None:
+    config = read_config(read_json(SMALL)).lm
+    half, whole = (shape_of("small", config, 16, t) for t in (mx.bfloat16, mx.float32))
+    assert whole.needs.weights == 2 * half.needs.weights
+    assert whole.needs.conversation == 2 * half.needs.conversation
+
+
+def test_quantized_keys_and_values_need_less() -> None:
+    shapes = [published_shape("moshiko-q4", bits) for bits in (None, 8, 4)]
+    plain, eight, four = (shape.needs for shape in shapes if shape is not None)
+    assert eight.conversation == plain.conversation * 8.5 / 16
+    assert four.conversation == plain.conversation * 5 / 16
+    assert plain.total - eight.total == plain.conversation - eight.conversation
+    files = resolve("nano")
+    assert needs_of_files(files, 8).conversation == 2 * 4 * 100 * 192 * 9 // 8
+    just = int((plain.total + eight.total) / 2)
+    here = replace(MAC, gpu_memory=just)
+    assert check_before("moshiko-q4", here=here, kv_bits=8).fits
+    with pytest.raises(MoshiError, match="moshiko-q4 needs"):
+        check_before("moshiko-q4", here=here)
+
+
+def test_needs_of_files_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
+    files = resolve("nano")
+    needs = needs_of_files(files)
+    parameters = prediction.named_parameters(moshi_mlx.load("nano").lm)
+    assert needs.weights == sum(a.nbytes for a in parameters.values())
+    # 4 layers, context 100, 192 wide, float32.
+    assert needs.conversation == 2 * 4 * 100 * 192 * 4
+    assert needs.codec == files.mimi.stat().st_size
+
+
+# ------------------------------------------------------------------------------ prediction
+
+
+def test_the_formula() -> None:
+    config = read_config(read_json(SMALL)).lm
+    context = config.transformer.context
+    assert context is not None
+    shape = Shape("small", 4, config, 2_000_000, Needs(3_000_000, 500_000, 0))
+    speed = Speed(
+        weights=(1e-8, 2e-8),  # 100 MB/s, 50 MB/s
+        attention=(1e-8, 1e-8),
+        launches=(0.010, 0.012),
+        codec=(0.007, 0.008),
+    )
+    found = predict(shape, speed)
+    assert found.weights == pytest.approx((20, 40))
+    assert found.conversation == pytest.approx((5, 5))
+    assert found.frame_ms == {"p50": 42.0, "p95": 65.0}
+    assert predict(shape, speed, positions=0).frame_ms == {"p50": 37.0, "p95": 60.0}
+    assert predict(shape, speed, positions=2 * context) == found
+
+
+def test_the_narrow_model_has_all_launches() -> None:
+    """The same layers, slices and delays as Moshi, and next to no weights."""
+    config = read_config().lm
+    narrow = prediction._narrow(config)
+    assert (narrow.delays, narrow.n_q, narrow.card) == (config.delays, config.n_q, config.card)
+    assert narrow.transformer.num_layers == 32
+    assert narrow.depth is not None and config.depth is not None
+    assert narrow.depth.weight_sets == config.depth.weight_sets
+    assert [t.num_layers for t in narrow.depth.transformers] == [6] * 8
+    assert shape_of("narrow", narrow, 16).read_per_frame < 15_000_000
+
+
+def test_a_matrix_pass_reads_what_it_says() -> None:
+    c = read_config(read_json(SMALL)).lm.transformer
+    work, size = prediction._matrix_pass(c, 16)
+    work(2)
+    inner = c.dim * (c.dim + 2 * c.num_kv_heads * c.head_dim) + c.dim * c.dim
+    assert size == 2 * c.num_layers * (inner + 3 * c.dim * c.gated_hidden)
+    wide = replace(c, dim=64, num_heads=2, feedforward=96)  # groups divide it
+    q4, q8 = (prediction._matrix_pass(wide, bits)[1] for bits in (4, 8))
+    assert q4 / q8 == pytest.approx((4 + 1) / (8 + 0.5))  # with scales, groups of 32 and 64
+
+
+def test_a_prediction_is_near_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measuring hangs together: within a factor of 3, in processor time (others run too)."""
+    monkeypatch.setattr(time, "perf_counter", time.process_time)
+    monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
+    monkeypatch.setattr(prediction, "_SPENT", 0.1)
+    monkeypatch.setattr(prediction, "_FRAMES", 10)
+    monkeypatch.setattr(prediction, "_codec_times", lambda: NO_SPEED)
+    config = read_config(read_json(Path(__file__).parents[1] / "fixtures/bench/small.json")).lm
+    shape = shape_of("small", config, 16)
+    lm = prediction._empty_model(config, 16, mx.float32)
+    mx.eval(lm.parameters())
+    predicted = predict(shape, measure_speed(shape), positions=30).frame_ms["p50"]
+    measured = 1000 * float(np.median(time_steps(lm, 15)))
+    assert 1 / 3 < predicted / measured < 3
+
+
+# -------------------------------------------------------------------------------- verdicts
+
+
+def test_a_verdict() -> None:
+    needs = Needs(1, 1, 1, 1)
+    good = Verdict("m", needs, 4, {"p50": 50.0, "p95": 61.2, "max": 99.0})
+    assert (good.fits, good.holds) == (True, True)
+    assert good.line == "holds 80 ms with m: yes, p95 61 ms"
+    long = replace(good, growth_ms=19.0)
+    assert long.holds is False
+    assert long.line.endswith("no, p95 61 ms, up to 19 ms more in a long conversation")
+    assert replace(good, predicted=True).line.endswith("p95 61 ms (predicted, not measured)")
+    assert replace(good, frame_ms={"p95": 80.1}).holds is False
+    large = replace(good, memory=3)
+    assert (large.fits, large.holds) == (False, False)
+    unknown = Verdict("org/other", None, 4)
+    assert (unknown.fits, unknown.holds) == (None, None)
+    assert replace(good, memory=0).fits is None  # the system did not say what there is
+
+
+def test_a_model_that_cannot_fit_is_refused_before_it_is_fetched() -> None:
+    with pytest.raises(MoshiError) as error:
+        check_before("moshika-bf16", here=MAC)
+    assert str(error.value) == (
+        "moshika-bf16 needs 17.6 GB of memory (15.4 GB weights, 1.6 GB for a long conversation, "
+        "0.7 GB codec and working memory); on this machine the GPU can use 11.0 GB of 16.0 GB. "
+        "Use --model moshika-q8 (needs 10.4 GB) or --model nano, or --force to try it all the same"
+    )
+    assert check_before("moshika-bf16", here=MAC, force=True).fits is False
+
+
+def test_a_small_machine_is_told_of_nano() -> None:
+    here = replace(MAC, memory_total=8_000_000_000, gpu_memory=None)
+    with pytest.raises(MoshiError, match=r"there is 8.0 GB. Use --model moshiko-q4 \(needs 7.1"):
+        check_before("kyutai/moshiko-mlx-q8", here=here)
+    with pytest.raises(MoshiError, match=r"\. Use --model nano, or"):
+        check_before("moshiko", here=replace(here, gpu_memory=5_500_000_000))
+
+
+def test_what_fits_passes_and_is_told_of_other_programs() -> None:
+    assert check_before("moshiko-q4", here=MAC).advice is None
+    advice = check_before("moshiko-q8", here=MAC).advice
+    assert advice == "close other programs first: moshiko-q8 needs 1.4 GB more than is free now"
+    assert check_before("nano", here=MAC).fits
+    # Nothing is known of what is not here; loading says what is wrong with a name.
+    assert check_before("org/other", here=MAC).needs is None
+    assert check_before("moshiko-bf16", here=replace(MAC, memory_total=0, gpu_memory=None))
+
+
+@pytest.mark.parametrize(
+    ("memory", "holding", "chosen", "asked"),
+    [
+        (11e9, (4, 8), "moshika-q8", [8]),
+        (11e9, (4,), "moshika-q4", [8, 4]),
+        (11e9, (), "moshika-q4", [8, 4]),
+        (8e9, (4, 8), "moshika-q4", []),  # the only one that fits: nothing to measure
+    ],
+)
+def test_the_precision_is_chosen(
+    memory: float, holding: tuple[int, ...], chosen: str, asked: list[int]
+) -> None:
+    speed_of = fast_enough_for(*holding)
+    found = check_before("moshika", here=replace(MAC, gpu_memory=int(memory)), speed_of=speed_of)
+    assert found.model == chosen
+    assert speed_of.asked == asked
+    if asked:
+        assert found.predicted
+        assert found.holds is bool(holding)
+
+
+def test_a_model_that_is_here_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    files = resolve("nano")
+    monkeypatch.setattr(doctor_module, "_local", lambda n: files if n.endswith("q4") else None)
+    assert check_before("moshiko", here=MAC, speed_of=fast_enough_for(4, 8)).model == "moshiko-q4"
+    # …if it is in time.
+    assert check_before("moshiko", here=MAC, speed_of=fast_enough_for(8)).model == "moshiko-q8"
+
+
+def test_auto_names_are_no_other_names() -> None:
+    assert not set(AUTO) & {*moshi_mlx.hub.ALIASES, *moshi_mlx.hub.BUNDLED}
+
+
+# ------------------------------------------------------------------------------ measuring
+
+
+class Slow:
+    """A session whose first steps take long."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = list(seconds)
+        self.steps = 0
+        self.resets = 0
+
+    def step(self, pcm: Any) -> None:
+        assert pcm.shape == (1920,)
+        assert 0 < np.abs(pcm).max() <= 0.01
+        time.sleep(self.seconds[min(self.steps, len(self.seconds) - 1)])
+        self.steps += 1
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+def test_a_session_is_timed_after_a_warm_up() -> None:
+    session = Slow(0.05, 0.05, 0.001)
+    times = time_session(session, 1920, 4, warm_up=2)
+    assert (session.steps, session.resets) == (6, 1)
+    assert len(times) == 4
+    assert np.median(times) < 0.04
+
+
+def test_a_hopeless_session_is_not_timed_for_long() -> None:
+    session = Slow(0.03)
+    assert len(time_session(session, 1920, 100, warm_up=2, limit=0.01)) == 1
+    assert session.steps == 3
+
+
+def test_the_warning() -> None:
+    assert late_warning("moshiko-q8", [0.079] * 20) is None
+    assert late_warning("moshiko-q8", [0.12] * 20) == (
+        "moshiko-q8 takes 120 ms a frame here (p95), 80 ms is what there is: the sound will have "
+        "gaps. Close other programs, or use --model moshiko-q4, which reads least for a frame"
+    )
+    assert "--model nano" in (late_warning("moshiko-q4", [0.12]) or "")
+    assert "faster machine" in (late_warning("nano", [0.12]) or "")
+    assert late_warning("nano", [0.12], budget_ms=160) is None
+
+
+# -------------------------------------------------------------------------------- report
+
+
+@dataclass
+class Device:
+    index: int = 3
+    name: str = "[Blue] microphone"
+    inputs: int = 1
+    outputs: int = 0
+    default_input: bool = True
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, *bits: int) -> None:
+    monkeypatch.setattr(doctor_module, "Speeds", lambda: fast_enough_for(*bits))
+    monkeypatch.setattr(doctor_module, "machine", lambda: MAC)
+
+
+def test_the_report_of_a_model_that_is_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch, 4)
+    screen = Console(file=io.StringIO(), width=100)
+    began = time.perf_counter()
+    code = doctor("nano", frames=4, list_devices=lambda: [Device()], screen=screen)
+    took = 1000 * (time.perf_counter() - began)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "Apple M2, 8 cores, 4 of them fast" in text
+    assert "3 [Blue] microphone (default)" in text
+    assert "measured, 4 frames" in text
+    assert "predicted for this machine, not measured" in text
+    line = next(line for line in text.splitlines() if line.startswith("holds 80 ms with nano: "))
+    assert (": yes" in line) == (code == 0)
+    found = diagnose("nano", frames=4, list_devices=list).verdict
+    assert found.frame_ms is not None
+    assert 0 < found.frame_ms["p50"] <= found.frame_ms["p95"] <= found.frame_ms["max"] < took
+    assert not found.predicted
+
+
+@pytest.mark.parametrize(("bits", "code"), [((4, 8), 0), ((4,), 1)])
+def test_json_of_a_model_that_is_not_here(
+    bits: tuple[int, ...],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    quick(monkeypatch, *bits)
+    assert doctor("moshika-q8", as_json=True, list_devices=lambda: [Device()]) == code
+    found = json.loads(capsys.readouterr().out)
+    verdict = found["verdict"]
+    assert (verdict["model"], verdict["predicted"], verdict["holds"]) == (
+        "moshika-q8",
+        True,
+        code == 0,
+    )
+    assert verdict["needs"]["total"] == sum(
+        verdict["needs"][part] for part in ("weights", "conversation", "codec", "working")
+    )
+    assert found["machine"]["usable_memory"] == 11_000_000_000
+    assert found["sound"][0]["name"] == "[Blue] microphone"
+    assert found["models"] == {"bundled": ["nano"], "cached": []}
+    assert [(v["model"], v["fits"]) for v in found["others"]] == [
+        ("moshiko-bf16", False),
+        ("moshiko-q8", True),
+        ("moshiko-q4", True),
+    ]
+    if code:
+        assert verdict["advice"] == "use --model moshika-q4, which is predicted to hold"
+
+
+def test_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    verdict = diagnose("moshiko", list_devices=list).verdict
+    assert verdict.model == "moshiko-q4"
+    assert verdict.advice == "use --model nano, which is small and comes with the program"
+
+
+def test_a_machine_without_sound(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library() -> list[Any]:
+        raise AudioDeviceError("the PortAudio library is missing")
+
+    quick(monkeypatch, 4, 8)
+    found = diagnose("moshiko-q4", list_devices=no_library)
+    assert (found.sound, found.sound_problem) == ([], "the PortAudio library is missing")
+    assert found.verdict.holds
+
+
+def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    quick(monkeypatch)
+    assert diagnose("org/other", list_devices=list).verdict.holds is None
+    for name in ("moshki-q4", str(tmp_path), "./nowhere"):
+        with pytest.raises(HubError):
+            diagnose(name, list_devices=list)
+
+
+def test_the_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A whole model is listed by its alias; half a one and other things are not."""
+    from huggingface_hub import constants
+
+    assert cached_models() == []
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    files = ["model.q4.safetensors", "tokenizer_spm_32k_3.model"]
+    mimi = "tokenizer-e351c8d8-checkpoint125.safetensors"
+    for repo, names in {
+        "kyutai/moshiko-mlx-q4": [*files, mimi],
+        "kyutai/moshika-mlx-q4": files,
+        "org/other": ["config.json"],
+    }.items():
+        folder = cache / f"models--{repo.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("c0ffee")
+        (folder / "snapshots" / "c0ffee").mkdir(parents=True)
+        for name in names:
+            (folder / "snapshots" / "c0ffee" / name).write_text("{}")
+    monkeypatch.setattr("huggingface_hub.scan_cache_dir", scan_of(cache))
+    assert cached_models() == ["moshiko-q4"]
+
+
+def scan_of(cache: Path) -> Any:
+    """The real scan, of this folder: its default was bound when it was imported."""
+    from huggingface_hub import scan_cache_dir
+
+    return lambda: scan_cache_dir(cache)
+
+
+def test_this_machine_has_numbers_for_all() -> None:
+    """No stand-in: the verdict on memory of every published precision, from this machine."""
+    here = machine()
+    for kind in PRECISIONS:
+        assert check_before(f"moshiko-{kind}", here=here, force=True).fits is not None

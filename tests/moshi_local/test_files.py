@@ -1,0 +1,117 @@
+"""Sound files behind the loop: rates, channels, both sides, and every way it can go wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from moshi_local.audio.files import FileAudio, check_files
+from moshi_local.loop import LoopReport, run_loop
+from moshi_mlx import AudioFileError
+from tests.fakes.session import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, FakeSession
+
+
+def tone(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
+    return 0.5 * np.sin(2 * np.pi * 440 * np.arange(round(seconds * rate)) / rate)
+
+
+def echo(source: Path, target: Path, stop_at: int | None = None, **options) -> LoopReport:
+    """`source` to `target` through a model that says back what it hears."""
+    session = FakeSession()
+    port = FileAudio(source, target, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, **options)
+    with port:
+        return run_loop(
+            session,
+            port,
+            frame_size=FRAME_SIZE,
+            frame_rate=FRAME_RATE,
+            stop=lambda: len(session.heard) == stop_at,
+        )
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".WAV"])
+@pytest.mark.parametrize("rate", [8000, 16_000, 24_000, 44_100, 48_000])
+@pytest.mark.parametrize("channels", [1, 2, 6])
+def test_any_rate_and_channels(tmp_path: Path, suffix: str, rate: int, channels: int) -> None:
+    source, target = tmp_path / "in.wav", tmp_path / f"out{suffix}"
+    soundfile.write(source, np.column_stack([tone(3.3, rate)] * channels), rate)
+    report = echo(source, target)
+    said, said_rate = soundfile.read(target)
+    assert said_rate == SAMPLE_RATE
+    assert report.frames == 42  # 3.3 s are 41.25 frames
+    assert said.shape == (42 * FRAME_SIZE,)
+    middle = slice(SAMPLE_RATE // 10, 3 * SAMPLE_RATE)
+    np.testing.assert_allclose(said[middle], tone(3.3)[middle], atol=0.003)
+    assert not said[round(3.31 * SAMPLE_RATE) :].any()
+
+
+def test_tail_is_silence_after_the_input(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", tone(0.16), SAMPLE_RATE)
+    report = echo(tmp_path / "in.wav", tmp_path / "out.wav", tail=1.0)
+    said, _ = soundfile.read(tmp_path / "out.wav")
+    assert report.frames == 2 + 13
+    assert said[: 2 * FRAME_SIZE].any()
+    assert not said[2 * FRAME_SIZE :].any()
+
+
+def test_stereo_has_the_user_left_and_the_model_right(tmp_path: Path) -> None:
+    left_only = np.column_stack([tone(1.0), np.zeros(SAMPLE_RATE)])
+    soundfile.write(tmp_path / "in.wav", left_only, SAMPLE_RATE, subtype="FLOAT")
+    echo(tmp_path / "in.wav", tmp_path / "out.wav", stereo=True)
+    both, _ = soundfile.read(tmp_path / "out.wav")
+    np.testing.assert_allclose(both[:SAMPLE_RATE, 0], tone(1.0) / 2, atol=1e-4)
+    np.testing.assert_array_equal(both[:, 0], both[:, 1])
+
+
+def test_a_stopped_run_leaves_nothing(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", tone(1.0), SAMPLE_RATE)
+    assert echo(tmp_path / "in.wav", tmp_path / "out.wav", stop_at=5).frames == 5
+    assert [p.name for p in tmp_path.iterdir()] == ["in.wav"]
+
+
+def test_a_run_that_fails_keeps_the_old_output(tmp_path: Path) -> None:
+    sound = tone(3.0)
+    sound[2 * SAMPLE_RATE] = np.nan
+    soundfile.write(tmp_path / "in.wav", sound, SAMPLE_RATE, subtype="FLOAT")
+    (tmp_path / "out.wav").write_bytes(b"old")
+    with pytest.raises(AudioFileError, match=r"in\.wav.*at 2\.000 s.*not a finite number"):
+        echo(tmp_path / "in.wav", tmp_path / "out.wav")
+    assert (tmp_path / "out.wav").read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_is_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
+    good, text, empty = tmp_path / "in.wav", tmp_path / "text.wav", tmp_path / "empty.wav"
+    soundfile.write(good, tone(0.1), SAMPLE_RATE)
+    soundfile.write(empty, np.zeros(0), SAMPLE_RATE)
+    text.write_text("not a sound")
+    out = tmp_path / "out.wav"
+    cases = [
+        (tmp_path / "none.wav", out, "there is no file .*none.wav"),
+        (tmp_path, out, "is not a file"),
+        (text, out, "cannot read .*text.wav as sound"),
+        (empty, out, "empty.wav is empty"),
+        (good, tmp_path / "no" / "out.wav", "there is no folder .*no for the output out.wav"),
+        (good, good, "same file"),
+        (good, tmp_path / "x" / ".." / "in.wav", "no folder|same file"),
+        (good, tmp_path / "out.mp3", "must end in .wav or .flac"),
+    ]
+    for source, target, message in cases:
+        with pytest.raises(AudioFileError, match=message):
+            check_files(source, target)
+    link = tmp_path / "link.wav"
+    link.symlink_to(good)
+    with pytest.raises(AudioFileError, match="same file"):
+        check_files(good, link)
+
+
+def test_a_truncated_flac_is_an_error(tmp_path: Path) -> None:
+    source = tmp_path / "in.flac"
+    soundfile.write(source, np.random.default_rng(0).uniform(-0.5, 0.5, 100_000), SAMPLE_RATE)
+    source.write_bytes(source.read_bytes()[:60_000])
+    with pytest.raises(AudioFileError, match=r"in\.flac is damaged"):
+        echo(source, tmp_path / "out.wav")
+    assert not (tmp_path / "out.wav").exists()

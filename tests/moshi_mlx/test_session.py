@@ -1,0 +1,276 @@
+"""Sessions of the bundled model: state, events, threads."""
+
+import asyncio
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+import moshi_mlx
+from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
+from moshi_mlx.generate import Generator
+from tests.moshi_mlx.test_lm import load
+
+NANO = Path(moshi_mlx.__file__).parent / "bundled" / "nano"
+FRAMES = 60
+
+
+@pytest.fixture(scope="module")
+def moshi() -> Moshi:
+    return moshi_mlx.load("nano", codec="mlx")
+
+
+@pytest.fixture(scope="module")
+def question() -> np.ndarray:
+    """The first seconds of the bundled recording, float32 [FRAMES, 1920]."""
+    pcm, rate = soundfile.read(NANO / "question.wav", dtype="float32")
+    assert rate == 24_000
+    return pcm[: FRAMES * 1920].reshape(FRAMES, 1920)
+
+
+def run(moshi: Moshi, question: np.ndarray, seed: int = 0) -> list[Frame]:
+    hot = Sampling(temperature=0.9, top_k=20)
+    with moshi.session(seed=seed, text=hot, audio=hot) as session:
+        return [session.step(pcm) for pcm in question]
+
+
+def equal(a: list[Frame], b: list[Frame]) -> bool:
+    return all(
+        x.text == y.text and x.words == y.words and np.array_equal(x.pcm, y.pcm)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+@pytest.mark.parametrize("kv_bits", [8, 4])
+def test_replies_are_the_same_with_quantized_keys_and_values(moshi: Moshi, kv_bits: int) -> None:
+    """The bundled question is answered in the same words, past the context."""
+    pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
+    pcm = np.concatenate([pcm, np.zeros(4 * moshi.sample_rate, np.float32)])
+    frames = pcm[: len(pcm) // moshi.frame_size * moshi.frame_size].reshape(-1, moshi.frame_size)
+    assert len(frames) > (moshi.config.lm.transformer.context or 0)
+    answers = []
+    for bits in (None, kv_bits):
+        with moshi.session(kv_bits=bits) as session:
+            words = [word.text for pcm in frames for word in session.step(pcm).words]
+        answers.append(words)
+    assert answers[0] == answers[1]
+    assert len(answers[0]) > 3
+
+
+def test_other_kv_bits_are_refused(moshi: Moshi) -> None:
+    with pytest.raises(ValueError, match="8 or 4 bits, not 2"):
+        moshi.session(kv_bits=2)
+
+
+def test_frames(moshi: Moshi, question: np.ndarray) -> None:
+    frames = run(moshi, question)
+    delay = max(moshi.config.lm.delays)
+    for i, frame in enumerate(frames):
+        assert frame.index == i
+        assert frame.pcm.shape == (moshi.frame_size,)
+        assert frame.pcm.dtype == np.float32
+        assert (frame.tokens is None) == (i < delay)
+        assert frame.timing.total > 0
+    assert all((frame.pcm == 0).all() for frame in frames[:delay])
+
+
+def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:
+    run(moshi, question, seed=7)  # whatever went on before leaves no trace
+    mine = [frame.text for frame in run(moshi, question, seed=3)]
+    code = (
+        "import json\n"
+        "import soundfile, moshi_mlx\n"
+        "from tests.moshi_mlx import test_session as t\n"
+        "pcm, _ = soundfile.read(t.NANO / 'question.wav', dtype='float32')\n"
+        "frames = t.run(moshi_mlx.load('nano', codec='mlx'),"
+        " pcm[: t.FRAMES * 1920].reshape(t.FRAMES, 1920), seed=3)\n"
+        "loudness = sum(float(abs(f.pcm).sum()) for f in frames)\n"
+        "print(json.dumps([[f.text for f in frames], loudness]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )  # fmt: skip
+    text, loudness = json.loads(done.stdout)
+    assert text == mine
+    ours = sum(float(np.abs(f.pcm).sum()) for f in run(moshi, question, seed=3))
+    assert loudness == pytest.approx(ours, rel=1e-5)
+
+
+def test_sessions_share_nothing(moshi: Moshi, question: np.ndarray) -> None:
+    """Two conversations in turn, on other sound, are as each alone."""
+    alone = [run(moshi, question), run(moshi, question[::-1])]
+    hot = Sampling(temperature=0.9, top_k=20)
+    with (
+        moshi.session(text=hot, audio=hot) as a,
+        moshi.session(text=hot, audio=hot) as b,
+    ):
+        pairs = [(a.step(x), b.step(y)) for x, y in zip(question, question[::-1], strict=True)]
+    assert equal([x for x, _ in pairs], alone[0])
+    assert equal([y for _, y in pairs], alone[1])
+
+
+def test_held_text_is_padding_and_nothing_else_changes(moshi: Moshi, question: np.ndarray) -> None:
+    """The frames of which the text is held have padding; before them nothing is different."""
+    hot = Sampling(temperature=0.9, top_k=20)
+    padding = moshi.config.lm.text_padding_id
+    late = max(moshi.config.lm.delays) - moshi.config.lm.delays[0]
+    free = run(moshi, question)
+    with moshi.session(text=hot, audio=hot) as session:
+        held = [session.step(pcm, hold_text=30 <= i < 50) for i, pcm in enumerate(question)]
+    text = [None if frame.tokens is None else int(frame.tokens[0]) for frame in held]
+    assert equal(held[:30], free[:30])
+    assert text[30 + late : 50 + late] == [padding] * 20
+    assert any(f.tokens[0] != padding for f in free[30 + late : 50 + late] if f.tokens is not None)
+    assert not equal(held, free)
+
+
+def test_a_text_token_that_is_given_is_as_one_that_is_drawn() -> None:
+    """Given those that it draws anyway, a generator says the same; it refuses what is no token."""
+    lm, frames = load("moshi"), 20
+    late = max(lm.config.delays) - lm.config.delays[0]
+    user = np.random.default_rng(0).integers(0, lm.config.card, (1, 8, frames + late))
+
+    def make() -> Generator:
+        hot = Sampling(temperature=1.0, top_k=20)
+        return Generator(lm, text=hot, audio=hot, seed=5)
+
+    free = make()
+    tokens = [free.step(user[:, :, t]).tokens for t in range(frames + late)]
+    given = make()
+    for t in range(frames):
+        step = given.step(user[:, :, t], text=int(tokens[t + late][0, 0]))
+        assert (step.tokens == tokens[t]).all()
+    with pytest.raises(ValueError, match="text must be from 0 to"):
+        given.step(user[:, :, 0], text=lm.config.text_card)
+
+
+def test_held_from_the_first_frame_there_is_no_word(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        held = [session.step(pcm, hold_text=True) for pcm in question]
+        assert not any(frame.words or frame.partial or frame.text for frame in held)
+        session.reset()
+        assert any(session.step(pcm).words for pcm in question)
+
+
+def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        first = [session.step(pcm) for pcm in question]
+        session.reset()
+        assert equal([session.step(pcm) for pcm in question], first)
+
+
+def test_events(moshi: Moshi, question: np.ndarray) -> None:
+    with moshi.session() as session:
+        frames = [session.step(pcm) for pcm in question]
+    events = [event for frame in frames for event in frame.events]
+    user = [e for e in events if isinstance(e, SpeechStarted | SpeechEnded) and e.side == "user"]
+    assert [type(e) for e in user[:2]] == [SpeechStarted, SpeechEnded]
+    assert user[0].time < user[1].time
+    assert any(frame.user_speaking for frame in frames)
+    assert [w for frame in frames for w in frame.words]
+    for frame in frames:
+        for word in frame.words:
+            assert 0 <= word.start < word.end <= (frame.index + 1) / 12.5 + 1
+
+
+def test_past_three_contexts(moshi: Moshi) -> None:
+    """No length limit, and memory that stops growing."""
+    context = moshi.config.lm.transformer.context or 0
+    quiet = np.zeros(moshi.frame_size, np.float32)
+    with moshi.session() as session:
+        for _ in range(3 * context + 20):
+            frame = session.step(quiet)
+        rings = session._generator._cache
+        assert {ring.arrays()[0].shape[2] for ring in rings} == {context}
+    assert np.isfinite(frame.pcm).all()
+
+
+def test_bad_input(moshi: Moshi) -> None:
+    with moshi.session() as session:
+        with pytest.raises(SessionError, match=r"1920 samples, this has shape \(5,\)"):
+            session.step(np.zeros(5))
+        frame = session.step(np.full(1920, np.nan))
+        assert not frame.user_speaking
+        assert np.isfinite(session.step(np.full(1920, 1e9)).pcm).all()
+    with pytest.raises(SessionError, match="closed"):
+        session.step(np.zeros(1920))
+
+
+def test_stream(moshi: Moshi, question: np.ndarray) -> None:
+    """Two streams at once, one from an async source, equal the steps; one thread does the work."""
+    threads = set()
+    step = moshi.codec.encode_step
+
+    async def slowly() -> AsyncIterator[np.ndarray]:
+        for pcm in question:
+            await asyncio.sleep(0)
+            yield pcm
+
+    def watched() -> Iterator[np.ndarray]:
+        yield from question
+
+    async def both() -> list[list[Frame]]:
+        async def collect(source: object) -> list[Frame]:
+            with moshi.session() as session:
+                return [frame async for frame in session.stream(source)]  # type: ignore[arg-type]
+
+        return list(await asyncio.gather(collect(slowly()), collect(watched())))
+
+    with pytest.MonkeyPatch.context() as patch:
+
+        def noting(pcm: np.ndarray, state: object) -> np.ndarray:
+            threads.add(threading.get_ident())
+            return step(pcm, state)  # type: ignore[arg-type]
+
+        patch.setattr(moshi.codec, "encode_step", noting)
+        results = asyncio.run(both())
+    with moshi.session() as session:
+        expected = [session.step(pcm) for pcm in question]
+    assert equal(results[0], expected)
+    assert equal(results[1], expected)
+    assert len(threads) == 1
+    assert threads != {threading.get_ident()}
+
+
+def test_a_streamed_session_refuses_steps(moshi: Moshi, question: np.ndarray) -> None:
+    async def mixed() -> None:
+        with moshi.session() as session:
+            stream = session.stream(question)
+            await anext(stream)
+            with pytest.raises(SessionError, match="being streamed"):
+                session.step(question[0])
+            with pytest.raises(SessionError, match="being streamed"):
+                session.reset()
+            with pytest.raises(SessionError, match="already"):
+                await anext(session.stream(question))
+            await stream.aclose()  # type: ignore[attr-defined]
+            session.step(question[0])
+
+    asyncio.run(mixed())
+
+
+def test_cancelled_stream_leaves_the_session_usable(moshi: Moshi, question: np.ndarray) -> None:
+    async def cancelled() -> None:
+        with moshi.session() as session:
+
+            async def forever() -> None:
+                async for _ in session.stream(itertools.repeat(question[0])):
+                    pass
+
+            task = asyncio.create_task(forever())
+            await asyncio.sleep(0.3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            before = session.frames
+            session.step(question[0])
+            assert session.frames == before + 1
+
+    asyncio.run(cancelled())
