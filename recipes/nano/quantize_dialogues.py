@@ -3,9 +3,9 @@
     python -m recipes.nano.quantize_dialogues [build/nano]
 
 Dialogues of 12.8 s as nano is trained on, put together from synthetic speech (flite, festival,
-espeak-ng) encoded by nano's codec: half for calibration, half for evaluation, of different recordings where
-there are several of a sentence. The file carries a fingerprint of codec and tokenizer; for another
-nano it is not used, and must be made anew.
+espeak-ng) encoded by nano's codec: half for calibration, half for evaluation, of different
+recordings where there are several of a sentence. The file carries a fingerprint of codec and
+tokenizer; it is not used for a nano with another one.
 """
 
 import sys
