@@ -31,7 +31,7 @@ from moshi_local.machine.bench import (
     write_random_model,
 )
 from moshi_local.platform import peak_memory
-from moshi_mlx.config import read_json
+from moshi_mlx.files import read_json
 from moshi_mlx.weights import load_lm
 
 SMALL = Path(__file__).parents[1] / "tests" / "fixtures" / "bench" / "small.json"

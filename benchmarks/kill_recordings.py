@@ -30,6 +30,7 @@ import soundfile
 from moshi_local.events import FrameDone
 from moshi_local.observers.dispatcher import Dispatcher
 from moshi_local.observers.record import Recorder
+from moshi_mlx.hub import bundled_folder
 from tests import rig
 from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FRAMES_A_WORD, SAMPLE_RATE, FakeSession
 
@@ -38,7 +39,7 @@ MAY_LACK = 1.1
 TRANSCRIPT_MAY_LACK = 6.0
 START_SECONDS = 60.0
 LIVE_LOAD_SECONDS = 120.0
-QUESTION = Path(__file__).parent.parent / "moshi_mlx" / "bundled" / "nano" / "question.wav"
+QUESTION = bundled_folder("nano") / "question.wav"
 TAG = "right channel: synthetic speech"
 TIME = r"\d\d+:\d\d:\d\d\.\d\d\d"
 CUE = re.compile(rf"({TIME}) --> ({TIME})\n<v Moshi>([^\n]*)</v>")

@@ -28,9 +28,10 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
+from moshi_mlx.hub import bundled_folder
 from tests import rig
 
-QUESTION = Path(__file__).parent.parent / "moshi_mlx" / "bundled" / "nano" / "question.wav"
+QUESTION = bundled_folder("nano") / "question.wav"
 LOAD_SECONDS = 120.0
 LISTENING = "listening: "
 SPEECH_LEVEL = 0.01

@@ -24,13 +24,17 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx.config import V0_1, read_config
+from moshi_mlx.arrays import Weights
+from moshi_mlx.hub import bundled_folder
+from moshi_mlx.layouts import to_mlx, to_pytorch
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import Weights, load_lm, named_parameters, to_mlx, to_pytorch
-from moshi_quantize.reader import read_header
+from moshi_mlx.published import V0_1, read_config
+from moshi_mlx.safetensors import read_header
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import load_lm
 from moshi_quantize.writer import TensorWriter
 
-NANO = Path(__file__).parent.parent / "moshi_mlx" / "bundled" / "nano"
+NANO = bundled_folder("nano")
 SMALL = {
     **V0_1, "dim": 256, "text_card": 512, "card": 512, "num_heads": 4, "num_layers": 2,
     "context": 100, "depformer_dim": 128, "depformer_dim_feedforward": 576,

@@ -15,11 +15,12 @@ from .errors import (
     MoshiError,
     SessionError,
     TokenizerError,
+    VerbError,
 )
 from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+from .families import Model, Moshi, load
 from .lm import Lm, LmOutput
 from .mimi import Mimi
-from .moshi import Moshi, load
 from .sampling import Sampling
 from .session import Frame, Session, Timing
 from .text import TextTokenizer, Word
@@ -41,6 +42,7 @@ __all__ = [
     "LmOutput",
     "Mimi",
     "MimiConfig",
+    "Model",
     "ModelConfig",
     "Moshi",
     "MoshiError",
@@ -52,6 +54,7 @@ __all__ = [
     "TextTokenizer",
     "Timing",
     "TokenizerError",
+    "VerbError",
     "Word",
     "WordSpoken",
     "load",

@@ -12,6 +12,7 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from .backend import on_gpu
 from .config import ZERO_TOKEN
 
 Tokens = npt.NDArray[np.int32]
@@ -36,7 +37,7 @@ def _dequantized_rows(
     how: dict[str, Any] = {"group_size": kind.group_size, "bits": kind.bits, "mode": kind.mode}
     weight, scales, biases = map(arrays.get, _ARRAYS)
     assert weight is not None and scales is not None
-    if mx.default_device().type == mx.gpu or biases is None:
+    if on_gpu() or biases is None:
         found = None if biases is None else biases[tokens]
         return mx.dequantize(weight[tokens], scales[tokens], found, **how)
     # On the CPU MLX unpacks with some 20 primitives; a row times 1 is one, with the same numbers.

@@ -12,6 +12,7 @@ __all__ = [
     "MoshiError",
     "SessionError",
     "TokenizerError",
+    "VerbError",
 ]
 
 
@@ -29,6 +30,10 @@ class ConfigError(CheckpointError):
 
 class HubError(MoshiError):
     """A model name could not be turned into local files."""
+
+
+class VerbError(MoshiError):
+    """A model was asked for something that its family cannot do; the message says what it can."""
 
 
 class TokenizerError(MoshiError):

@@ -1,18 +1,42 @@
-"""A file that is whole or not there: written under a temporary name, then renamed.
+"""Files and folders: read with errors that name them, and written whole or not at all.
 
-Knows nothing of what is in it.
+What is written goes under a temporary name first, and is then renamed. Knows nothing of what is in
+it.
 """
 
-from __future__ import annotations
-
+import errno
+import json
 import os
-from collections.abc import Iterable
-from contextlib import suppress
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from . import MoshiError
+from .errors import CheckpointError, ConfigError, MoshiError
 
-__all__ = ["WholeFile", "partial_name", "replace_file"]
+_SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or is not an object; names the file.
+    """
+    try:
+        data = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: must be a JSON object, is {type(data).__name__}")
+    return data
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """A JSON object into a file, indented, in place of what is there. Raises OSError."""
+    replace_file(path, [json.dumps(value, indent=1).encode() + b"\n"], mode=0o644)
 
 
 class WholeFile:
@@ -52,13 +76,13 @@ def partial_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
-def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
-    """Put `pieces` in the place of `path`, readable by its owner only. Raises OSError.
+def replace_file(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
+    """Put `pieces` in the place of `path`, by default readable by its owner only. Raises OSError.
 
     A reader, and a program killed at any moment, finds the old file or the new one.
     """
     partial = partial_name(path)
-    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "wb") as file:
             file.writelines(pieces)
@@ -67,3 +91,76 @@ def replace_file(path: Path, pieces: Iterable[bytes]) -> None:
         with suppress(OSError):
             partial.unlink()
         raise
+
+
+@contextmanager
+def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterator[Path]:
+    """A folder beside `target` to write into; becomes `target` if all went well, else nothing.
+
+    Args:
+        target: where it shall be: absent, or an empty folder.
+        needed: bytes that it will have, to fail before the work where the disk is too small.
+        source: a folder that must not be written into.
+
+    Raises:
+        CheckpointError: the target is in use, or the disk is full or refuses.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
+    _check_target(target, source)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        free = shutil.disk_usage(target.parent).free
+        if free < needed + _SPARE_BYTES:
+            raise CheckpointError(
+                f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
+            )
+        folder = partial_name(target)
+        folder.mkdir()
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
+    try:
+        yield folder
+        folder.rename(target)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            raise CheckpointError(f"{target}: has been made by somebody else") from error
+        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_target(target: Path, source: Path | None) -> None:
+    real = target.resolve()
+    home = source.resolve() if source is not None else None
+    if home is not None and (real == home or home in real.parents):
+        raise CheckpointError(f"{target}: is the source, or in it; name a folder somewhere else")
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
+    try:
+        if target.is_dir() and any(target.iterdir()):
+            raise CheckpointError(f"{target}: is there already, and not empty; name a new folder")
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be read: {error.strerror}") from error
+
+
+def _sweep(target: Path) -> None:
+    """Removes what runs for this target have left that were killed."""
+    for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
+        match = re.search(r"\.(\d+)\.partial$", path.name)
+        if match and not _runs(int(match[1])) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _escaped(name: str) -> str:
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return process != os.getpid()

@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .backend import compile_by_default
 from .delays import TokenRing, Tokens
 from .lm import Lm
 from .sampling import Sampling
@@ -148,8 +149,3 @@ class Generator:
             config = self.lm.config
             mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
         return mask
-
-
-def compile_by_default() -> bool:
-    """Whether MLX should fuse operations: on a GPU. On the CPU that needs a C++ compiler."""
-    return bool(mx.default_device().type == mx.gpu)

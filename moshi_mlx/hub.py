@@ -4,27 +4,15 @@ Knows which files a checkpoint has, by its config.json or by the published defau
 nothing of what is in the weights. The hub's client is imported only for a name of the hub.
 """
 
-import difflib
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
+from . import catalog
 from .errors import ConfigError, HubError
-
-__all__ = ["ALIASES", "BUNDLED", "ModelFiles", "resolve"]
-
-BUNDLED = ("nano",)
-"""Models that come with the package."""
-
-ALIASES = {
-    f"{voice}-{kind}": f"kyutai/{voice}-mlx-{kind}"
-    for voice in ("moshiko", "moshika")
-    for kind in ("q4", "q8", "bf16")
-}
-"""Short names of published models → repositories of the hub."""
+from .files import read_json
 
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
@@ -63,17 +51,23 @@ def resolve(name: str | Path, *, weights: str | None = None, offline: bool = Fal
     """
     text = str(name)
     source: _Source
-    if text in BUNDLED and not isinstance(name, Path):
-        source = _Folder(Path(__file__).parent / "bundled" / text)
-    elif text in ALIASES and not isinstance(name, Path):
-        source = _open_repository(ALIASES[text], None, offline)
+    entry = None if isinstance(name, Path) else catalog.find(text)
+    if entry is not None and entry.repository is None:
+        source = _Folder(bundled_folder(text))
+    elif entry is not None and entry.repository is not None:
+        source = _open_repository(entry.repository, entry.revision, offline)
     elif isinstance(name, Path) or text.startswith(("/", ".", "~")) or Path(text).is_dir():
         source = _Folder(Path(text).expanduser())
     elif match := _REPOSITORY.fullmatch(text):
         source = _open_repository(match["repo"], match["revision"], offline)
     else:
-        raise HubError(f"There is no model {text!r}. {_known_names(text)}")
+        raise HubError(f"There is no model {text!r}. {catalog.suggestion(text)}")
     return _collect(source, text, weights)
+
+
+def bundled_folder(name: str) -> Path:
+    """The folder of a model that comes with the package."""
+    return Path(__file__).parent / "bundled" / name
 
 
 class _Source(Protocol):
@@ -97,7 +91,7 @@ class _Folder:
         if folder.is_file():
             raise HubError(f"{folder} is a file; give the folder that it is in.")
         if not folder.is_dir():
-            raise HubError(f"There is no folder {folder}. {_known_names(str(folder))}")
+            raise HubError(f"There is no folder {folder}. {catalog.suggestion(str(folder))}")
 
     def has(self, file: str) -> bool:
         return (self._folder / file).is_file()
@@ -167,7 +161,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
 
     status = getattr(getattr(error, "response", None), "status_code", None)
     if isinstance(error, errors.HFValidationError):
-        return HubError(f"{repo!r} is not a name that the hub can have. {_known_names(repo)}")
+        return HubError(f"{repo!r} is not a name that the hub can have. {catalog.suggestion(repo)}")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"The repository {repo} has no revision {revision!r}.")
     if isinstance(error, errors.GatedRepoError) or status == 403:
@@ -178,7 +172,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return HubError(
             f"The hub has no repository {repo}, or it is private (then `hf auth login` first). "
-            f"{_known_names(repo)}"
+            f"{catalog.suggestion(repo)}"
         )
     return None
 
@@ -186,7 +180,7 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
 def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
     """The files that config.json names, or the published defaults."""
     config = source.get(_CONFIG) if source.has(_CONFIG) else None
-    fields = _read_json(config) if config else {}
+    fields = read_json(config) if config else {}
 
     def named(field: str) -> str | None:
         value = fields.get(field)
@@ -201,7 +195,7 @@ def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
         index = f"{file}.index.json"
         if source.has(file) or not source.has(index):
             return (need(file),)
-        table = _read_json(source.get(index)).get("weight_map")
+        table = read_json(source.get(index)).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise ConfigError(f"{index} in {source.where} has no weight_map. Fetch it again.")
         parts = {_inside(part, "weight_map", source.where) for part in table.values()}
@@ -251,24 +245,6 @@ def _inside(value: Any, field: str, where: str) -> str:
             f"{field} in {where} is {value!r}: it must name a file inside the model's folder."
         )
     return str(path)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} must hold a JSON object, not {type(value).__name__}.")
-    return value
-
-
-def _known_names(name: str) -> str:
-    names = [*BUNDLED, *ALIASES]
-    wanted = name.rsplit("/", 1)[-1].lower().replace("-mlx", "")
-    close = difflib.get_close_matches(wanted, names, n=3, cutoff=0.6)
-    hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}A model is one of {', '.join(names)}, a folder, or org/repo on the hub."
 
 
 def _without_the_hub(repo: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
+from .backend import on_gpu
 from .config import SeanetConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 
@@ -43,8 +44,7 @@ def elu(x: mx.array) -> mx.array:
     On the CPU from sums, products and a quotient, with an error below 2e-7: there MLX's exponential
     functions go number by number on x86.
     """
-    on_gpu = mx.default_device().type == mx.gpu
-    fused: mx.array = _elu(x) if on_gpu else _squared(x, _approximant(x))
+    fused: mx.array = _elu(x) if on_gpu() else _squared(x, _approximant(x))
     return fused
 
 

@@ -10,6 +10,7 @@ from functools import partial
 import mlx.core as mx
 import mlx.nn as nn
 
+from .backend import on_gpu
 from .cache import Cache, KeysValues, ListCache, Quantized, RingCache
 from .config import Gating, Norm, TransformerConfig
 
@@ -48,8 +49,7 @@ class RmsNorm(nn.RMSNorm):
     """
 
     def __call__(self, x: mx.array) -> mx.array:
-        on_gpu = mx.default_device().type == mx.gpu
-        if on_gpu or not x.dtype == self.weight.dtype == mx.float32:
+        if on_gpu() or not x.dtype == self.weight.dtype == mx.float32:
             plain: mx.array = super().__call__(x)
             return plain
         squares = mx.sum(mx.square(x), axis=-1, keepdims=True)

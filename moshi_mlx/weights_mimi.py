@@ -8,12 +8,14 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .arrays import Weights
 from .config import MimiConfig
 from .conv import pack_conv, pack_conv_transpose
 from .errors import CheckpointError
 from .mimi import Mimi
+from .safetensors import read_safetensors
 from .vq import codebook
-from .weights import Weights, fill, read_safetensors
+from .weights import fill
 
 _CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
 # What training wrote before the tensors got their present names.

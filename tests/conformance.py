@@ -11,10 +11,11 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx.config import read_config, read_json
 from moshi_mlx.errors import MoshiError
+from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
+from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.weights import load_lm
 

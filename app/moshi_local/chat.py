@@ -26,7 +26,8 @@ from .audio.portaudio import PortAudioDevice
 from .conversation import Conversation
 from .events import Listener, Notice
 from .loop import LoopReport, StopFlag, run_loop, stop_on_signals
-from .machine.doctor import check_before, late_warning, time_session
+from .machine.doctor import time_session
+from .machine.verdict import check_before, late_warning
 from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, make_folder
@@ -234,7 +235,7 @@ def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
     name = name or model.name
     notes.print(f"loading {name}", markup=False, soft_wrap=True)
     dtype = mx.float16 if model.float16 else None
-    moshi = moshi_mlx.load(name, codec=model.codec.value, lora=model.lora, dtype=dtype)
+    moshi = moshi_mlx.load(name, verb="talk", codec=model.codec.value, lora=model.lora, dtype=dtype)
     notes.print(f"codec {moshi.codec.name}")
     return moshi
 

@@ -357,7 +357,7 @@ def bench_command(
     if config is None:
         if upstream is not None:
             raise typer.BadParameter("--vs-upstream goes with --config")
-        moshi = moshi_mlx.load(model or DEFAULT_MODEL, dtype=dtype)
+        moshi = moshi_mlx.load(model or DEFAULT_MODEL, verb="talk", dtype=dtype)
         mine = bench_model(moshi, frames, compiled, kv_bits, inside)
     else:
         mine, theirs = bench_config(

@@ -4,7 +4,6 @@ On several machines or processes: `mlx.launch -n 2 moshi-train CONFIG.yaml`.
 """
 
 import argparse
-import json
 import shutil
 import sys
 from collections.abc import Sequence
@@ -12,9 +11,10 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from ..checkpoint import WEIGHTS, write_companions
 from ..errors import ConfigError, MoshiError
-from ..moshi import Moshi, load
-from ..weights import named_parameters
+from ..families import Model, load
+from ..trees import named_parameters
 from .data import Recordings, TokenCache, read_manifest
 from .distributed import Peers
 from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
@@ -80,7 +80,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> Path:
     return result
 
 
-def _prepare_model(moshi: Moshi, config: RunConfig) -> None:
+def _prepare_model(moshi: Model, config: RunConfig) -> None:
     lora = config.lora
     if lora is None:
         if any(name.endswith(".scales") for name in named_parameters(moshi.lm)):
@@ -92,7 +92,7 @@ def _prepare_model(moshi: Moshi, config: RunConfig) -> None:
 
 
 def _recordings(
-    moshi: Moshi, config: RunConfig, manifest: Path, peers: Peers, shuffle: bool = True
+    moshi: Model, config: RunConfig, manifest: Path, peers: Peers, shuffle: bool = True
 ) -> Recordings:
     cache = TokenCache(
         config.data.cache or config.run_dir / "tokens", moshi.codec, moshi.files.mimi, config.data
@@ -114,22 +114,21 @@ def _recordings(
     )
 
 
-def _write_result(moshi: Moshi, config: RunConfig, folder: Path) -> None:
+def _write_result(moshi: Model, config: RunConfig, folder: Path) -> None:
     """The adapter, or a folder that `load` takes."""
     lora, files = config.lora, moshi.files
     if lora is not None:
         save_adapter(moshi.lm, folder, moshi.config.raw, lora.rank, lora.scaling)
         return
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(moshi.lm, folder / "model.safetensors", getattr(mx, config.save))
-    raw = {**moshi.config.raw, "moshi_name": "model.safetensors"}
-    others = {"mimi_name": files.mimi, "tokenizer_name": files.tokenizer}
-    if files.mimi_config is not None:
-        others["mimi_config_name"] = files.mimi_config
-    for field, path in others.items():
-        shutil.copyfile(path, folder / path.name)
-        raw[field] = path.name
-    (folder / "config.json").write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
+    save_weights(moshi.lm, folder / WEIGHTS, getattr(mx, config.save))
+    write_companions(
+        folder,
+        moshi.config.raw,
+        mimi=files.mimi,
+        tokenizer=files.tokenizer,
+        mimi_config=files.mimi_config,
+    )
 
 
 def _say(line: str) -> None:

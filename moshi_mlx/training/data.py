@@ -25,7 +25,7 @@ from ..codec import Codec
 from ..config import ZERO_TOKEN, ModelConfig
 from ..delays import Tokens
 from ..errors import AudioFileError, MoshiError
-from ..moshi import own_streams
+from ..families import generated_streams
 from ..text import Word
 from .losses import Batch
 from .mixing import Pcm, UserSide, levelled, varied
@@ -332,7 +332,7 @@ class Recordings:
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
         self._lm = model.lm
-        self._own = own_streams(model)
+        self._own = generated_streams(model)
         self._config = config
         self._tokenizer = tokenizer
         self._frame_rate = frame_rate

@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .trees import Tree, flat, unflat
+from ..trees import Tree, flat, unflat
 
 # Gradients travel in pieces of about so many numbers: few messages, little extra memory.
 _PIECE = 1 << 24

@@ -3,7 +3,6 @@
 Files have the published names, so they exchange with moshi-finetune and load in PyTorch's Moshi.
 """
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +10,17 @@ from typing import Any
 
 import mlx.core as mx
 
+from ..arrays import Weights
+from ..checkpoint import ADAPTER, CONFIG
 from ..embedding import Embedding
+from ..files import write_json
+from ..layouts import to_pytorch
 from ..lm import Lm
 from ..lora import LoraLinear, attach, linear_layers, linear_shape
-from ..weights import Weights, read_adapter, to_pytorch
+from ..safetensors import write_safetensors
+from ..trees import flat
+from ..weights import read_adapter
 from .losses import Prepared, Teacher, logits_of, loss_sums
-from .trees import flat
 
 
 def add_lora(
@@ -108,9 +112,6 @@ def save_adapter(
     takes as `--lora-weight` and `--config-path`, and `moshi_mlx.load(base, lora=folder)`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    fresh = folder / "lora.new.safetensors"
-    mx.save_safetensors(str(fresh), to_pytorch(adapter_of(lm), lm.config))
-    fresh.replace(folder / "lora.safetensors")
+    write_safetensors(folder / ADAPTER, to_pytorch(adapter_of(lm), lm.config))
     config = {**raw_config, "lora": True, "lora_rank": rank, "lora_scaling": scaling}
-    text = json.dumps(config, indent=1) + "\n"
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    write_json(folder / CONFIG, config)

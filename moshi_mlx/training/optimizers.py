@@ -11,7 +11,7 @@ from typing import Literal
 import mlx.core as mx
 import mlx.optimizers as optim
 
-from .trees import Tree
+from ..trees import Tree
 
 # Tables, heads and adapters are not the hidden matrices that Muon is for.
 _NOT_HIDDEN = re.compile(

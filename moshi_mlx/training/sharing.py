@@ -11,7 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from .trees import Tree, flat, unflat
+from ..trees import Tree, flat, unflat
 
 Groups = list[list[str]]
 

@@ -22,8 +22,10 @@ import numpy as np
 from mlx.utils import tree_map
 
 from ..errors import MoshiError
+from ..layouts import to_mlx
 from ..lm import Lm
-from ..weights import named_parameters, to_mlx
+from ..safetensors import write_safetensors
+from ..trees import Tree, flat, named_parameters, unflat
 from .checkpointing import checkpoint_layers
 from .distributed import Peers
 from .losses import (
@@ -38,7 +40,6 @@ from .losses import (
 )
 from .optimizers import OptimConfig, Optimizers, schedule_factor
 from .sharing import copied, shared_groups, summed
-from .trees import Tree, flat, unflat
 
 Evaluate = Callable[[Lm, int], dict[str, float]]
 # (lm, scales [3], the arrays of `Prepared`, those of `Batch.extra`) → loss, sums [6].
@@ -357,9 +358,7 @@ def save_weights(lm: Lm, path: Path, dtype: mx.Dtype = mx.bfloat16) -> None:
     """Writes a model's weights in the published MLX naming, for `config.json`'s `moshi_name`."""
     floats = (mx.float32, mx.float16, mx.bfloat16)
     cast = {k: v.astype(dtype) if v.dtype in floats else v for k, v in named_parameters(lm).items()}
-    fresh = path.with_suffix(".new.safetensors")
-    mx.save_safetensors(str(fresh), to_mlx(cast, lm.config))
-    fresh.replace(path)
+    write_safetensors(path, to_mlx(cast, lm.config))
 
 
 def _gradient_function(

@@ -8,18 +8,19 @@ from typing import overload
 import mlx.core as mx
 import mlx.nn as nn
 
+from moshi_mlx.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.families import Moshi
+from moshi_mlx.files import new_folder
 from moshi_mlx.lm import Lm
-from moshi_mlx.moshi import Moshi
 
 from . import gptq, report, sensitivity
 from .card import write_card
-from .convert import WEIGHTS, Emit, Plan, Progress, make_plan, new_folder, write_model, write_rest
+from .convert import Emit, Plan, Progress, make_plan, write_model, write_rest
 from .dialogues import Dialogues, find_dialogues
 from .recipe import Assignment, Recipe, layers_of
 from .recipe import recipe as find_recipe
 from .replies import Replies, can_listen
-from .source import Source, open_source
 
 _PROBED = 4  # calibration dialogues that sensitivity is measured on
 LISTENED = 12  # evaluation dialogues whose replies are listened to
@@ -43,7 +44,7 @@ class Result:
 def quantize(model: Moshi | Lm, how: str | Recipe | None = ...) -> Lm: ...
 @overload
 def quantize(
-    model: str | Path | Source,
+    model: str | Path | Checkpoint,
     how: str | Recipe | None = ...,
     target: str | Path = ...,
     *,
@@ -56,7 +57,7 @@ def quantize(
     progress: Progress | None = ...,
 ) -> Result: ...
 def quantize(
-    model: Moshi | Lm | str | Path | Source,
+    model: Moshi | Lm | str | Path | Checkpoint,
     how: str | Recipe | None = "q4",
     target: str | Path | None = None,
     *,
@@ -97,12 +98,16 @@ def quantize(
         return _in_place(model if isinstance(model, Lm) else model.lm, chosen)
     if target is None:
         raise ValueError("a checkpoint is quantized into a folder: name it as `target`")
-    source = model if isinstance(model, Source) else open_source(model, base=base, offline=offline)
+    source = (
+        model
+        if isinstance(model, Checkpoint)
+        else open_checkpoint(model, base=base, offline=offline)
+    )
     plan = make_plan(source, chosen, dtype)
     folder = Path(target).expanduser()
     needed = plan.nbytes + (0 if link_mimi else source.files.mimi.stat().st_size)
     figures = None
-    with new_folder(folder, source, needed) as fresh:
+    with new_folder(folder, needed, source.folder) as fresh:
         tokens: Dialogues | None = None
         if chosen.calibrated:
             tokens = find_dialogues(source, dialogue)
@@ -115,7 +120,7 @@ def quantize(
         if measured:
             if progress is not None:
                 progress(0, 1, "comparing with the original")
-            made = replace(open_source(fresh), name=folder.name)
+            made = replace(open_checkpoint(fresh), name=folder.name)
             tokens = tokens or find_dialogues(source, dialogue, made)
             listens = can_listen() and plan.source.config.lm.dep_q != 0
             replies = Replies(tokens.evaluation[:LISTENED]) if listens and _small(source) else None
@@ -128,7 +133,7 @@ def quantize(
     return Result(folder, plan, figures)
 
 
-def _small(source: Source) -> bool:
+def _small(source: Checkpoint) -> bool:
     """Whether the original can be run, not only gone through layer by layer."""
     return source.nbytes < 1e9
 

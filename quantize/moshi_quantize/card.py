@@ -3,24 +3,21 @@
 import re
 from pathlib import Path
 
-from moshi_mlx.hub import ALIASES
+from moshi_mlx import catalog
+from moshi_mlx.checkpoint import WEIGHTS, Checkpoint
 
-from .convert import WEIGHTS, Plan, source_card
+from .convert import Plan
 from .recipe import Recipe
-from .source import Source
-
-# As stated on the hub's pages of the repositories that the aliases lead to.
-_KYUTAI = "CC-BY 4.0 (Kyutai)"
 
 
-def licence_of(source: Source) -> str:
+def licence_of(source: Checkpoint) -> str:
     """What the source says of its licence."""
-    card = source_card(source)
+    card = source.card
     text = card.read_text(encoding="utf-8", errors="replace") if card else ""
     if match := re.search(r"^licen[cs]e:[ \t]*[\"']?([^\"'\n]+)", text, re.MULTILINE):
         return f"{match[1].strip()}, as its card states (SOURCE_CARD.md)"
-    if source.name in ALIASES or source.name.startswith("kyutai/"):
-        return _KYUTAI
+    if entry := catalog.find(source.name):
+        return f"{entry.licence}, as its repository states"
     if re.search(r"^#+ .*licen[cs]e", text, re.MULTILINE | re.IGNORECASE):
         return "as its card states (SOURCE_CARD.md)"
     return "not stated there; the source's terms hold for this too"

@@ -23,6 +23,7 @@ from rich.progress import (
 )
 
 from moshi_mlx.cache import KV_GROUPS
+from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
 
 from . import report as report_of
@@ -32,7 +33,6 @@ from .dialogues import find_dialogues
 from .recipe import RECIPES, Precision, Predicate, parse_precision
 from .recipe import recipe as find_recipe
 from .replies import Replies, can_listen
-from .source import open_source
 from .speaker import Speaker
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -136,8 +136,8 @@ def report(
     """Compare models with the original: KL and top-1 on real dialogue tokens, size, speed."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
-    source = open_source(original)
-    models = [open_source(other) for other in others]
+    source = open_checkpoint(original)
+    models = [open_checkpoint(other) for other in others]
     with _interruptible():
         tokens = find_dialogues(source, dialogue or None, models[-1])
         if listen and not can_listen():
@@ -163,7 +163,7 @@ def hear_recording(
     """Let a model answer a recording, and write the dialogue's tokens."""
     with _interruptible():
         np.savez_compressed(
-            tokens, codes=Speaker(open_source(model)).hear(recording).astype(np.int16)
+            tokens, codes=Speaker(open_checkpoint(model)).hear(recording).astype(np.int16)
         )
     print(f"{tokens}: give it as --dialogue")
 

@@ -4,10 +4,6 @@ Never holds more than a few tensors, whatever the model's size. The folder appea
 all. Knows nothing of the command line, or of how good the result is.
 """
 
-import errno
-import json
-import os
-import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,19 +14,18 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx.arrays import Weights
+from moshi_mlx.checkpoint import Checkpoint, write_companions
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import Weights, named_parameters, to_mlx
+from moshi_mlx.trees import named_parameters
 
 from .recipe import Assignment, Layer, Precision, Recipe, layers_of
-from .source import Source
 from .writer import Spec, TensorWriter, raw
 
-WEIGHTS = "model.safetensors"
-CONFIG = "config.json"
-_RESERVED = (WEIGHTS, CONFIG, "README.md", "quality.json", "SOURCE_CARD.md")
+_RESERVED = ("README.md", "quality.json", "SOURCE_CARD.md")
 _CACHE_BYTES = 256_000_000  # that MLX may keep of freed memory while it streams
-_SPARE_BYTES = 20_000_000  # of the disk, for the small files
 
 Parts = dict[str, mx.array]
 """A layer's quantized tensors: weight, scales, biases."""
@@ -47,7 +42,7 @@ class Plan:
     `assignment` their precisions by path.
     """
 
-    source: Source
+    source: Checkpoint
     layers: tuple[Layer, ...]
     assignment: Assignment
     dtype: mx.Dtype | None
@@ -75,7 +70,7 @@ class Plan:
 
 
 def make_plan(
-    source: Source, recipe: Recipe, dtype: mx.Dtype | None, assignment: Assignment | None = None
+    source: Checkpoint, recipe: Recipe, dtype: mx.Dtype | None, assignment: Assignment | None = None
 ) -> Plan:
     """What a recipe makes of a checkpoint.
 
@@ -225,106 +220,18 @@ def check_finite(value: mx.array, name: str, where: str) -> None:
         )
 
 
-@contextmanager
-def new_folder(target: Path, source: Source, needed: int) -> Iterator[Path]:
-    """A folder beside `target` to write into; becomes `target` if all went well, else nothing.
-
-    Args:
-        target: where it shall be: absent, or an empty folder.
-        source: not to be written into.
-        needed: bytes that it will have, to fail before the work where the disk is too small.
-
-    Raises:
-        CheckpointError: the target is in use, or the disk is full or refuses.
-    """
-    target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
-    _check_target(target, source)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
-        free = shutil.disk_usage(target.parent).free
-        if free < needed + _SPARE_BYTES:
-            raise CheckpointError(
-                f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
-            )
-        folder = target.parent / f".{target.name}.{os.getpid()}.partial"
-        folder.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
-    try:
-        yield folder
-        folder.rename(target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise CheckpointError(f"{target}: has been made by somebody else") from error
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _check_target(target: Path, source: Source) -> None:
-    real = target.resolve()
-    home = source.folder.resolve()
-    if real == home or home in real.parents:
-        raise CheckpointError(f"{target}: is the source, or in it; name a folder somewhere else")
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
-    try:
-        if target.is_dir() and any(target.iterdir()):
-            raise CheckpointError(f"{target}: is there already, and not empty; name a new folder")
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be read: {error.strerror}") from error
-
-
-def _sweep(target: Path) -> None:
-    """Removes what runs for this target have left that were killed."""
-    for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
-        match = re.search(r"\.(\d+)\.partial$", path.name)
-        if match and not _runs(int(match[1])) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return process != os.getpid()
-
-
 def write_rest(plan: Plan, folder: Path, *, link_mimi: bool = False) -> None:
     """config.json, codec, tokenizer, and the source's own card with its terms."""
-    files = plan.source.files
-    names = {"mimi": files.mimi, "tokenizer": files.tokenizer}
-    if files.mimi_config is not None:
-        names["mimi_config"] = files.mimi_config
-    config = {k: v for k, v in plan.source.config.raw.items() if not k.startswith("lora")}
-    config["moshi_name"] = WEIGHTS
-    for what, path in names.items():
-        name = path.name if path.name not in _RESERVED else f"{what}{path.suffix}"
-        config[f"{what}_name"] = name
-        if link_mimi and what == "mimi":
-            (folder / name).symlink_to(path.resolve())
-        else:
-            shutil.copyfile(path, folder / name)
-    block = plan.quantization()
-    if block is not None:
-        config["quantization"] = block
-    text = json.dumps(config, indent=1) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    if card := source_card(plan.source):
+    files, block = plan.source.files, plan.quantization()
+    config = {**plan.source.config.raw, **({} if block is None else {"quantization": block})}
+    write_companions(
+        folder,
+        config,
+        mimi=files.mimi,
+        tokenizer=files.tokenizer,
+        mimi_config=files.mimi_config,
+        link_mimi=link_mimi,
+        reserved=_RESERVED,
+    )
+    if card := plan.source.card:
         shutil.copyfile(card, folder / "SOURCE_CARD.md")
-
-
-def source_card(source: Source) -> Path | None:
-    """The source's own description, which may state its licence."""
-    for name in ("README.md", "MODEL_CARD.md", "SOURCE_CARD.md"):
-        if (source.folder / name).is_file():
-            return source.folder / name
-    return None

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
-import moshi_mlx
+from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.hub import bundled_folder
 
-from .source import Source
 from .speaker import Codes, Speaker
 
 SHIPPED = Path(__file__).parent / "data" / "nano.npz"
-QUESTION = Path(moshi_mlx.__file__).parent / "bundled" / "nano" / "question.wav"
+QUESTION = bundled_folder("nano") / "question.wav"
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def fingerprint(*paths: Path) -> str:
 
 
 def find_dialogues(
-    source: Source, given: str | Path | None = None, speaker: Source | None = None
+    source: Checkpoint, given: str | Path | None = None, speaker: Checkpoint | None = None
 ) -> Dialogues:
     """Tokens for a model.
 
@@ -94,7 +94,7 @@ def read_dialogues(path: Path) -> Dialogues:
     return Dialogues(codes[0], codes[1], origin)
 
 
-def _checked(dialogues: Dialogues, source: Source, where: str) -> Dialogues:
+def _checked(dialogues: Dialogues, source: Checkpoint, where: str) -> Dialogues:
     lm = source.config.lm
     for codes in (dialogues.calibration, dialogues.evaluation):
         if codes.ndim != 3 or codes.shape[1] != 1 + lm.n_q or not codes.size:

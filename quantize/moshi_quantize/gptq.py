@@ -11,9 +11,10 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from moshi_mlx.checkpoint import Checkpoint
+
 from .convert import Emit
 from .recipe import Assignment, Layer, Precision
-from .source import Source
 from .speaker import Codes
 from .teacher import Teacher
 
@@ -74,7 +75,7 @@ def _inverse_factor(hessian: Floats) -> Floats:
 
 
 def quantize_layers(
-    source: Source, layers: list[Layer], assignment: Assignment, dtype: mx.Dtype, codes: Codes,
+    source: Checkpoint, layers: list[Layer], assignment: Assignment, dtype: mx.Dtype, codes: Codes,
     emit: Emit,
 ) -> None:  # fmt: skip
     """Quantizes, in one pass over dialogues [N, 1 + n_q, T], all layers that it goes through."""

@@ -12,10 +12,12 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from moshi_mlx.config import DepthConfig
+from moshi_mlx.config import PUBLISHED_GROUPS
 from moshi_mlx.errors import MoshiError
+from moshi_mlx.footprint import uses_per_frame
+from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import named_leaves, to_mlx
+from moshi_mlx.trees import named_leaves
 
 Part = Literal["temporal", "depth", "embeddings", "heads", "conditions"]
 PARTS: tuple[Part, ...] = ("temporal", "depth", "embeddings", "heads", "conditions")
@@ -28,7 +30,7 @@ _FLOAT_MODES: dict[str, tuple[int, int]] = {
     "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16),
 }  # fmt: skip
 # Groups where none is asked for: 4 and 8 as published, few bits with small groups.
-_DEFAULT_GROUP = {2: 32, 3: 32, 4: 32, 5: 64, 6: 64, 8: 64}
+_DEFAULT_GROUP = {2: 32, 3: 32, 5: 64, 6: 64} | PUBLISHED_GROUPS
 
 
 class RecipeError(MoshiError):
@@ -162,7 +164,13 @@ def layers_of(lm: Lm) -> list[Layer]:
         published = to_mlx({f"{path}.weight": module.weight}, lm.config)
         names = tuple(name.removesuffix(".weight") for name in published)
         layers.append(
-            Layer(path, names, _part(names[0]), module.weight.shape, uses(path, lm.config.depth))
+            Layer(
+                path,
+                names,
+                _part(names[0]),
+                module.weight.shape,
+                uses_per_frame(path, lm.config, lm.config.dep_q),
+            )
         )
     return layers
 
@@ -175,16 +183,6 @@ def _part(name: str) -> Part:
     if re.fullmatch(r"text_linear|extra_heads\.\d+|depformer\.slices\.\d+\.linear_out", name):
         return "heads"
     return "depth" if name.startswith("depformer.") else "temporal"
-
-
-def uses(path: str, depth: DepthConfig | None) -> int:
-    """How often a frame uses a module: a weight set of the depth transformer once per slice."""
-    parts = path.split(".")
-    if depth is None or parts[0] != "depformer":
-        return 1
-    if parts[1] == "linear_in":
-        return depth.inputs.count(int(parts[2]))
-    return depth.weight_sets.count(int(parts[2])) if parts[1] == "transformers" else 1
 
 
 Predicate = Callable[[str, Layer], "bool | Mapping[str, Any] | Precision | None"]

@@ -10,7 +10,8 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .source import Source
+from moshi_mlx.checkpoint import Checkpoint
+
 from .speaker import Codes, Speaker
 
 _WINDOW_SECONDS = 0.02
@@ -31,7 +32,7 @@ class Replies:
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
 
-    def of(self, source: Source, kv_bits: int | None = None) -> list[tuple[str, ...]]:
+    def of(self, source: Checkpoint, kv_bits: int | None = None) -> list[tuple[str, ...]]:
         """What is heard in each dialogue, reply by reply."""
         speaker = Speaker(source, kv_bits)
         tokens = speaker.answer(self._codes[:, 1 + speaker.own :])

@@ -11,19 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from moshi_mlx.cache import position_bytes
-from moshi_mlx.weights import named_leaves, named_parameters
+from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import skeleton
 
 from .dialogues import Dialogues
-from .recipe import uses
 from .replies import Replies
-from .source import Source
 from .teacher import Logits, Teacher, distance
 
-BANDWIDTHS = {"M1": 68, "M4": 120, "M4 Pro": 273}
-"""GB/s of memory, as Apple gives them."""
+CHIPS = ("M1", "M4", "M4 Pro")
+"""Those in the table."""
 
 
 @dataclass(frozen=True)
@@ -55,43 +54,23 @@ class Figures:
         return sum(audio) / len(audio) if audio else 1.0
 
 
-def sizes(source: Source) -> tuple[int, float, int]:
-    """Bytes of the tensors, bits a weight, and bytes that a frame must read.
+def sizes(source: Checkpoint) -> tuple[int, float, int]:
+    """Bytes of the tensors, bits per weight, and bytes that a frame must read.
 
     A frame reads every matrix once per use and one row of each embedding; keys and values, which
     grow with the conversation, come on top.
     """
-    lm = source.skeleton()
-    weights = source.weights()
-    dense = _weights(source)
-    frame = 0
-    for path, module in named_leaves(lm).items():
-        size = sum(weights[f"{path}.{name}"].nbytes for name in named_parameters(module))
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-            size //= module.weight.shape[0]
-        elif path.startswith("condition_provider."):
-            size = 0
-        frame += size * uses(path, source.config.lm.depth)
+    config, weights = source.config.lm, source.weights()
+    dense = sum(value.size for value in named_parameters(skeleton(config)).values())
+    frame = weight_bytes_per_frame(source.skeleton(), config, arrays=weights)
     # Of shared slices the file has each name: what counts here is what is held in memory.
     total = sum(value.nbytes for value in weights.values())
     return total, 8 * total / dense, frame
 
 
-def full_kv_bytes(source: Source, kv_bits: int | None) -> int:
-    """Bytes of keys and values of a full context, floats in 16 bits."""
-    c = source.config.lm.transformer
-    return c.num_layers * (c.context or 0) * position_bytes(c.num_kv_heads, c.head_dim, 2, kv_bits)
-
-
-def _weights(source: Source) -> int:
-    from moshi_mlx.lm import Lm
-
-    return sum(value.size for value in named_parameters(Lm(source.config.lm)).values())
-
-
 def measure(
-    original: Source,
-    others: Sequence[Source],
+    original: Checkpoint,
+    others: Sequence[Checkpoint],
     dialogues: Dialogues,
     replies: Replies | None = None,
     reference: Logits | None = None,
@@ -124,14 +103,14 @@ def measure(
                 nbytes=nbytes,
                 bits_per_weight=bits,
                 bytes_per_frame=frame,
-                floor_ms={chip: frame / rate / 1e6 for chip, rate in BANDWIDTHS.items()},
+                floor_ms={chip: ms for chip, ms in floor_ms(frame).items() if chip in CHIPS},
                 kl=found.kl,
                 top1=found.top1,
                 frame_kl=found.frame_kl,
                 same_replies=share,
                 replies=len(heard or ()),
                 kv_bits=kept,
-                kv_bytes=full_kv_bytes(other, kept),
+                kv_bytes=kv_bytes(other.config.lm.transformer, 2, kept),
             )
         )
     return figures
@@ -143,7 +122,7 @@ def table(figures: Sequence[Figures]) -> str:
     kept = any(f.kv_bits is not None for f in figures)
     big = max(f.nbytes for f in figures) > 1e9
     unit, scale = ("GB", 1e9) if big else ("MB", 1e6)
-    chips = list(BANDWIDTHS)
+    chips = list(CHIPS)
     head = [
         "model", unit, "bits a weight", f"{unit} a frame",
         *(f"floor {chip}, ms" for chip in chips), "KL a frame, nats", "KL text",

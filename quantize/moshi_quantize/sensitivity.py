@@ -13,8 +13,9 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from moshi_mlx.checkpoint import Checkpoint
+
 from .recipe import Assignment, Layer, Precision
-from .source import Source
 from .speaker import Codes
 from .teacher import Teacher, distance
 
@@ -34,7 +35,7 @@ class Sensitivity:
 
 
 def measure(
-    source: Source,
+    source: Checkpoint,
     layers: Sequence[Layer],
     codes: Codes,
     choices: Sequence[Precision] = CHOICES,

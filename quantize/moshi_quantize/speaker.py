@@ -9,16 +9,11 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from moshi_mlx.config import read_json, read_mimi_config
+from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.errors import AudioFileError
+from moshi_mlx.families import generated_streams
 from moshi_mlx.generate import Generator
-from moshi_mlx.mimi import Mimi
-from moshi_mlx.moshi import own_streams
 from moshi_mlx.sampling import Sampling
-from moshi_mlx.weights import load_lm
-from moshi_mlx.weights_mimi import load_mimi
-
-from .source import Source
 
 Codes = npt.NDArray[np.int32]
 _MOST_SECONDS = 60
@@ -27,19 +22,13 @@ _MOST_SECONDS = 60
 class Speaker:
     """A loaded checkpoint, its adapter in it; `kv_bits` as `Generator` takes it."""
 
-    def __init__(self, source: Source, kv_bits: int | None = None) -> None:
-        config, files = source.config, source.files
-        self.own = own_streams(config)
+    def __init__(self, source: Checkpoint, kv_bits: int | None = None) -> None:
+        config = source.config
+        self.own = generated_streams(config)
         self.given = config.lm.n_q - self.own
-        raw = read_json(files.mimi_config) if files.mimi_config else None
-        self.mimi: Mimi = load_mimi(
-            files.mimi, max(self.own, self.given), read_mimi_config(raw, str(files.mimi_config))
-        )
+        self.mimi = source.load_mimi(max(self.own, self.given))
         self.sample_rate = self.mimi.config.sample_rate
-        self._lm = load_lm(
-            files.weights, config.lm, quantization=config.quantization, lora=files.lora,
-            lora_scaling=source.lora_scaling,
-        )  # fmt: skip
+        self._lm = source.load_lm()
         self._kv_bits = kv_bits
         how = config.sampling
         self._text = Sampling(temperature=how.temp_text, top_k=how.top_k_text)

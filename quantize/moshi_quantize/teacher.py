@@ -13,12 +13,13 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
+from moshi_mlx.arrays import Weights
+from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import Weights, named_leaves, named_parameters
+from moshi_mlx.trees import named_leaves, named_parameters
 
 from .convert import small_cache
 from .recipe import Precision
-from .source import Source
 
 IN_MEMORY = 1_500_000_000
 """Bytes that the weights have in float32, up to which a model is read once and kept."""
@@ -68,7 +69,7 @@ class Teacher:
     """
 
     def __init__(
-        self, source: Source, in_memory: int = IN_MEMORY, kv_bits: int | None = None
+        self, source: Checkpoint, in_memory: int = IN_MEMORY, kv_bits: int | None = None
     ) -> None:
         self.source = source
         self.kv_bits = kv_bits

@@ -13,8 +13,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx.config import read_json, read_mimi_config
+from moshi_mlx.files import read_json
 from moshi_mlx.mimi import Mimi
+from moshi_mlx.published import read_mimi_config
 from moshi_mlx.weights_mimi import load_mimi
 
 from .codec_data import FRAME_SIZE, corpus

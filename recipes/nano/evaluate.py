@@ -22,8 +22,8 @@ import mlx.core as mx
 import numpy as np
 
 import moshi_mlx
+from moshi_mlx.families import Moshi
 from moshi_mlx.generate import Generator
-from moshi_mlx.moshi import Moshi
 
 from . import script
 from .codec_data import FRAME_SIZE, canonical_rendition
@@ -441,7 +441,7 @@ def evaluate(
     model: str | Path, cache: Path, size: Size | None = None, only: Sequence[str] = ()
 ) -> Examination:
     """Examines a model, or of the groups those alone whose name contains a part of `only`."""
-    moshi = moshi_mlx.load(model, codec="mlx")
+    moshi = moshi_mlx.load(model, codec="mlx", verb="talk")
     size = size or Size()
 
     def wanted(name: str) -> bool:

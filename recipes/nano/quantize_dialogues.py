@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from moshi_mlx.checkpoint import open_checkpoint
 from moshi_quantize.dialogues import SHIPPED, fingerprint
-from moshi_quantize.source import open_source
 
 from .dialogues import DialogueMaker
 from .tokens import Bank, load_bank
@@ -43,7 +43,7 @@ def fingerprint_of(path: Path) -> str:
 
 def main() -> None:
     made = Path(sys.argv[1] if len(sys.argv) > 1 else "build/nano")
-    files = open_source("nano").files
+    files = open_checkpoint("nano").files
     tokenizer = files.tokenizer.read_bytes()
     folders = [
         f for f in sorted((made / "tokens").glob("*")) if (f / "tokenizer.model").is_file()

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from moshi_mlx.checkpoint import WEIGHTS, open_checkpoint
 from moshi_quantize import report, sensitivity
-from moshi_quantize.convert import WEIGHTS, make_plan, write_model, write_rest
+from moshi_quantize.convert import make_plan, write_model, write_rest
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, fingerprint
 from moshi_quantize.gptq import quantize_layers
 from moshi_quantize.recipe import RECIPES, Recipe, recipe
 from moshi_quantize.replies import Replies
-from moshi_quantize.source import open_source
 from moshi_quantize.teacher import Teacher
 
 from . import quantize_dialogues
@@ -50,8 +50,8 @@ def main() -> None:
 
 def work(scratch: Path) -> None:
     """All of it, on a copy of nano, so that another may take its place meanwhile."""
-    nano = open_source("nano").folder
-    source = replace(open_source(shutil.copytree(nano, scratch / "nano")), name="nano")
+    nano = open_checkpoint("nano").folder
+    source = replace(open_checkpoint(shutil.copytree(nano, scratch / "nano")), name="nano")
     known = SHIPPED.is_file() and quantize_dialogues.fingerprint_of(SHIPPED) == fingerprint(
         source.files.mimi, source.files.tokenizer
     )
@@ -81,7 +81,7 @@ def work(scratch: Path) -> None:
 
         write_model(plan, folder / WEIGHTS, learned=learned)
         write_rest(plan, folder)
-        other = replace(open_source(folder), name=chosen.name)
+        other = replace(open_checkpoint(folder), name=chosen.name)
         figures += report.measure(source, [other], tokens, replies, reference)
         print(chosen.name, figures[-1].nbytes, figures[-1].frame_kl, file=sys.stderr)
     figures.sort(key=lambda f: f.nbytes)

@@ -25,8 +25,8 @@ import numpy as np
 import soundfile
 
 import moshi_mlx
+from moshi_mlx.families import Moshi
 from moshi_mlx.generate import Generator
-from moshi_mlx.moshi import Moshi
 from moshi_mlx.text import Word
 from moshi_mlx.training.data import write_manifest, write_words
 
@@ -212,7 +212,7 @@ def check(out: Path) -> dict[str, float]:
     adapters = {"before": None, "after": out / "run" / "adapter"}
     said: dict[str, list[str]] = {}
     for when, adapter in adapters.items():
-        moshi = moshi_mlx.load(lesson["model"], lora=adapter)
+        moshi = moshi_mlx.load(lesson["model"], lora=adapter, verb="talk")
         for name, items in groups.items():
             found = answers(moshi, [rendition for rendition, _ in items], cache)
             right = [text == reply for text, (_, reply) in zip(found, items, strict=True)]

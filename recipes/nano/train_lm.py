@@ -20,15 +20,18 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx.config import LmConfig, read_config
+from moshi_mlx.config import LmConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
+from moshi_mlx.published import read_config
+from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.training.losses import Batch, LossConfig, cross_entropy, objective
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer, save_weights
-from moshi_mlx.weights import load_lm, named_parameters, read_safetensors
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import load_lm
 
 from . import script
 from .dialogues import DialogueMaker

@@ -21,6 +21,7 @@ from moshi_local import cli
 from moshi_local.chat import TalkOptions
 from moshi_local.cli import SamplingFlags, main
 from moshi_mlx import Sampling
+from moshi_mlx.hub import bundled_folder
 
 RATE = 24_000
 
@@ -162,7 +163,7 @@ def test_kv_bits_reach_the_session(
 
 
 def test_float16_answers_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    question = Path(moshi_mlx.__file__).parent / "bundled" / "nano" / "question.wav"
+    question = bundled_folder("nano") / "question.wav"
     loaded: list[mx.Dtype] = []
     load = moshi_mlx.load
 

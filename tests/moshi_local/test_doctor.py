@@ -17,21 +17,15 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_local.machine import doctor as doctor_module
-from moshi_local.machine import prediction
+from moshi_local.machine import prediction, verdict
 from moshi_local.machine.bench import time_steps
 from moshi_local.machine.doctor import (
-    AUTO,
-    Verdict,
     cached_models,
-    check_before,
     diagnose,
     doctor,
-    late_warning,
     time_session,
 )
 from moshi_local.machine.prediction import (
-    PRECISIONS,
-    Needs,
     Shape,
     Speed,
     measure_speed,
@@ -40,10 +34,14 @@ from moshi_local.machine.prediction import (
     published_shape,
     shape_of,
 )
+from moshi_local.machine.verdict import Verdict, check_before, late_warning
 from moshi_local.platform import Machine, machine
-from moshi_mlx import AudioDeviceError, HubError, MoshiError
-from moshi_mlx.config import read_config, read_json
+from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
+from moshi_mlx.files import read_json
+from moshi_mlx.footprint import Needs
 from moshi_mlx.hub import resolve
+from moshi_mlx.published import read_config
+from moshi_mlx.weights import skeleton
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi-mlx" / "config.json"
 # A Mac as it could be; its GPU may use two thirds.
@@ -206,7 +204,7 @@ def test_a_prediction_is_near_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(prediction, "_codec_times", lambda: NO_SPEED)
     config = read_config(read_json(Path(__file__).parents[1] / "fixtures/bench/small.json")).lm
     shape = shape_of("small", config, 16)
-    lm = prediction._empty_model(config, 16, mx.float32)
+    lm = skeleton(config, dtype=mx.float32)
     mx.eval(lm.parameters())
     predicted = predict(shape, measure_speed(shape), positions=30).frame_ms["p50"]
     measured = 1000 * float(np.median(time_steps(lm, 15)))
@@ -285,14 +283,14 @@ def test_the_precision_is_chosen(
 
 def test_a_model_that_is_here_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
     files = resolve("nano")
-    monkeypatch.setattr(doctor_module, "_local", lambda n: files if n.endswith("q4") else None)
+    monkeypatch.setattr(verdict, "local_files", lambda n: files if n.endswith("q4") else None)
     assert check_before("moshiko", here=MAC, speed_of=fast_enough_for(4, 8)).model == "moshiko-q4"
     # …if it is in time.
     assert check_before("moshiko", here=MAC, speed_of=fast_enough_for(8)).model == "moshiko-q8"
 
 
-def test_auto_names_are_no_other_names() -> None:
-    assert not set(AUTO) & {*moshi_mlx.hub.ALIASES, *moshi_mlx.hub.BUNDLED}
+def test_series_are_no_models() -> None:
+    assert not set(catalog.all_series()) & set(catalog.names())
 
 
 # ------------------------------------------------------------------------------ measuring
@@ -467,5 +465,5 @@ def scan_of(cache: Path) -> Any:
 def test_this_machine_has_numbers_for_all() -> None:
     """No stand-in: the verdict on memory of every published precision, from this machine."""
     here = machine()
-    for kind in PRECISIONS:
+    for kind in catalog.BITS:
         assert check_before(f"moshiko-{kind}", here=here, force=True).fits is not None

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import soundfile
 
 from moshi_local.audio.echo import BLEND, EchoCanceller, EchoMode, LinearCanceller, needs_canceller
 from moshi_local.events import Opened
+from moshi_mlx.hub import bundled_folder
 from tests.fakes.card import SimulatedCard, pass_through, simulated
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
-QUESTION = Path(__file__).parents[2] / "moshi_mlx" / "bundled" / "nano" / "question.wav"
+QUESTION = bundled_folder("nano") / "question.wav"
 
 
 def speech(seconds: float, level: float = 0.1) -> np.ndarray:

@@ -16,8 +16,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from moshi_mlx import catalog
 from moshi_mlx.errors import ConfigError, HubError
-from moshi_mlx.hub import ALIASES, resolve
+from moshi_mlx.hub import resolve
 
 MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER = "tokenizer_spm_32k_3.model"
@@ -45,9 +46,10 @@ def test_nano_comes_with_the_package() -> None:
 
 
 def test_aliases_are_the_published_repositories() -> None:
-    assert ALIASES["moshiko-q4"] == "kyutai/moshiko-mlx-q4"
-    assert ALIASES["moshika-bf16"] == "kyutai/moshika-mlx-bf16"
-    assert len(ALIASES) == 6
+    repositories = {entry.name: entry.repository for entry in catalog.ENTRIES}
+    assert repositories["moshiko-q4"] == "kyutai/moshiko-mlx-q4"
+    assert repositories["moshika-bf16"] == "kyutai/moshika-mlx-bf16"
+    assert len(repositories) == 7
 
 
 def test_a_folder_without_config_is_moshi_as_published(tmp_path: Path) -> None:
@@ -264,7 +266,7 @@ def hub_of(repos: dict[str, dict[str, bytes]], *, gated: bool = False) -> Iterat
 
 def test_fetch_then_offline(tmp_path: Path) -> None:
     """The first time from the hub, then without it: told so, or because it does not answer."""
-    repo = ALIASES["moshiko-q4"]
+    repo = "kyutai/moshiko-mlx-q4"
     expected = {"weights": ["q4"], "mimi": "mimi", "tokenizer": "spm", "config": None}
     with hub_of({repo: PUBLISHED}) as address:
         # The position makes the client show its bars although this is no terminal.

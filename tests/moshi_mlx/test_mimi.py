@@ -16,10 +16,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
 from moshi_mlx.codec import Codec, MlxCodec, RustCodec, choose_codec
-from moshi_mlx.config import MimiConfig, read_json, read_mimi_config
+from moshi_mlx.config import MimiConfig
 from moshi_mlx.errors import CheckpointError, ConfigError, MoshiError
+from moshi_mlx.files import read_json
 from moshi_mlx.mimi import Mimi, MimiState
-from moshi_mlx.weights import named_parameters
+from moshi_mlx.published import read_mimi_config
+from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights_mimi import from_published, load_mimi
 from tests.fixtures import make_mimi
 from tests.fixtures.make_mimi_expected import DATA, FRAMES, NANO, signal

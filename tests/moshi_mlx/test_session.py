@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +15,16 @@ import soundfile
 import moshi_mlx
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
 from moshi_mlx.generate import Generator
+from moshi_mlx.hub import bundled_folder
 from tests.moshi_mlx.test_lm import load
 
-NANO = Path(moshi_mlx.__file__).parent / "bundled" / "nano"
+NANO = bundled_folder("nano")
 FRAMES = 60
 
 
 @pytest.fixture(scope="module")
 def moshi() -> Moshi:
-    return moshi_mlx.load("nano", codec="mlx")
+    return moshi_mlx.load("nano", verb="talk", codec="mlx")
 
 
 @pytest.fixture(scope="module")

@@ -8,19 +8,15 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from moshi_local.machine.bench import (
-    bench_config,
-    count_step,
-    kv_bytes_per_frame,
-    roofline_ms,
-    weight_bytes_per_frame,
-)
+from moshi_local.machine.bench import bench_config, count_step
 from moshi_local.machine.mlx_counters import counting, primitives
 from moshi_mlx.cache import RingCache
-from moshi_mlx.config import read_config, read_json
 from moshi_mlx.embedding import EmbeddingSum, can_stack, make_embedding
+from moshi_mlx.files import read_json
+from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
+from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling, draw
 from tests.moshi_mlx.test_lm import load
 
@@ -123,7 +119,9 @@ def test_slices_whose_tokens_are_given_are_not_run() -> None:
     lm.depformer.linear_out[3:] = [Never(1, 1)] * 5
     generator = Generator(lm, text=HOT, audio=HOT, generated=3)
     generator.step(np.zeros((1, generator.given)))
-    assert weight_bytes_per_frame(small(), 3) < weight_bytes_per_frame(small())
+    assert weight_bytes_per_frame(lm, lm.config, generated=3) < weight_bytes_per_frame(
+        lm, lm.config
+    )
 
 
 @pytest.mark.parametrize(("bits", "bytes_per_weight"), [(16, 4), (4, 0.75), (8, 1.125)])
@@ -133,7 +131,8 @@ def test_weight_bytes(bits: int, bytes_per_weight: float) -> None:
     layers = 4 * dim * (4 * dim + 3 * hidden)
     slices = 8 * (dim * depth + 2 * depth * (4 * depth + 3 * depth_hidden) + depth * 2048)
     weights = layers + dim * 32000 + slices
-    found = weight_bytes_per_frame(small(bits))
+    lm = small(bits)
+    found = weight_bytes_per_frame(lm, lm.config)
     assert found == pytest.approx(weights * bytes_per_weight, rel=0.02)
 
 
@@ -153,8 +152,13 @@ def test_report() -> None:
 def test_roofline() -> None:
     """Weights in two bytes, and 3000 keys and values of 4 layers, at 68 GB/s."""
     lm = small()
-    size = weight_bytes_per_frame(lm) / 2 + 2 * 4 * 3000 * 256 * 2
-    assert roofline_ms(lm)["M1"] == pytest.approx(size / 68e6, abs=1e-3)
+    transformer = lm.config.transformer
+    kept = kv_bytes(transformer, 2)
+    assert kept == 2 * 4 * 3000 * 256 * 2
+    assert kv_bytes(transformer, 2, 8) == kept * 8.5 / 16
+    size = weight_bytes_per_frame(lm, lm.config, float_size=2)
+    assert size == weight_bytes_per_frame(lm, lm.config) / 2
+    assert floor_ms(size + kept)["M1"] == pytest.approx((size + kept) / 68e6, abs=1e-3)
 
 
 def test_quantized_keys_and_values_are_counted() -> None:
@@ -165,10 +169,7 @@ def test_quantized_keys_and_values_are_counted() -> None:
     for _ in range((c.context or 0) + 3):
         generator.step(np.zeros((1, generator.given)))
     held = sum(array.nbytes for ring in generator._cache for array in ring.arrays())
-    assert held == kv_bytes_per_frame(lm, 10_000, kv_bits=8)
-    lm = small()
-    size = weight_bytes_per_frame(lm) / 2 + 2 * 4 * 3000 * 256 * 8.5 / 8
-    assert roofline_ms(lm, kv_bits=8)["M1"] == pytest.approx(size / 68e6, abs=1e-3)
+    assert held == kv_bytes(c, 4, 8, 10_000) == kv_bytes(c, 4, 8)
     reports = [bench_config(BENCH / "small.json", 4, 2, rounds=1, kv_bits=b)[0] for b in (None, 8)]
     plain, packed = (report.kv_bytes_per_frame for report in reports)
     assert packed / plain == 8.5 / 32

@@ -12,15 +12,21 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from moshi_mlx.config import LmConfig, read_config, read_json
+from moshi_mlx.arrays import Weights
+from moshi_mlx.config import LmConfig
 from moshi_mlx.embedding import QuantizedEmbedding
 from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.files import read_json
+from moshi_mlx.hub import bundled_folder
+from moshi_mlx.layouts import from_mlx, to_mlx
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import Weights, from_mlx, load_lm, named_leaves, named_parameters, to_mlx
+from moshi_mlx.published import read_config
+from moshi_mlx.trees import named_leaves, named_parameters
+from moshi_mlx.weights import load_lm
 from tests import conformance
 
 CASES = Path(__file__).parents[1] / "fixtures" / "lm"
-NANO = Path(__file__).parents[2] / "moshi_mlx" / "bundled" / "nano"
+NANO = bundled_folder("nano")
 
 
 def config_of(case: str) -> LmConfig:
@@ -226,7 +232,8 @@ def test_loading_needs_little_more_than_the_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(raw))
     code = (
         "import sys, resource, mlx.core as mx\n"
-        "from moshi_mlx.config import read_config, read_json\n"
+        "from moshi_mlx.files import read_json\n"
+        "from moshi_mlx.published import read_config\n"
         "from moshi_mlx.weights import load_lm\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "config = read_config(read_json(sys.argv[1] + '/config.json')).lm\n"

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 
 from benchmarks.quantize_proofs import make_small
+from moshi_mlx.checkpoint import Checkpoint, open_checkpoint
 from moshi_mlx.errors import AudioFileError, CheckpointError
 from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
@@ -20,15 +21,14 @@ from moshi_quantize.gptq import pack, quantize_for
 from moshi_quantize.recipe import UPGRADES, Layer, layers_of
 from moshi_quantize.report import sizes
 from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure
-from moshi_quantize.source import Source, open_source
 from moshi_quantize.teacher import Logits, Teacher, distance
 
 FRAMES = 10
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return open_source(make_small(tmp_path_factory.mktemp("quality") / "source"))
+def source(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return open_checkpoint(make_small(tmp_path_factory.mktemp("quality") / "source"))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_layer_by_layer_is_the_whole_model(source: Source, tokens: Path) -> None:
+def test_layer_by_layer_is_the_whole_model(source: Checkpoint, tokens: Path) -> None:
     codes = mx.array(read_dialogues(tokens).calibration)
     lm = load_lm(source.files.weights, source.config.lm, dtype=mx.float32)
     out = lm.forward(codes)
@@ -114,7 +114,7 @@ def test_bits_are_given_out_as_well_as_can_be() -> None:
     assert settled["c"] == Precision(2, 32)
 
 
-def test_sensitivity_costs_more_where_bits_are_fewer(source: Source, tokens: Path) -> None:
+def test_sensitivity_costs_more_where_bits_are_fewer(source: Checkpoint, tokens: Path) -> None:
     layers = [layer for layer in layers_of(source.skeleton()) if layer.name == "text_linear"]
     costs = measure(source, layers, read_dialogues(tokens).calibration).cost["text_linear"]
     assert costs[Precision(2, 32)] > costs[Precision(4, 32)] > costs[Precision(8, 64)] > 0
@@ -122,7 +122,7 @@ def test_sensitivity_costs_more_where_bits_are_fewer(source: Source, tokens: Pat
     assert [_probe(inputs) for inputs in (96, 528, 264)] == [Precision(4, 32), NARROW, None]
 
 
-def test_mixed_stays_in_its_budget(source: Source) -> None:
+def test_mixed_stays_in_its_budget(source: Checkpoint) -> None:
     layers = layers_of(source.skeleton())
     assert {kind for kind, _ in UPGRADES} <= {layer.kind for layer in layers}
     for how, base in {"q4-mixed": Precision(4, 32), "q6-mixed": Precision(6, 64)}.items():
@@ -135,7 +135,7 @@ def test_mixed_stays_in_its_budget(source: Source) -> None:
 
 
 def test_learned_and_reported(
-    source: Source, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    source: Checkpoint, tokens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = tmp_path / "gptq"
     result = quantize(source, "q4-gptq", made, dialogue=tokens)
@@ -163,14 +163,14 @@ def test_learned_and_reported(
     learned, nearest = figures
     assert 0 < learned["frame_kl"] < nearest["frame_kl"]
     assert len(learned["kl"]) == len(learned["top1"]) == 9
-    nbytes, bits, frame = sizes(open_source(made))
+    nbytes, bits, frame = sizes(open_checkpoint(made))
     assert nbytes == learned["nbytes"] == nearest["nbytes"]
     assert 5 <= bits < 5.1
     assert frame < nbytes
 
 
 def test_quantized_keys_and_values_are_reported(
-    source: Source, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    source: Checkpoint, tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     """The model beside itself: what differs is what the cache holds."""
@@ -187,7 +187,7 @@ def test_quantized_keys_and_values_are_reported(
     assert "'5' is not 8 or 4" in capsys.readouterr().err
 
 
-def test_tokens_that_are_none(source: Source, tmp_path: Path) -> None:
+def test_tokens_that_are_none(source: Checkpoint, tmp_path: Path) -> None:
     path = tmp_path / "tokens.npz"
     for content, message in [
         ({"codes": np.array([{}], dtype=object)}, "is not a file of dialogue tokens"),
@@ -212,10 +212,10 @@ def test_shipped_tokens_are_small_and_say_where_they_are_from() -> None:
 
 def test_shipped_tokens_are_the_bundled_nanos() -> None:
     """After a change of codec or tokenizer, `recipes.nano.quantize_figures` makes new ones."""
-    assert find_dialogues(open_source("nano")).origin == read_dialogues(SHIPPED).origin
+    assert find_dialogues(open_checkpoint("nano")).origin == read_dialogues(SHIPPED).origin
 
 
-def test_progress_reaches_the_end(source: Source, tmp_path: Path) -> None:
+def test_progress_reaches_the_end(source: Checkpoint, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
     quantize(source, "q8", tmp_path / "made", progress=lambda d, t, _: seen.append((d, t)))
     done = [d for d, _ in seen]
@@ -232,7 +232,7 @@ def run(arguments: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
 
 
 def test_rules_from_the_command_line(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rule = tmp_path / "rule.py"
     rule.write_text("def predicate(name, layer):\n    return 'audio_embs' not in name\n")
@@ -250,7 +250,7 @@ def test_rules_from_the_command_line(
     [("1 / 0", "ZeroDivisionError"), ("x = 1", "has no function"), (None, "No such file")],
 )
 def test_rules_that_are_broken(
-    rule: str | None, message: str, source: Source, tmp_path: Path,
+    rule: str | None, message: str, source: Checkpoint, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     path = tmp_path / "rule.py"
@@ -263,7 +263,7 @@ def test_rules_that_are_broken(
 
 
 def test_interrupted(
-    source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     def stop(*_: Any, **__: Any) -> None:
@@ -275,7 +275,9 @@ def test_interrupted(
     assert not list(tmp_path.iterdir())
 
 
-def test_hears_a_recording(source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hears_a_recording(
+    source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model's answer to a recording of any rate becomes tokens to measure on."""
     recording, path = tmp_path / "noise.wav", tmp_path / "tokens.npz"
     noise = 0.1 * np.random.default_rng(0).standard_normal((16_000, 2))

@@ -18,16 +18,20 @@ from hypothesis import strategies as st
 
 import moshi_mlx
 from benchmarks.quantize_proofs import SMALL, make_small
-from moshi_mlx.config import read_config, read_json
 from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.files import read_json
+from moshi_mlx.hub import bundled_folder
+from moshi_mlx.layouts import from_pytorch, to_mlx, to_pytorch
 from moshi_mlx.lm import Lm
-from moshi_mlx.weights import from_pytorch, load_lm, named_parameters, to_mlx, to_pytorch
+from moshi_mlx.published import read_config
+from moshi_mlx.safetensors import parse_header, read_header
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import load_lm
 from moshi_quantize import RECIPES, Layer, Precision, Recipe, RecipeError, cli, quantize, recipe
-from moshi_quantize.reader import parse_header, read_header
 from moshi_quantize.recipe import layers_of, parse_precision
 from moshi_quantize.writer import TensorWriter
 
-NANO = Path(__file__).parents[2] / "moshi_mlx" / "bundled" / "nano"
+NANO = bundled_folder("nano")
 LM = Path(__file__).parents[1] / "fixtures" / "lm"
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from moshi_mlx.errors import MoshiError
+from moshi_mlx.hub import bundled_folder
 from recipes.nano.evaluate import GOALS, main
 from recipes.nano.report import CARD_BEGIN, CARD_END, markdown, write_card
 
-CARD = Path(__file__).parents[2] / "moshi_mlx" / "bundled" / "nano" / "MODEL_CARD.md"
+CARD = bundled_folder("nano") / "MODEL_CARD.md"
 
 
 def reached() -> dict[str, dict[str, float]]:

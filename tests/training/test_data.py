@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from moshi_mlx.config import ModelConfig, read_config
+from moshi_mlx.config import ModelConfig
 from moshi_mlx.errors import AudioFileError
+from moshi_mlx.published import read_config
 from moshi_mlx.text import Word
 from moshi_mlx.training.data import (
     DataConfig,

@@ -10,10 +10,13 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 
-from moshi_mlx.config import LmConfig, read_config
+from moshi_mlx.config import LmConfig
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.layouts import from_pytorch, to_pytorch
 from moshi_mlx.lm import Lm
 from moshi_mlx.lora import LoraLinear
+from moshi_mlx.published import read_config
+from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.training.lora import (
     adapter_of,
     add_lora,
@@ -24,15 +27,8 @@ from moshi_mlx.training.lora import (
 from moshi_mlx.training.losses import Batch, LossConfig, loss_scales, objective, prepare
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer, save_weights
-from moshi_mlx.training.trees import flat
-from moshi_mlx.weights import (
-    from_pytorch,
-    load_lm,
-    merge_lora,
-    named_parameters,
-    read_safetensors,
-    to_pytorch,
-)
+from moshi_mlx.trees import flat, named_parameters
+from moshi_mlx.weights import load_lm, merge_lora
 
 CASE = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi"
 RAW = json.loads((CASE / "config.json").read_text())

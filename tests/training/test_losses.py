@@ -8,8 +8,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from moshi_mlx.config import LmConfig, read_config
+from moshi_mlx.config import LmConfig
+from moshi_mlx.layouts import from_pytorch
 from moshi_mlx.lm import Lm
+from moshi_mlx.published import read_config
+from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.training.checkpointing import checkpoint_layers
 from moshi_mlx.training.losses import (
     Batch,
@@ -22,8 +25,8 @@ from moshi_mlx.training.losses import (
     prepare,
 )
 from moshi_mlx.training.sharing import shared_groups, summed
-from moshi_mlx.training.trees import flat, unflat
-from moshi_mlx.weights import from_pytorch, load_lm, read_safetensors
+from moshi_mlx.trees import flat, unflat
+from moshi_mlx.weights import load_lm
 
 DATA = Path(__file__).parents[1] / "fixtures"
 CASE = DATA / "lm" / "moshi"

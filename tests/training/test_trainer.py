@@ -13,6 +13,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from moshi_mlx.layouts import from_pytorch, to_pytorch
 from moshi_mlx.training.losses import LossConfig
 from moshi_mlx.training.optimizers import (
     Muon,
@@ -23,8 +24,7 @@ from moshi_mlx.training.optimizers import (
 )
 from moshi_mlx.training.plots import plot_losses
 from moshi_mlx.training.trainer import TrainingError, evaluation
-from moshi_mlx.training.trees import flat
-from moshi_mlx.weights import from_pytorch, to_pytorch
+from moshi_mlx.trees import flat
 from tests.training.train_worker import STEPS, Sequences, logged, make_trainer
 
 WORKER = Path(__file__).parent / "train_worker.py"

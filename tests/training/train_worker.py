@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx.config import read_config
+from moshi_mlx.published import read_config
 from moshi_mlx.training.distributed import Peers
 from moshi_mlx.training.losses import Batch
 from moshi_mlx.training.optimizers import OptimConfig

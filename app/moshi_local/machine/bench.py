@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
 import numpy as np
 
 from moshi_mlx import Moshi, MoshiError, Sampling, Timing
-from moshi_mlx.cache import position_bytes
-from moshi_mlx.config import LmConfig, read_config, read_json
-from moshi_mlx.generate import Generator, compile_by_default
+from moshi_mlx.backend import compile_by_default
+from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig
+from moshi_mlx.files import read_json
+from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
+from moshi_mlx.generate import Generator
+from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
-from moshi_mlx.moshi import own_streams
-from moshi_mlx.weights import load_lm, named_leaves, named_parameters, to_mlx
+from moshi_mlx.published import read_config
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import load_lm, skeleton
 
 from ..platform import peak_memory
 from .mlx_counters import counting
@@ -31,20 +34,7 @@ from .profile import Inside
 
 __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
 
-# Group sizes of the published quantizations.
-GROUPS = {4: 32, 8: 64}
 WARM_UP = 20
-BANDWIDTHS = {
-    "M1": 68,
-    "M2, M3": 100,
-    "M4": 120,
-    "M1 Pro, M2 Pro": 200,
-    "M4 Pro": 273,
-    "M1 Max, M2 Max": 400,
-    "M4 Max": 546,
-    "Ultra": 800,
-}
-"""Memory bandwidth by chip in GB/s, as stated by Apple."""
 # As published; top-k of a small vocabulary is cut to its size.
 TEXT = Sampling(temperature=0.7, top_k=25)
 AUDIO = Sampling(temperature=0.8, top_k=250)
@@ -59,7 +49,7 @@ class Report:
     python_ms: the part of `frame_ms` not spent waiting for MLX, which works meanwhile.
     host_syncs_per_frame: evaluations that Python waits for.
     primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
-    predicted_roofline_ms: see `roofline_ms`; a prediction.
+    predicted_roofline_ms: by chip, for a full context; a prediction, see `footprint.floor_ms`.
     """
 
     name: str
@@ -172,77 +162,6 @@ def make_generator(
     )
 
 
-def roofline_ms(
-    lm: Lm, generated: int | None = None, kv_bits: int | None = None
-) -> dict[str, float]:
-    """A prediction, measured nowhere: chip → the least milliseconds that a frame can take there.
-
-    The bytes of weights and of keys and values at full context, floats in 16 bits as on a GPU, by
-    the chip's bandwidth. Launches, synchronisation, codec and Python come on top.
-    """
-    kv = kv_bytes_per_frame(lm, lm.config.transformer.context or 0, kv_bits, float_size=2)
-    size = weight_bytes_per_frame(lm, generated, float_size=2) + kv
-    return {chip: round(size / (speed * 1e6), 3) for chip, speed in BANDWIDTHS.items()}
-
-
-def weight_bytes_per_frame(
-    lm: Lm, generated: int | None = None, float_size: int | None = None
-) -> int:
-    """Bytes of weights that a frame must read: all matrices once per use, one row per embedding.
-
-    Args:
-        lm: the model.
-        generated: audio streams that are generated, all that it can if None.
-        float_size: bytes of a float, as it is here if None.
-    """
-    config = lm.config
-    slices = config.dep_q if generated is None else generated
-    total = 0
-    for path, module in named_leaves(lm).items():
-        size = sum(_nbytes(array, float_size) for array in named_parameters(module).values())
-        if isinstance(module, nn.Embedding | nn.QuantizedEmbedding):
-            size //= module.weight.shape[0]
-        elif "condition_provider" in path:
-            size = 0
-        total += size * _uses(path, config, slices)
-    return total
-
-
-def _nbytes(array: mx.array, float_size: int | None) -> int:
-    if float_size is None or not mx.issubdtype(array.dtype, mx.floating):
-        return array.nbytes
-    return array.size * float_size
-
-
-def _uses(path: str, config: LmConfig, slices: int) -> int:
-    """How often a frame uses a module: a weight set of the depth transformer once per slice."""
-    depth, parts = config.depth, path.split(".")
-    if depth is None or parts[:1] != ["depformer"]:
-        return 1
-    if parts[1] == "linear_in":
-        return depth.inputs[:slices].count(int(parts[2]))
-    if parts[1] == "transformers":
-        return depth.weight_sets[:slices].count(int(parts[2]))
-    return int(int(parts[2]) < slices)
-
-
-def kv_bytes_per_frame(
-    lm: Lm, frames: int, kv_bits: int | None = None, float_size: int | None = None
-) -> int:
-    """Bytes of keys and values that a frame reads after `frames` frames.
-
-    Args:
-        lm: the model.
-        frames: of the conversation so far.
-        kv_bits: as `Generator` takes it.
-        float_size: bytes of a float, as it is here if None.
-    """
-    c = lm.config.transformer
-    positions = min(frames, c.context or frames)
-    item = float_size or lm.out_norm.weight.dtype.size
-    return c.num_layers * positions * position_bytes(c.num_kv_heads, c.head_dim, item, kv_bits)
-
-
 def report(
     name: str,
     lm: Lm,
@@ -254,6 +173,11 @@ def report(
 ) -> Report:
     """Puts times together with what is counted."""
     asked = count_step(lm, generated, compiled, kv_bits=kv_bits)
+    config, transformer = lm.config, lm.config.transformer
+    float_size = lm.out_norm.weight.dtype.size
+    # The prediction is for GPUs, where floats have 16 bits.
+    least = weight_bytes_per_frame(lm, config, generated=generated, float_size=2)
+    least += kv_bytes(transformer, 2, kv_bits)
     return Report(
         name=name,
         frames=len(times),
@@ -265,10 +189,10 @@ def report(
         host_syncs_per_frame=asked.host_syncs_per_frame,
         primitives_per_frame=asked.primitives_per_frame,
         views_per_frame=asked.views_per_frame,
-        weight_bytes_per_frame=weight_bytes_per_frame(lm, generated),
-        kv_bytes_per_frame=kv_bytes_per_frame(lm, WARM_UP + len(times), kv_bits),
+        weight_bytes_per_frame=weight_bytes_per_frame(lm, config, generated=generated),
+        kv_bytes_per_frame=kv_bytes(transformer, float_size, kv_bits, WARM_UP + len(times)),
         peak_memory_bytes=peak_memory(),
-        predicted_roofline_ms=roofline_ms(lm, generated, kv_bits),
+        predicted_roofline_ms=floor_ms(least),
     )
 
 
@@ -283,7 +207,7 @@ def bench_model(
 
     A look inside, if asked for, is at the session's frames, after they were timed.
     """
-    generated = own_streams(moshi.config)
+    generated = moshi.generated_streams(moshi.lm.config)
     times = time_steps(moshi.lm, frames, generated, compiled, kv_bits)
     silence = np.zeros(moshi.frame_size, np.float32)
     with moshi.session(kv_bits=kv_bits) as session:
@@ -301,10 +225,7 @@ def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Pa
     """A model with random weights in bfloat16, 4 or 8 bits, as upstream reads it."""
     config = read_config(raw, "config").lm
     mx.random.seed(0)
-    lm = Lm(config)
-    lm.set_dtype(mx.bfloat16)
-    if bits in GROUPS:
-        nn.quantize(lm, GROUPS[bits], bits)
+    lm = skeleton(config, bits, mx.bfloat16)
     path = folder / "model.safetensors"
     mx.save_safetensors(str(path), to_mlx(named_parameters(lm), config))
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
@@ -338,7 +259,7 @@ def bench_config(
     Returns:
         Our report, and upstream's figures if asked for.
     """
-    if bits not in (*GROUPS, 16):
+    if bits not in (*PUBLISHED_GROUPS, 16):
         raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -15,25 +15,29 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from moshi_mlx import catalog
+from moshi_mlx.backend import default_dtype
 from moshi_mlx.cache import RingCache, position_bytes
+from moshi_mlx.checkpoint import config_of
 from moshi_mlx.codec import MlxCodec
-from moshi_mlx.config import LmConfig, MimiConfig, TransformerConfig, read_config, read_json
-from moshi_mlx.hub import ALIASES, ModelFiles
+from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, MimiConfig, TransformerConfig
+from moshi_mlx.footprint import Needs, kv_bytes, weight_bytes, weight_bytes_per_frame
+from moshi_mlx.hub import ModelFiles
 from moshi_mlx.lm import Lm
 from moshi_mlx.mimi import Mimi
+from moshi_mlx.published import read_config
+from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.transformer import attend
-from moshi_mlx.weights import default_dtype, named_parameters, read_safetensors
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import skeleton
 
-from .bench import GROUPS, kv_bytes_per_frame, time_steps, weight_bytes_per_frame
+from .bench import time_steps
 
 __all__ = [
-    "PRECISIONS",
-    "Needs",
     "Prediction",
     "Shape",
     "Speed",
     "Speeds",
-    "gb",
     "long_conversation_ms",
     "measure_speed",
     "needs_of_files",
@@ -42,48 +46,11 @@ __all__ = [
     "shape_of",
 ]
 
-CODEC_BYTES = 385_000_000
-"""The published Mimi in float32; as large in memory as in its file."""
-WORKING_BYTES = 300_000_000
-"""Python, MLX and what a step computes, beside weights, conversation and codec: an allowance.
-Nano took 77 MB on Linux; with Metal it was not measured."""
-
-PRECISIONS = {"bf16": 16, "q8": 8, "q4": 4}
-"""Of the published models, the most exact first → bits a weight."""
 _STREAM_BYTES = 256_000_000  # more than processors' caches hold
 _CACHE_BYTES = 128_000_000
 _SPENT = 0.5  # seconds for each of the short measurements,
 _SAMPLE = 0.05  # for a sample of them,
 _FRAMES = 40  # and frames of the narrow model
-
-
-def gb(size: float) -> str:
-    """Bytes for a person: "4.6 GB", "12 MB"."""
-    return f"{size / 1e9:.1f} GB" if size >= 1e8 else f"{size / 1e6:.0f} MB"
-
-
-# ------------------------------------------------------------------------- what a model needs
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """Memory that a conversation takes at its longest, in bytes."""
-
-    weights: int
-    conversation: int  # keys and values of a full context
-    codec: int
-    working: int = WORKING_BYTES
-
-    @property
-    def total(self) -> int:
-        """All of it."""
-        return self.weights + self.conversation + self.codec + self.working
-
-    def __str__(self) -> str:
-        return (
-            f"{gb(self.total)} of memory ({gb(self.weights)} weights, {gb(self.conversation)} "
-            f"for a long conversation, {gb(self.codec + self.working)} codec and working memory)"
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,33 +81,32 @@ def shape_of(
 
     Nothing of it is computed: a model's arrays have shapes before they have values.
     """
-    lm = _empty_model(config, bits, dtype or default_dtype())
+    dtype = dtype or default_dtype()
+    lm = skeleton(config, bits, dtype)
     return Shape(
         name=name,
         bits=bits,
         config=config,
-        read_per_frame=weight_bytes_per_frame(lm),
-        needs=Needs(
-            weights=sum(array.nbytes for array in named_parameters(lm).values()),
-            conversation=_full_kv(lm, kv_bits),
-            codec=CODEC_BYTES,
-        ),
+        read_per_frame=weight_bytes_per_frame(lm, config),
+        needs=Needs(weight_bytes(lm), kv_bytes(config.transformer, dtype.size, kv_bits)),
         kv_bits=kv_bits,
     )
 
 
 def published_shape(name: str, kv_bits: int | None = None) -> Shape | None:
-    """The shape of a published Moshi by its alias or repository; None for other names."""
-    alias = next((a for a, repo in ALIASES.items() if name in (a, repo)), None)
-    if alias is None:
+    """The shape of a model in the catalogue by its name or repository.
+
+    None for other names, and for models whose configuration only their files say.
+    """
+    entry = catalog.find(name)
+    if entry is None or entry.preset is None:
         return None
-    bits = PRECISIONS[alias.rpartition("-")[2]]
-    return replace(_moshi(bits, default_dtype(), kv_bits), name=alias)
+    return replace(_preset(entry.preset, entry.bits, default_dtype(), kv_bits), name=entry.name)
 
 
 @cache
-def _moshi(bits: int, dtype: mx.Dtype, kv_bits: int | None) -> Shape:
-    return shape_of("moshi", read_config().lm, bits, dtype, kv_bits)
+def _preset(preset: str, bits: int, dtype: mx.Dtype, kv_bits: int | None) -> Shape:
+    return shape_of(preset, read_config(preset=preset).lm, bits, dtype, kv_bits)
 
 
 def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
@@ -149,31 +115,14 @@ def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
     Raises:
         CheckpointError: a file is broken.
     """
-    config = _config_of(files)
+    transformer = config_of(files).lm.transformer
     dtype = default_dtype()
-    floats = (mx.float32, mx.float16, mx.bfloat16)
     arrays = read_safetensors(files.weights).values()
-    weights = sum(a.size * (dtype if a.dtype in floats else a.dtype).size for a in arrays)
-    lm = _empty_model(config, 16, dtype)
-    return Needs(weights, _full_kv(lm, kv_bits), files.mimi.stat().st_size)
-
-
-def _config_of(files: ModelFiles) -> LmConfig:
-    return read_config(read_json(files.config) if files.config else None, str(files.config)).lm
-
-
-def _empty_model(config: LmConfig, bits: int, dtype: mx.Dtype) -> Lm:
-    """A model whose arrays are never evaluated."""
-    lm = Lm(config)
-    lm.set_dtype(dtype)
-    if bits in GROUPS:
-        nn.quantize(lm, GROUPS[bits], bits)
-    return lm
-
-
-def _full_kv(lm: Lm, kv_bits: int | None) -> int:
-    """Bytes of keys and values at full context."""
-    return kv_bytes_per_frame(lm, lm.config.transformer.context or 0, kv_bits)
+    floating = mx.floating
+    weights = sum(
+        a.size * (dtype if mx.issubdtype(a.dtype, floating) else a.dtype).size for a in arrays
+    )
+    return Needs(weights, kv_bytes(transformer, dtype.size, kv_bits), files.mimi.stat().st_size)
 
 
 # ------------------------------------------------------------------------------- prediction
@@ -266,7 +215,7 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     if before is not None:
         return replace(before, weights=weights)
     attention = _per_byte(*_attention_pass(shape.config.transformer, shape.kv_bits))
-    small = _empty_model(_narrow(shape.config), 16, default_dtype())
+    small = skeleton(_narrow(shape.config), dtype=default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
     return Speed(
@@ -276,8 +225,9 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
 
 def long_conversation_ms(lm: Lm, kv_bits: int | None = None) -> float:
     """Milliseconds that a step takes for attending a full context; takes half a second."""
-    p50, _ = _per_byte(*_attention_pass(lm.config.transformer, kv_bits))
-    return 1000 * p50 * _full_kv(lm, kv_bits)
+    c = lm.config.transformer
+    p50, _ = _per_byte(*_attention_pass(c, kv_bits))
+    return 1000 * p50 * kv_bytes(c, lm.out_norm.weight.dtype.size, kv_bits)
 
 
 Pass = Callable[[int], None]
@@ -328,8 +278,8 @@ def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
         for inputs, outputs in widths:
             layer: nn.Module = nn.Linear(inputs, outputs, bias=False)
             layer.set_dtype(dtype)
-            if bits in GROUPS:
-                layer = layer.to_quantized(GROUPS[bits], bits)
+            if bits in PUBLISHED_GROUPS:
+                layer = layer.to_quantized(PUBLISHED_GROUPS[bits], bits)
             arrays = named_parameters(layer)
             # Values don't matter, but must be nowhere near zero: such numbers can be slow.
             layer.update({name: mx.ones_like(array) for name, array in arrays.items()})

@@ -1,19 +1,23 @@
 """Safetensors files, distrusted: what the header says is checked before anything believes it.
 
 Knows the format (https://github.com/huggingface/safetensors#format): eight bytes with the header's
-length, a JSON header, then the tensors' bytes without gaps. Reads headers only; the tensors
-themselves are read one by one by MLX. Knows nothing of models.
+length, a JSON header, then the tensors' bytes without gaps. Reads headers only; MLX reads the
+tensors themselves, lazily. Knows nothing of models.
 """
 
 import json
 import math
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from moshi_mlx.errors import CheckpointError
+import mlx.core as mx
+
+from .arrays import Weights
+from .errors import CheckpointError
+from .files import partial_name
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -187,7 +191,7 @@ def _reason(error: Exception) -> str:
 
 
 def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
-    """All tensors of several files.
+    """All tensors of several files, from their headers.
 
     Raises:
         CheckpointError: a file is not sound, or two have the same tensor.
@@ -199,3 +203,38 @@ def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
             raise CheckpointError(f"{path}: tensor {_shown(min(shared))} is in another file too")
         tensors |= header
     return tensors
+
+
+def read_safetensors(paths: str | Path | Sequence[str | Path]) -> Weights:
+    """All tensors of one or several safetensors files, lazily.
+
+    Raises:
+        CheckpointError: as `check_files`.
+    """
+    files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    check_files(files)
+    weights: Weights = {}
+    for path in files:
+        try:
+            tensors = mx.load(str(path), format="safetensors")
+        except (RuntimeError, ValueError, OSError) as error:
+            raise CheckpointError(f"{path}: MLX cannot read it: {error}") from error
+        assert isinstance(tensors, dict)
+        weights.update(tensors)
+    return weights
+
+
+def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | None = None) -> None:
+    """Puts tensors in the place of `path`: a reader finds the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk refuses; names the file.
+    """
+    partial = partial_name(path).with_suffix(".safetensors")  # MLX adds the ending otherwise
+    try:
+        mx.save_safetensors(str(partial), tensors, metadata)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,241 @@
+"""Which model can be talked with on this machine: what fits, and what should run in real time.
+
+Compares what a model needs with what there is, and chooses a precision for the name of a series.
+Never uses the network; measures through `prediction` alone. Knows nothing of the terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from moshi_mlx import HubError, MoshiError, catalog
+from moshi_mlx.catalog import Entry
+from moshi_mlx.config import MimiConfig
+from moshi_mlx.footprint import Needs, gb
+from moshi_mlx.hub import ModelFiles, resolve
+
+from ..platform import Machine, machine
+from .bench import percentiles
+from .prediction import Shape, Speed, Speeds, needs_of_files, predict, published_shape
+
+__all__ = [
+    "BUDGET_MS",
+    "Verdict",
+    "check_before",
+    "late_warning",
+    "local_files",
+    "needs_of",
+    "predicted",
+    "shortage",
+]
+
+BUDGET_MS = 1000 / MimiConfig().frame_rate
+"""A frame of sound lasts 80 ms: what a step may take."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a model can be talked with on this machine.
+
+    model: the name to load; for the name of a series, what was chosen.
+    needs: memory, or None where nothing is known of the model.
+    memory: what a model may take on this machine at most (bytes); 0 if that is unknown.
+    frame_ms: p50, p95 and, if measured, max of a whole frame; None if neither was done.
+    predicted: frame_ms is a prediction, at full context.
+    frames: how many were measured.
+    codec: with which of the two they were measured.
+    growth_ms: what a full context adds to a measured frame (milliseconds), at most.
+    advice: what to do, if there is something.
+    """
+
+    model: str
+    needs: Needs | None
+    memory: int
+    frame_ms: Mapping[str, float] | None = None
+    predicted: bool = False
+    frames: int = 0
+    codec: str = ""
+    growth_ms: float = 0.0
+    budget_ms: float = BUDGET_MS
+    advice: str | None = None
+
+    @property
+    def fits(self) -> bool | None:
+        """In memory; None if that cannot be said."""
+        if self.needs is None or not self.memory:
+            return None
+        return self.needs.total <= self.memory
+
+    @property
+    def holds(self) -> bool | None:
+        """It fits, and 95 of 100 frames are in time, also when the conversation is long."""
+        if self.fits is False:
+            return False
+        if self.frame_ms is None:
+            return None
+        return self.frame_ms["p95"] + self.growth_ms <= self.budget_ms
+
+    @property
+    def line(self) -> str:
+        """One line for a person."""
+        start = f"holds {self.budget_ms:.0f} ms with {self.model}"
+        if self.fits is False:
+            return f"{start}: no, it needs {gb(size_of(self))} of memory of {gb(self.memory)}"
+        if self.frame_ms is None:
+            return f"{start}: unknown, it is not on this machine"
+        answer = f"{start}: {'yes' if self.holds else 'no'}, p95 {self.frame_ms['p95']:.0f} ms"
+        if self.predicted:
+            return f"{answer} (predicted, not measured)"
+        if self.growth_ms >= 0.5:
+            return f"{answer}, up to {self.growth_ms:.0f} ms more in a long conversation"
+        return answer
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: bytes and milliseconds."""
+        fields = asdict(self)
+        if self.needs is not None:
+            fields["needs"]["total"] = self.needs.total
+        return {**fields, "fits": self.fits, "holds": self.holds, "line": self.line}
+
+
+def check_before(
+    name: str,
+    *,
+    force: bool = False,
+    here: Machine | None = None,
+    speed_of: Callable[[Shape], Speed] | None = None,
+    kv_bits: int | None = None,
+) -> Verdict:
+    """What a conversation should know before a model is fetched and loaded. No network.
+
+    Only memory is compared, and `advice` says if too little of it is free; that is quick.
+    For the name of a series the precision is chosen among the quantized ones: of those that fit in
+    memory, the most exact that is predicted to be in time, what is already on this machine before
+    what is not; if none is in time, the smallest. That takes seconds of measuring, unless only one
+    fits. Load `Verdict.model`.
+
+    Args:
+        name: as the user gave it.
+        force: let a model pass that does not fit.
+        here: the machine; this one if None.
+        speed_of: measures it; `Speeds()` if None.
+        kv_bits: the conversation's, as `Moshi.session` takes it.
+
+    Raises:
+        MoshiError: the model does not fit in memory; with the numbers and the way out.
+        CheckpointError: its files are broken.
+    """
+    here = here or machine()
+    if catalog.series(name):
+        verdict = choose(name, here, speed_of or Speeds(), kv_bits)
+    else:
+        verdict = Verdict(name, needs_of(name, kv_bits), here.usable_memory)
+    if verdict.fits is False and not force:
+        raise _too_large(verdict, here, kv_bits)
+    return replace(verdict, advice=shortage(verdict, here))
+
+
+def choose(
+    series: str, here: Machine, speed_of: Callable[[Shape], Speed], kv_bits: int | None
+) -> Verdict:
+    """The precision of a series that suits a machine best; see `check_before`."""
+    entries = [entry for entry in catalog.series(series) if entry.bits < 16]
+    verdicts = [Verdict(e.name, needs_of(e.name, kv_bits), here.usable_memory) for e in entries]
+    fitting = [verdict for verdict in verdicts if verdict.fits is not False]
+    if len(fitting) < 2:
+        return fitting[0] if fitting else verdicts[-1]
+    fitting.sort(key=lambda verdict: local_files(verdict.model) is None)  # stable
+    tried: list[Verdict] = []
+    for verdict in fitting:
+        shape = published_shape(verdict.model, kv_bits)
+        tried.append(verdict if shape is None else predicted(shape, verdict, speed_of))
+        if tried[-1].holds:
+            return tried[-1]
+    return min(tried, key=size_of)
+
+
+def predicted(shape: Shape, verdict: Verdict, speed_of: Callable[[Shape], Speed]) -> Verdict:
+    return replace(verdict, frame_ms=predict(shape, speed_of(shape)).frame_ms, predicted=True)
+
+
+def size_of(verdict: Verdict) -> int:
+    return verdict.needs.total if verdict.needs else 0
+
+
+def shortage(verdict: Verdict, here: Machine) -> str | None:
+    """What to say if a model fits, but not beside what runs now."""
+    short = size_of(verdict) - here.memory_available
+    if short <= 0 or not here.memory_available:
+        return None
+    return f"close other programs first: {verdict.model} needs {gb(short)} more than is free now"
+
+
+def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
+    ways = [f"--model {catalog.bundled()[0]}"]
+    for entry in relatives(verdict.model):
+        needs = needs_of(entry.name, kv_bits)
+        if needs is not None and needs.total <= verdict.memory:
+            ways.insert(0, f"--model {entry.name} (needs {gb(needs.total)})")
+            break
+    can = f"the GPU can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
+    return MoshiError(
+        f"{verdict.model} needs {verdict.needs}; on this machine {can} {gb(here.memory_total)}. "
+        f"Use {' or '.join(ways)}, or --force to try it all the same"
+    )
+
+
+def relatives(name: str) -> list[Entry]:
+    """The precisions of a published model's series, the most exact first; else none."""
+    entry = catalog.find(name)
+    return catalog.series(entry.series) if entry is not None and entry.series else []
+
+
+def local_files(name: str) -> ModelFiles | None:
+    """The model's files, if all of them are on this machine."""
+    with suppress(HubError):
+        return resolve(name, offline=True)
+    return None
+
+
+def needs_of(name: str, kv_bits: int | None = None) -> Needs | None:
+    """The memory that a model takes: by its files if they are here, else by the catalogue.
+
+    None where neither knows it.
+    """
+    files = local_files(name)
+    if files is not None:
+        return needs_of_files(files, kv_bits)
+    shape = published_shape(name, kv_bits)
+    if shape is not None:
+        return shape.needs
+    entry = catalog.find(name)
+    return None if entry is None else Needs(entry.nbytes, conversation=0, codec=0)
+
+
+def late_warning(name: str, seconds: Sequence[float], budget_ms: float = BUDGET_MS) -> str | None:
+    """A line to show before a conversation if frames take too long (p95), with the way out.
+
+    Args:
+        name: the model's.
+        seconds: what frames took, as `time_session` gives them.
+        budget_ms: what a frame may take.
+    """
+    p95 = percentiles(seconds)["p95"]
+    if p95 <= budget_ms:
+        return None
+    return (
+        f"{name} takes {p95:.0f} ms a frame here (p95), {budget_ms:.0f} ms is what there is: the "
+        f"sound will have gaps. Close other programs, or use {_lighter(name)}"
+    )
+
+
+def _lighter(name: str) -> str:
+    """What to run instead of a model that is too slow."""
+    entry, smallest = catalog.find(name), catalog.bundled()[0]
+    lighter = [e for e in relatives(name) if entry is not None and e.bits < entry.bits]
+    if lighter:
+        return f"--model {lighter[-1].name}, which reads least per frame"
+    return "a faster machine" if entry is not None and entry.bundled else f"--model {smallest}"

@@ -1,0 +1,130 @@
+"""What is published: one table that the hub, the doctor, cards, help and README read.
+
+A new model is a new row; nothing else names one. Knows names and figures; nothing of files, of the
+network or of what a family does with a model.
+"""
+
+import difflib
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["bf16", "q8", "q4"]
+
+BITS: dict[Precision, int] = {"bf16": 16, "q8": 8, "q4": 4}
+"""Bits per weight, the most exact first; 16 is not quantized."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A published model.
+
+    name: what users call it.
+    about: one line about it.
+    family: its `model_type`.
+    precision: of its weights.
+    nbytes: all of its files together.
+    licence: of the weights.
+    repository: on the hub; None comes with the package.
+    revision: of the repository; None takes the newest.
+    preset: the configuration that holds where the repository has no config.json, by its name in
+        `published.PRESETS`; None where it has one.
+    series: the name without a precision, which stands for the best one that a machine can run.
+    voices: names of its voices, or what its one voice is.
+    languages: that it speaks or understands, as ISO 639-1 codes.
+    """
+
+    name: str
+    about: str
+    family: str
+    precision: Precision
+    nbytes: int
+    licence: str
+    repository: str | None = None
+    revision: str | None = None
+    preset: str | None = None
+    series: str | None = None
+    voices: tuple[str, ...] = ()
+    languages: tuple[str, ...] = ("en",)
+
+    @property
+    def bits(self) -> int:
+        """Bits per weight."""
+        return BITS[self.precision]
+
+    @property
+    def bundled(self) -> bool:
+        """Whether it comes with the package."""
+        return self.repository is None
+
+
+_MIMI_AND_TOKENIZER = 385_000_000
+_MOSHI_BYTES: dict[Precision, int] = {
+    "bf16": 15_380_000_000, "q8": 8_170_000_000, "q4": 4_810_000_000
+}  # fmt: skip
+
+
+def _moshi(series: str, voice: str, precision: Precision) -> Entry:
+    return Entry(
+        name=f"{series}-{precision}",
+        about=f"Moshi v0.1, {voice} voice",
+        family="moshi",
+        precision=precision,
+        nbytes=_MOSHI_BYTES[precision] + _MIMI_AND_TOKENIZER,
+        licence="CC-BY 4.0",
+        repository=f"kyutai/{series}-mlx-{precision}",
+        preset="moshi",
+        series=series,
+        voices=(voice,),
+    )
+
+
+ENTRIES: tuple[Entry, ...] = (
+    Entry(
+        name="nano",
+        about="demonstration model: answers some dozens of sentences, always in the same words",
+        family="moshi",
+        precision="bf16",
+        nbytes=19_238_066,
+        licence="MIT",
+        voices=("female",),
+    ),
+    *(_moshi("moshiko", "male", precision) for precision in BITS),
+    *(_moshi("moshika", "female", precision) for precision in BITS),
+)
+"""All of them, the bundled ones first."""
+
+
+def find(name: str) -> Entry | None:
+    """The entry with this name or repository."""
+    return next((e for e in ENTRIES if name in (e.name, e.repository)), None)
+
+
+def names() -> list[str]:
+    """Of all entries, in the table's order."""
+    return [entry.name for entry in ENTRIES]
+
+
+def bundled() -> list[str]:
+    """Names of the models that come with the package."""
+    return [entry.name for entry in ENTRIES if entry.bundled]
+
+
+def all_series() -> list[str]:
+    """Names that stand for several precisions, in the table's order."""
+    return list(dict.fromkeys(entry.series for entry in ENTRIES if entry.series))
+
+
+def series(name: str) -> list[Entry]:
+    """The precisions of a series, the most exact first; none if there is no such series."""
+    found = [entry for entry in ENTRIES if entry.series == name]
+    return sorted(found, key=lambda entry: -entry.bits)
+
+
+def suggestion(name: str) -> str:
+    """For a name that leads nowhere: the nearest ones, and what a model can be."""
+    close = [entry.name for entry in series(name)]
+    if not close:
+        wanted = name.rsplit("/", 1)[-1].lower().replace("-mlx", "")
+        close = difflib.get_close_matches(wanted, names(), n=3, cutoff=0.6)
+    hint = f"Did you mean {' or '.join(close)}? " if close else ""
+    return f"{hint}A model is one of {', '.join(names())}, a folder, or org/repo on the hub."

@@ -1,0 +1,293 @@
+"""A checkpoint, opened: its files found, checked against each other, and read when asked.
+
+Knows which files a model has and how they fit together: a folder, a weights file, a name of the
+catalogue or the hub, an adapter and its base. Knows nothing of what a model is used for.
+"""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from . import catalog
+from .arrays import Weights
+from .codec import CodecName, MlxCodec, RustCodec, choose_codec
+from .config import LoraConfig, MimiConfig, ModelConfig
+from .errors import CheckpointError, ConfigError, HubError
+from .files import read_json, write_json
+from .hub import ModelFiles, resolve
+from .lm import Lm
+from .mimi import Mimi
+from .published import read_config, read_mimi_config
+from .safetensors import TensorInfo, check_files, read_header
+from .text import TextTokenizer
+from .weights import check, load_lm, read_lm, shaped_like
+from .weights_mimi import load_mimi
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+ADAPTER = "lora.safetensors"
+_MERGED = "consolidated.safetensors"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Made by `open_checkpoint`.
+
+    name: as it was asked for.
+    lora_scaling: what the adapter's part is multiplied by, if there is one.
+    tensors: those of the weights files and the adapter, as the files name them.
+    """
+
+    name: str
+    files: ModelFiles
+    config: ModelConfig
+    mimi_config: MimiConfig
+    text: TextTokenizer
+    lora_scaling: float
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def where(self) -> str:
+        """The weights file, for messages."""
+        return str(self.files.weights[0])
+
+    @property
+    def folder(self) -> Path:
+        """Where the weights are."""
+        return self.files.weights[0].parent
+
+    @property
+    def nbytes(self) -> int:
+        """Of all tensors."""
+        return sum(info.nbytes for info in self.tensors.values())
+
+    @cached_property
+    def card(self) -> Path | None:
+        """The model's own description, which may state its licence."""
+        names = ("README.md", "MODEL_CARD.md", "SOURCE_CARD.md")
+        return next((self.folder / n for n in names if (self.folder / n).is_file()), None)
+
+    def weights(self, *, verify: bool = False) -> Weights:
+        """The language model's tensors by the names of our modules, each read when it is used.
+
+        A new dict each time: what was read through another is not kept by this one. `verify`
+        reads what slices share, and compares.
+
+        Raises:
+            CheckpointError: an adapter cannot be merged, or slices differ.
+        """
+        weights, beside = read_lm(
+            self.files.weights,
+            self.config.lm,
+            lora=self.files.lora,
+            lora_scaling=self.lora_scaling,
+            verify=verify,
+        )
+        if beside:
+            raise CheckpointError(
+                f"{self.where}: is quantized, and an adapter can only be merged into full "
+                "precision; give the original as --base"
+            )
+        return weights
+
+    def skeleton(self, *, verify: bool = False) -> Lm:
+        """The language model without its values, checked against the files.
+
+        Raises:
+            CheckpointError: a tensor is missing, left over, misshapen or of a wrong type.
+        """
+        weights = self.weights(verify=verify)
+        lm = shaped_like(weights, self.config.lm, self.config.quantization, self.where)
+        check(lm, weights, self.where)
+        return lm
+
+    def load_lm(self, dtype: mx.Dtype | None = None) -> Lm:
+        """The language model, its adapter merged or beside it.
+
+        Args:
+            dtype: what to compute in: float32 on the CPU and bfloat16 on a GPU if None.
+
+        Raises:
+            CheckpointError: something doesn't match; names the tensor and the file.
+        """
+        return load_lm(
+            self.files.weights,
+            self.config.lm,
+            dtype=dtype,
+            quantization=self.config.quantization,
+            lora=self.files.lora,
+            lora_scaling=self.lora_scaling,
+        )
+
+    def load_mimi(self, num_codebooks: int) -> Mimi:
+        """The codec in MLX, with that many codebooks. Raises CheckpointError."""
+        return load_mimi(self.files.mimi, num_codebooks, self.mimi_config)
+
+    def choose_codec(self, name: CodecName, num_codebooks: int) -> MlxCodec | RustCodec:
+        """The codec of a session; see `codec.choose_codec`."""
+        return choose_codec(name, self.files.mimi, num_codebooks, self.mimi_config)
+
+
+def open_checkpoint(
+    name: str | Path,
+    *,
+    weights: str | None = None,
+    lora: str | Path | None = None,
+    base: str | Path | None = None,
+    offline: bool = False,
+) -> Checkpoint:
+    """Finds a checkpoint's files, and checks their headers and that they fit together.
+
+    Args:
+        name: a bundled model ("nano"), a published name ("moshiko-q4"), a folder, a weights file
+            (its config.json and the rest beside it), an adapter's file or folder, or a repository
+            of the hub ("kyutai/moshiko-mlx-q4", with "@revision" if wanted).
+        weights: the weights file, where a folder or repository has several.
+        lora: an adapter for the model: its file, or the folder that has its `lora.safetensors` and
+            `config.json`. The model's own adapter, if it has one, then isn't used.
+        base: the model that an adapter given as `name` is for; also where a fine-tune's codec and
+            tokenizer come from, if it has none.
+        offline: never use the network (as HF_HUB_OFFLINE=1).
+
+    Raises:
+        HubError: the name leads to no files.
+        CheckpointError: a file is broken or doesn't match the others.
+        TokenizerError: the tokenizer is missing or broken.
+    """
+    files = _find(name, weights, base, offline)
+    if lora is not None:
+        path = Path(lora).expanduser()
+        files = replace(files, lora=path / ADAPTER if path.is_dir() else path)
+    config = config_of(files)
+    text = TextTokenizer(files.tokenizer)
+    if text.vocab_size > config.lm.text_card:
+        raise CheckpointError(
+            f"{files.tokenizer}: has {text.vocab_size} tokens, the model knows "
+            f"{config.lm.text_card}: it is of another model"
+        )
+    mimi_config = read_mimi_config(
+        read_json(files.mimi_config) if files.mimi_config else None, str(files.mimi_config)
+    )
+    if config.lm.card != mimi_config.quantizer.bins:
+        raise CheckpointError(
+            f"{files.mimi}: has codebooks of {mimi_config.quantizer.bins} entries, the model's "
+            f"field 'card' is {config.lm.card}"
+        )
+    tensors = check_files([*files.weights, *([files.lora] if files.lora else [])])
+    read_header(files.mimi)
+    return Checkpoint(
+        str(name), files, config, mimi_config, text, _lora_scaling(files, config), tensors
+    )
+
+
+def config_of(files: ModelFiles) -> ModelConfig:
+    """What the model's config.json says; without one, what the catalogue says of its name.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    entry = catalog.find(files.name)
+    preset = entry.preset if entry is not None else None
+    data = read_json(files.config) if files.config else None
+    return read_config(data, str(files.config), preset or "moshi")
+
+
+def _find(
+    name: str | Path, weights: str | None, base: str | Path | None, offline: bool
+) -> ModelFiles:
+    path = Path(name).expanduser()
+    known = isinstance(name, str) and catalog.find(name) is not None
+    if not known and path.is_file():
+        if any(".lora_A." in tensor for tensor in read_header(path)):
+            return replace(_base_of(path, base, offline), lora=path)
+        return _with_base(path.parent, path.name, base, offline)
+    if not known and path.is_dir() and weights is None:
+        config = path / CONFIG
+        fields = read_json(config) if config.is_file() else {}
+        named = fields.get("moshi_name")
+        has_weights = isinstance(named, str) and (path / named).is_file()
+        has_weights |= any(path.glob("model*.safetensors*"))
+        if (path / ADAPTER).is_file() and not has_weights:
+            return replace(_base_of(path, base, offline), lora=path / ADAPTER)
+        merged = not has_weights and (path / _MERGED).is_file()
+        return _with_base(path, _MERGED if merged else None, base, offline)
+    return resolve(name, weights=weights, offline=offline)
+
+
+def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFiles:
+    if base is None:
+        raise CheckpointError(f"{adapter}: is a LoRA adapter alone; name its base model (--base)")
+    return resolve(base, offline=offline)
+
+
+def _with_base(
+    folder: Path, weights: str | None, base: str | Path | None, offline: bool
+) -> ModelFiles:
+    """A folder's model; its codec and tokenizer from the base, where it has none."""
+    try:
+        return resolve(folder, weights=weights, offline=offline)
+    except HubError:
+        found = folder / (weights or WEIGHTS)
+        if base is None or not found.is_file():
+            raise
+    files = resolve(base, offline=offline)
+    config = folder / CONFIG
+    own = config.is_file() and "dim" in read_json(config)
+    return replace(files, weights=(found,), lora=None, config=config if own else files.config)
+
+
+def _lora_scaling(files: ModelFiles, config: ModelConfig) -> float:
+    """The field `lora_scaling` of the config.json beside an adapter, or the published default."""
+    raw, where = config.raw, str(files.config)
+    beside = files.lora.parent / CONFIG if files.lora else None
+    if beside is not None and beside.is_file():
+        raw, where = read_json(beside), str(beside)
+    value = raw.get("lora_scaling", LoraConfig().scaling)
+    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+        raise ConfigError(f"{where}: field 'lora_scaling' must be above 0, is {value!r}")
+    return float(value)
+
+
+def write_companions(
+    folder: Path,
+    raw: Mapping[str, Any],
+    *,
+    mimi: Path,
+    tokenizer: Path,
+    mimi_config: Path | None,
+    link_mimi: bool = False,
+    reserved: tuple[str, ...] = (),
+) -> None:
+    """All of a model's folder but its weights, which go into `WEIGHTS` there.
+
+    Args:
+        folder: the folder; it exists.
+        raw: what config.json says; the names of files are set here.
+        mimi: the codec, which is copied, as the tokenizer and the codec's configuration are.
+        tokenizer: the SentencePiece model.
+        mimi_config: the codec's configuration, if it is not the published one.
+        link_mimi: link the codec instead of copying it.
+        reserved: names that the caller writes itself.
+
+    Raises:
+        OSError: a file cannot be copied or written.
+    """
+    config = {k: v for k, v in raw.items() if not k.startswith("lora")} | {"moshi_name": WEIGHTS}
+    others = {"mimi": mimi, "tokenizer": tokenizer}
+    if mimi_config is not None:
+        others["mimi_config"] = mimi_config
+    for what, path in others.items():
+        name = path.name
+        if name in (WEIGHTS, CONFIG, *reserved):
+            name = f"{what}{path.suffix}"
+        config[f"{what}_name"] = name
+        if link_mimi and what == "mimi":
+            (folder / name).symlink_to(path.resolve())
+        else:
+            shutil.copyfile(path, folder / name)
+    write_json(folder / CONFIG, config)

@@ -1,0 +1,94 @@
+"""What is done with a checkpoint.
+
+`load` opens one and hands it to the family of its `model_type`.
+"""
+
+from importlib import import_module
+from pathlib import Path
+from typing import Literal, overload
+
+import mlx.core as mx
+
+from ..checkpoint import open_checkpoint
+from ..codec import CodecName
+from ..config import ModelConfig
+from .dialogue import Moshi
+from .kinds import Kind, Verb, kind_of, require_verb
+from .model import Model
+
+__all__ = ["Model", "Moshi", "Verb", "generated_streams", "load", "require_verb"]
+
+
+@overload
+def load(
+    name: str | Path,
+    *,
+    verb: Literal["talk"],
+    weights: str | None = ...,
+    lora: str | Path | None = ...,
+    codec: CodecName = ...,
+    dtype: mx.Dtype | None = ...,
+    offline: bool = ...,
+) -> Moshi: ...
+@overload
+def load(
+    name: str | Path,
+    *,
+    verb: Verb | None = ...,
+    weights: str | None = ...,
+    lora: str | Path | None = ...,
+    codec: CodecName = ...,
+    dtype: mx.Dtype | None = ...,
+    offline: bool = ...,
+) -> Model: ...
+def load(
+    name: str | Path,
+    *,
+    verb: Verb | None = None,
+    weights: str | None = None,
+    lora: str | Path | None = None,
+    codec: CodecName = "auto",
+    dtype: mx.Dtype | None = None,
+    offline: bool = False,
+) -> Model:
+    """Loads a model; what is not on this machine yet is fetched from the hub.
+
+    Args:
+        name: a bundled model ("nano"), a published name ("moshiko-q4"), a folder, a weights file,
+            or a repository of the hub ("kyutai/moshiko-mlx-q4").
+        verb: what the model is wanted for; one that cannot do it is refused before its weights are
+            read. None takes any.
+        weights: the weights file, where a folder or repository has several.
+        lora: an adapter's file, or the folder that has its `lora.safetensors` and `config.json`;
+            the model's own adapter, if it has one, then isn't used.
+        codec: what turns sound into codes: "mlx" is ours, "rust" is rustymimi, "auto" chooses.
+        dtype: what to compute in: float32 on the CPU and bfloat16 on a GPU if None.
+        offline: never use the network (as HF_HUB_OFFLINE=1).
+
+    Returns:
+        An object of the class of the model's family: a `Moshi` for a dialogue model.
+
+    Raises:
+        HubError: the name leads to no files.
+        VerbError: the model cannot do what is asked.
+        CheckpointError: a file is broken or doesn't match the others.
+        TokenizerError: the tokenizer is missing or broken.
+    """
+    checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
+    if verb is not None:
+        require_verb(verb, checkpoint.config, checkpoint.name)
+    family = _class_of(kind_of(checkpoint.config, checkpoint.name))
+    return family.from_checkpoint(checkpoint, codec=codec, dtype=dtype)
+
+
+def generated_streams(config: ModelConfig) -> int:
+    """Audio streams that a model generates in use; those after them are given to it."""
+    return _class_of(kind_of(config)).generated_streams(config.lm)
+
+
+def _class_of(kind: Kind) -> type[Model]:
+    """The class of a family; `Model` itself where only the language model can be used."""
+    if kind.module is None:
+        return Model
+    family: type[Model] = import_module(f".{kind.module}", __name__).FAMILY
+    return family

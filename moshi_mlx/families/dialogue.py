@@ -1,0 +1,73 @@
+"""Dialogue models: Moshi and its fine-tunes, which listen and speak at the same time.
+
+Makes sessions; all else is in the parts.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import mlx.core as mx
+
+from ..config import LmConfig
+from ..generate import Generator
+from ..sampling import Sampling
+from ..session import Session
+from ..worker import Worker
+from .model import Model
+
+
+class Moshi(Model):
+    """A loaded dialogue model; made by `load`. Its sessions share the weights and nothing else."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._worker = Worker()
+
+    @classmethod
+    def generated_streams(cls, config: LmConfig) -> int:
+        """Its own side: half of the streams, or all that its depth transformer makes if fewer.
+
+        Some models can generate both sides; in a conversation they still hear the other one.
+        """
+        return min(config.dep_q, config.n_q - config.n_q // 2)
+
+    def session(
+        self,
+        *,
+        seed: int = 0,
+        text: Sampling | None = None,
+        audio: Sampling | None = None,
+        conditions: Mapping[str, str | mx.array | None] | None = None,
+        kv_bits: int | None = None,
+    ) -> Session:
+        """A new conversation.
+
+        Args:
+            seed: the same seed and sound give the same conversation.
+            text: how text is drawn; the model's own way if None.
+            audio: how codes are drawn; the model's own way if None.
+            conditions: of a model with conditioners: name to value.
+            kv_bits: what the model keeps of the conversation in 8 or 4 bits a number, so that a
+                long one takes less memory; None: as it is computed.
+
+        Raises:
+            ConfigError: a condition is not one of the model's.
+            ValueError: `kv_bits` is neither 8 nor 4.
+        """
+        text, audio = text or self.text_sampling, audio or self.audio_sampling
+
+        def make_generator() -> Generator:
+            return Generator(
+                self.lm,
+                text=text,
+                audio=audio,
+                seed=seed,
+                conditions=None if conditions is None else [conditions],
+                generated=self.generated_streams(self.lm.config),
+                kv_bits=kv_bits,
+            )
+
+        return Session(self.codec, self.text, make_generator, self._worker)
+
+
+FAMILY = Moshi

@@ -1,0 +1,73 @@
+"""What models of each `model_type` are for, and which module does it. Knows no weights.
+
+A family is a module beside this one and a line in `KINDS`; nothing else knows its name.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import ModelConfig
+from ..errors import ConfigError, VerbError
+
+Verb = Literal["talk", "transcribe", "speak", "translate", "complete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What models of a `model_type` are for.
+
+    what: for messages: "a text-to-speech model".
+    verb: what it can do.
+    module: the module here that does it; None where there is none yet.
+    """
+
+    what: str
+    verb: Verb
+    module: str | None = None
+
+
+KINDS = {
+    "moshi": Kind("a dialogue model", "talk", "dialogue"),
+    "personaplex": Kind("a dialogue model", "talk", "dialogue"),
+    "hibiki": Kind("a speech translation model", "translate"),
+    "stt": Kind("a speech-to-text model", "transcribe"),
+    "tts": Kind("a text-to-speech model", "speak"),
+    "helium": Kind("a text model", "complete"),
+}
+"""By `model_type`."""
+
+
+def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
+    """What a model is for.
+
+    Raises:
+        ConfigError: its `model_type` is unknown.
+    """
+    kind = KINDS.get(config.model_type)
+    if kind is None:
+        raise ConfigError(
+            f"{where}: field 'model_type' is {config.model_type!r}; known are {', '.join(KINDS)}"
+        )
+    return kind
+
+
+def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
+    """Refuses a model that cannot do what is asked of it.
+
+    Args:
+        verb: what is asked.
+        config: of the model.
+        where: its name, for the message.
+
+    Raises:
+        VerbError: names what it can do.
+        ConfigError: its `model_type` is unknown.
+    """
+    kind = kind_of(config, where)
+    if kind.verb != verb:
+        raise VerbError(f"{where} is {kind.what}: it can {kind.verb}, but not {verb}")
+    if kind.module is None:
+        raise VerbError(
+            f"{where} is {kind.what} (model_type '{config.model_type}'), which this version of "
+            f"moshi-local cannot run: use a model that it can {verb} with, such as nano"
+        )

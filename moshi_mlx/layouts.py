@@ -1,0 +1,172 @@
+"""Names of tensors: the published layouts ↔ our modules, as pure functions from dict to dict.
+
+Knows names and shapes; nothing of files, quantization or values.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import mlx.core as mx
+
+from .arrays import Weights
+from .config import LmConfig
+from .errors import CheckpointError
+
+
+def detect_layout(weights: Iterable[str], where: str) -> str:
+    """`mlx` or `pytorch`.
+
+    Raises:
+        CheckpointError: the tensors are not those of a Moshi language model.
+    """
+    names = set(weights)
+    if "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
+        # PyTorch's layer norm is named as MLX's norms are: the embeddings tell the two apart.
+        pytorch = "out_norm.alpha" in names or any(n.startswith("emb.") for n in names)
+        return "pytorch" if pytorch else "mlx"
+    if any(name.startswith("quantizer.rvq_first") for name in names):
+        raise CheckpointError(
+            f"{where}: is a Mimi codec, not a Moshi language model; give it as the Mimi file"
+        )
+    if any(".lora_A." in name for name in names):
+        raise CheckpointError(f"{where}: is a LoRA adapter; give it beside its base model")
+    some = ", ".join(sorted(names)[:3]) or "no tensors"
+    raise CheckpointError(f"{where}: is not a Moshi language model (it has {some}, …)")
+
+
+def from_mlx(weights: Weights, config: LmConfig, *, verify: bool = True) -> Weights:
+    """MLX names → the names of our modules: depth slices become slices and weight sets.
+
+    `verify`: read what slices share, and compare.
+    """
+    out: Weights = {}
+    for name, value in weights.items():
+        target = module_name(name, config)
+        if target not in out:
+            out[target] = value
+        elif verify and not mx.array_equal(out[target], value).item():
+            raise CheckpointError(
+                f"tensor '{name}' differs from the one of another slice, but the config's "
+                "depformer_weights_per_step_schedule says that they share their weights"
+            )
+    return out
+
+
+def module_name(name: str, config: LmConfig) -> str:
+    """A tensor's or a layer's MLX name → its name in our modules."""
+    depth = config.depth
+    match = re.fullmatch(r"depformer\.slices\.(\d+)\.(\w+)(\..+)?", name)
+    if depth is None or match is None or int(match[1]) >= depth.num_slices:
+        return name
+    k, part, rest = int(match[1]), match[2], match[3] or ""
+    if part == "emb":
+        return f"depformer.embs.{k}{rest}"
+    if part == "linear_out":
+        return f"depformer.linear_out.{k}{rest}"
+    if part == "norm":
+        return f"depformer.norms.{k}{rest}"
+    if part == "linear_in":
+        return f"depformer.linear_in.{depth.inputs[k]}{rest}"
+    return f"depformer.transformers.{depth.weight_sets[k]}{rest}"
+
+
+def to_mlx(weights: Weights, config: LmConfig) -> Weights:
+    """The names of our modules → MLX names, the inverse of `from_mlx`."""
+    depth = config.depth
+    out: Weights = {}
+    for name, value in weights.items():
+        match = re.fullmatch(r"depformer\.(\w+)\.(\d+)\.(.+)", name)
+        if depth is None or match is None:
+            out[name] = value
+            continue
+        part, i, rest = match[1], int(match[2]), match[3]
+        if part == "embs":
+            out[f"depformer.slices.{i}.emb.{rest}"] = value
+        elif part == "linear_out":
+            out[f"depformer.slices.{i}.linear_out.{rest}"] = value
+        elif part == "norms":
+            out[f"depformer.slices.{i}.norm.{rest}"] = value
+        else:
+            sets = depth.inputs if part == "linear_in" else depth.weight_sets
+            kind = "linear_in" if part == "linear_in" else "transformer"
+            for k in [k for k, used in enumerate(sets) if used == i]:
+                out[f"depformer.slices.{k}.{kind}.{rest}"] = value
+    return out
+
+
+def from_pytorch(weights: Weights, config: LmConfig) -> Weights:
+    """PyTorch names, packed or `in_projs.{i}`, → the names of our modules."""
+    depth = config.depth
+    num_sets = len(depth.transformers) if depth is not None else 0
+    out: Weights = {}
+    for name, value in weights.items():
+        if name.endswith(".alpha"):
+            name, value = name.removesuffix("alpha") + "weight", value.reshape(-1)
+        # Newer files name every weight set; with a single one the number falls away.
+        name = re.sub(r"\.in_proj_weight$", ".in_proj.weight", name)
+        name = re.sub(r"\.(in|out)_projs\.(\d+)\.", r".\1_proj.\2.", name)
+        if not name.startswith("depformer"):
+            name = re.sub(r"\.(in|out)_proj\.0\.", r".\1_proj.", name)
+            name = re.sub(r"^emb\.", "audio_embs.", name)
+            name = re.sub(r"^linears\.", "depformer.linear_out.", name)
+            out[name] = value
+            continue
+        if match := re.fullmatch(r"depformer_in\.(\d+)\.(.+)", name):
+            out[f"depformer.linear_in.{match[1]}.{match[2]}"] = value
+        elif match := re.fullmatch(r"depformer_text_emb\.(.+)", name):
+            out[f"depformer.embs.0.{match[1]}"] = value
+        elif match := re.fullmatch(r"depformer_emb\.(\d+)\.(.+)", name):
+            out[f"depformer.embs.{int(match[1]) + 1}.{match[2]}"] = value
+        elif match := re.fullmatch(r"depformer_norms\.(.+)", name):
+            out[f"depformer.norms.{match[1]}"] = value
+        elif match := re.fullmatch(r"depformer\.(layers\.\d+\..+)", name):
+            out.update(_depth_layer(match[1], value, num_sets))
+        else:
+            out[name] = value
+    return out
+
+
+def _depth_layer(name: str, value: mx.array, num_sets: int) -> Weights:
+    """One tensor of a depth layer → that of each weight set."""
+    if match := re.fullmatch(r"(.+\.(?:in|out)_proj)\.(\d+)\.(.+)", name):
+        return {f"depformer.transformers.{match[2]}.{match[1]}.{match[3]}": value}
+    if match := re.fullmatch(r"(.+)\.gating\.(\d+)\.(.+)", name):
+        return {f"depformer.transformers.{match[2]}.{match[1]}.gating.{match[3]}": value}
+    parts: Any = [value] * num_sets
+    if re.search(r"\.(in|out)_proj\.", name) and num_sets and value.shape[0] % num_sets == 0:
+        parts = mx.split(value, num_sets, axis=0)  # rows of all weight sets, stacked
+    return {f"depformer.transformers.{i}.{name}": part for i, part in enumerate(parts)}
+
+
+def to_pytorch(weights: Weights, config: LmConfig) -> Weights:
+    """Full-precision names of our modules → PyTorch names (`in_projs.{i}`), adapters' too.
+
+    The depth transformer's norms, one set in PyTorch, are those of the first weight set.
+    """
+    depth = config.depth
+    num_sets = len(depth.transformers) if depth is not None else 0
+    out: Weights = {}
+    for name, value in weights.items():
+        copy = re.fullmatch(r"depformer\.transformers\.(\d+)\.layers\.\d+\.(norm|layer_sc).+", name)
+        if copy and int(copy[1]):
+            continue
+        root_mean_square = f"{name.removesuffix('weight')}bias" not in weights
+        if root_mean_square and re.search(r"(^|\.)(out_norm|norm\d|norms\.\d+)\.weight$", name):
+            name, value = name.removesuffix("weight") + "alpha", value.reshape(1, 1, -1)
+        name = re.sub(r"^audio_embs\.", "emb.", name)
+        name = re.sub(r"^depformer\.linear_in\.", "depformer_in.", name)
+        name = re.sub(r"^depformer\.linear_out\.", "linears.", name)
+        name = re.sub(r"^depformer\.norms\.", "depformer_norms.", name)
+        name = re.sub(r"^depformer\.embs\.0\.", "depformer_text_emb.", name)
+        name = re.sub(
+            r"^depformer\.embs\.(\d+)\.", lambda m: f"depformer_emb.{int(m[1]) - 1}.", name
+        )
+        if match := re.fullmatch(r"depformer\.transformers\.(\d+)\.(layers\..+)", name):
+            name = re.sub(r"\.(in|out)_proj\.", rf".\1_projs.{match[1]}.", f"depformer.{match[2]}")
+            if num_sets > 1:
+                name = name.replace(".gating.", f".gating.{match[1]}.")
+        else:
+            name = re.sub(r"\.(in|out)_proj\.", r".\1_projs.0.", name)
+        out[name] = value
+    return out

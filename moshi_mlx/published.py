@@ -1,0 +1,481 @@
+"""A published `config.json` → our dataclasses.
+
+Knows the fields, their defaults and which of them change the model; a field that does and is not
+understood is refused by name. Knows nothing of arrays, weights or the network.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, Literal, get_args
+
+from .config import (
+    ConditionerConfig,
+    DepthConfig,
+    FuserConfig,
+    Gating,
+    LmConfig,
+    LoraConfig,
+    MimiConfig,
+    ModelConfig,
+    Norm,
+    Positions,
+    QuantizerConfig,
+    SamplingDefaults,
+    SeanetConfig,
+    TransformerConfig,
+)
+from .errors import ConfigError
+
+V0_1: dict[str, Any] = {
+    "dim": 4096,
+    "text_card": 32_000,
+    "existing_text_padding_id": 3,
+    "n_q": 16,
+    "dep_q": 8,
+    "card": 2048,
+    "num_heads": 32,
+    "num_layers": 32,
+    "hidden_scale": 4.125,
+    "causal": True,
+    "layer_scale": None,
+    "context": 3000,
+    "max_period": 10_000,
+    "gating": "silu",
+    "norm": "rms_norm_f32",
+    "positional_embedding": "rope",
+    "depformer_dim": 1024,
+    "depformer_dim_feedforward": int(4.125 * 1024),
+    "depformer_num_heads": 16,
+    "depformer_num_layers": 6,
+    "depformer_layer_scale": None,
+    "depformer_multi_linear": True,
+    "depformer_context": 8,
+    "depformer_max_period": 10_000,
+    "depformer_gating": "silu",
+    "depformer_pos_emb": "none",
+    "depformer_weights_per_step": True,
+    "delays": [0, 0, 1, 1, 1, 1, 1, 1, 1, 0, 1, 1, 1, 1, 1, 1, 1],
+}
+
+PRESETS: dict[str, dict[str, Any]] = {"moshi": V0_1, "personaplex": {**V0_1, "dep_q": 16}}
+"""Configurations of models whose config.json is missing or names no field of the model."""
+
+# Stand in config.json beside the language model's fields and don't change it.
+_BESIDE = {
+    "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type",
+    "lm_gen_config", "tts_config", "stt_config", "model_id", "quantization", "lora", "lora_rank",
+    "lora_scaling", "version",
+}  # fmt: skip
+# Fields of the published format that have no effect on what the model computes: the depth
+# transformer sees all of its frame's positions whatever its context says.
+_WITHOUT_EFFECT = {"depformer_context", "depformer_causal", "gradient_checkpointing", "betas"}
+# Fields of which only one value is implemented.
+_ONLY = {
+    "causal": True,
+    "norm_emb": False,
+    "bias_proj": False,
+    "quantize": False,
+    "same_initial": False,
+    "positional_scale": 1.0,
+    "skip_self_attn": False,
+    "cross_attention_pos_emb": False,
+}
+
+
+class _Fields:
+    """Reads fields out of a dict, one by one; what nobody asked for is an error that names it."""
+
+    def __init__(self, data: Mapping[str, Any], where: str) -> None:
+        self.left = dict(data)
+        self.where = where
+
+    def fail(self, name: str, problem: str) -> ConfigError:
+        return ConfigError(f"{self.where}: field '{name}' {problem}")
+
+    def take(self, name: str, default: Any = ...) -> Any:
+        if name in self.left:
+            return self.left.pop(name)
+        if default is ...:
+            raise self.fail(name, "is missing")
+        return default
+
+    def whole(self, name: str, default: Any = ..., least: int = 1) -> int:
+        value = self.take(name, default)
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise self.fail(name, f"must be a whole number of at least {least}, is {value!r}")
+        return value
+
+    def number(self, name: str, default: Any = ...) -> float:
+        value = self.take(name, default)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
+            raise self.fail(name, f"must be a number above 0, is {value!r}")
+        return float(value)
+
+    def optional(self, name: str, default: Any, read: Callable[..., Any]) -> Any:
+        """None where the file says null or nothing and there is no default."""
+        if self.left.get(name, default) is None:
+            self.left.pop(name, None)
+            return None
+        return read(name, default)
+
+    def flag(self, name: str, default: Any = ...) -> bool:
+        value = self.take(name, default)
+        if not isinstance(value, bool):
+            raise self.fail(name, f"must be true or false, is {value!r}")
+        return value
+
+    def choice(self, name: str, choices: Any, default: Any = ...) -> Any:
+        value = self.take(name, default)
+        if value not in get_args(choices):
+            raise self.fail(name, f"must be one of {', '.join(get_args(choices))}; is {value!r}")
+        return value
+
+    def ints(self, name: str, length: int | None = None) -> tuple[int, ...]:
+        value = self.take(name)
+        good = isinstance(value, list) and all(
+            isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
+        )
+        if not good:
+            raise self.fail(name, f"must be a list of whole numbers from 0, is {value!r}")
+        if length is not None and len(value) != length:
+            raise self.fail(name, f"must have {length} entries, has {len(value)}")
+        return tuple(value)
+
+    def table(self, name: str) -> "_Fields":
+        value = self.take(name)
+        if not isinstance(value, dict):
+            raise self.fail(name, f"must be an object, is {value!r}")
+        return _Fields(value, f"{self.where}: {name}")
+
+    def finish(self) -> None:
+        if self.left:
+            name, value = next(iter(self.left.items()))
+            raise self.fail(name, f"({value!r}) is not understood and may change the model")
+
+
+def _check_heads(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
+    if transformer.dim % transformer.num_heads:
+        raise fields.fail(name, f"{transformer.num_heads} does not divide {transformer.dim}")
+    if transformer.num_heads % transformer.kv_repeat:
+        raise fields.fail(
+            "kv_repeat", f"{transformer.kv_repeat} does not divide {transformer.num_heads} heads"
+        )
+    if "rope" in transformer.positions and transformer.head_dim % 2:
+        raise fields.fail(name, f"gives heads of {transformer.head_dim}: rope needs an even number")
+
+
+def _read_depth(fields: _Fields, main: TransformerConfig, scale: float, dep_q: int) -> DepthConfig:
+    """The `depformer_*` fields; what is missing is inherited from the temporal transformer."""
+    dim = fields.whole("depformer_dim", 256)
+    base = TransformerConfig(
+        dim=dim,
+        num_heads=fields.whole("depformer_num_heads", main.num_heads),
+        num_layers=fields.whole("depformer_num_layers", main.num_layers),
+        feedforward=0,
+        context=None,
+        kv_repeat=fields.whole("depformer_kv_repeat", main.kv_repeat),
+        max_period=fields.number("depformer_max_period", main.max_period),
+        positions=fields.choice("depformer_pos_emb", Positions, "sin"),
+        norm=main.norm,
+        gating=fields.choice("depformer_gating", Gating, main.gating),
+        layer_scale=fields.take(
+            "depformer_layer_scale", 1.0 if main.layer_scale else None
+        ) is not None,
+    )  # fmt: skip
+    _check_heads(fields, "depformer_num_heads", base)
+    per_step = fields.flag("depformer_weights_per_step", False)
+    multi_linear = fields.flag("depformer_multi_linear", False)
+    norm = fields.optional("depformer_norm", None, lambda n, d: fields.choice(n, Norm, d))
+    low_rank = fields.optional("depformer_low_rank_embeddings", None, fields.whole)
+    schedule: tuple[int, ...] = tuple(range(dep_q))
+    if fields.left.get("depformer_weights_per_step_schedule") is not None:
+        schedule = fields.ints("depformer_weights_per_step_schedule", dep_q)
+        if dep_q and set(schedule) != set(range(max(schedule) + 1)):
+            raise fields.fail(
+                "depformer_weights_per_step_schedule",
+                f"must use every weight set from 0 to its largest, is {list(schedule)}",
+            )
+    fields.left.pop("depformer_weights_per_step_schedule", None)
+    weight_sets = schedule if per_step else (0,) * dep_q
+    inputs = schedule if multi_linear else (0,) * dep_q
+    if per_step and base.gating == "none":
+        raise fields.fail("depformer_gating", "must not be 'none' with weights per step")
+    num_sets = max(weight_sets, default=0) + 1
+    feedforward = fields.take("depformer_dim_feedforward", None)
+    if feedforward is None:
+        feedforward = int(scale * dim)
+    widths = feedforward if isinstance(feedforward, list) else [feedforward] * num_sets
+    if len(widths) != num_sets or not all(isinstance(w, int) and w > 0 for w in widths):
+        raise fields.fail(
+            "depformer_dim_feedforward",
+            f"must be a width or one for each of {num_sets} weight sets, is {feedforward!r}",
+        )
+    return DepthConfig(
+        num_slices=dep_q,
+        transformers=tuple(replace(base, feedforward=width) for width in widths),
+        weight_sets=weight_sets,
+        inputs=inputs,
+        low_rank_embeddings=low_rank,
+        norm=norm,
+    )
+
+
+def _read_conditioners(fields: _Fields) -> dict[str, ConditionerConfig]:
+    conditioners = {}
+    table = fields.table("conditioners")
+    for name in list(table.left):
+        entry = table.table(name)
+        kind = entry.choice("type", Literal["lut", "tensor"])
+        inner = entry.table(kind)
+        values = inner.take("possible_values", None) if kind == "lut" else None
+        if kind == "lut":
+            inner.choice("tokenizer", Literal["noop"], "noop")
+            inner.take("init_scale", None)
+        conditioners[name] = ConditionerConfig(
+            kind=kind,
+            dim=inner.whole("dim"),
+            n_bins=inner.whole("n_bins") if kind == "lut" else 0,
+            possible_values=None if values is None else tuple(values),
+            force_linear=inner.flag("force_linear", True),
+            learn_padding=inner.flag("learn_padding", True),
+        )
+        inner.take("pad_empty", None)
+        if inner.flag("output_bias", False):
+            raise inner.fail("output_bias", "true is not implemented")
+        inner.finish()
+        entry.finish()
+    return conditioners
+
+
+def _read_fuser(fields: _Fields, conditioners: Mapping[str, ConditionerConfig]) -> FuserConfig:
+    table = fields.table("fuser")
+    if table.take("prepend", []):
+        raise table.fail("prepend", "is not implemented: only sum and cross are")
+    fuser = FuserConfig(
+        sum=tuple(table.take("sum", [])),
+        cross=tuple(table.take("cross", [])),
+        cross_positions=table.flag("cross_attention_pos_emb", False),
+        cross_positions_scale=table.number("cross_attention_pos_emb_scale", 1.0),
+    )
+    table.finish()
+    for name in (*fuser.sum, *fuser.cross):
+        if name not in conditioners:
+            raise fields.fail("fuser", f"names '{name}', which is not among the conditioners")
+    return fuser
+
+
+def _read_lm(fields: _Fields) -> LmConfig:
+    for name, only in _ONLY.items():
+        value = fields.take(name, only)
+        if value != only:
+            raise fields.fail(name, f"must be {only!r}, is {value!r}: not implemented")
+    for name in _WITHOUT_EFFECT:
+        fields.take(name, None)
+    scale = fields.number("hidden_scale", 4.0)
+    dim = fields.whole("dim")
+    main = TransformerConfig(
+        dim=dim,
+        num_heads=fields.whole("num_heads"),
+        num_layers=fields.whole("num_layers"),
+        feedforward=int(scale * dim),
+        context=fields.optional("context", None, fields.whole),
+        kv_repeat=fields.whole("kv_repeat", 1),
+        max_period=fields.number("max_period", 10_000.0),
+        positions=fields.choice("positional_embedding", Positions, "sin"),
+        norm=fields.choice("norm", Norm, "layer_norm"),
+        gating=fields.choice("gating", Gating, "none"),
+        layer_scale=fields.take("layer_scale", None) is not None,
+        cross_attention=fields.flag("cross_attention", False),
+    )
+    _check_heads(fields, "num_heads", main)
+    n_q, dep_q = fields.whole("n_q", least=0), fields.whole("dep_q", least=0)
+    if dep_q > n_q:
+        raise fields.fail("dep_q", f"{dep_q} is more than the {n_q} audio streams of n_q")
+    delays = fields.ints("delays", 1 + n_q)  # first: dep_q then is no more than what the file has
+    depth = _read_depth(fields, main, scale, dep_q)
+    text_card = fields.whole("text_card")
+    conditioners = _read_conditioners(fields) if fields.left.get("conditioners") else {}
+    fields.take("conditioners", None)
+    fuser = _read_fuser(fields, conditioners) if fields.left.get("fuser") else None
+    fields.take("fuser", None)
+    demux = fields.flag("demux_second_text_stream", False)
+    return LmConfig(
+        transformer=main,
+        depth=depth if dep_q else None,
+        text_card=text_card,
+        text_card_out=fields.optional("text_card_out", text_card, fields.whole) or text_card,
+        card=fields.whole("card"),
+        n_q=n_q,
+        dep_q=dep_q,
+        delays=delays,
+        text_padding_id=fields.whole("existing_text_padding_id", 3, least=0),
+        text_end_padding_id=fields.whole("existing_text_end_padding_id", 0, least=0),
+        extra_heads=fields.whole("extra_heads_num_heads", 0, least=0),
+        extra_heads_dim=fields.whole("extra_heads_dim", 6),
+        demux_second_text_stream=fields.flag("demux_second_stream", demux),
+        conditioners=conditioners,
+        fuser=fuser,
+    )
+
+
+def _read_sampling(fields: _Fields) -> SamplingDefaults:
+    """`lm_gen_config`; how the makers sample, never what the model computes, so extras pass."""
+    if not fields.left.get("lm_gen_config"):
+        fields.take("lm_gen_config", None)
+        return SamplingDefaults()
+    table = fields.table("lm_gen_config")
+    known = SamplingDefaults.__dataclass_fields__
+    values = {name: table.take(name) for name in known if name in table.left}
+    for name, value in values.items():
+        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
+            raise table.fail(name, f"must be a number from 0, is {value!r}")
+    return SamplingDefaults(**values)
+
+
+def read_config(
+    data: Mapping[str, Any] | None = None, where: str = "config.json", preset: str = "moshi"
+) -> ModelConfig:
+    """Reads a published `config.json`, already parsed.
+
+    Args:
+        data: the parsed file; None or no model fields stand for the preset.
+        where: what to call it in messages, best its path.
+        preset: a name in `PRESETS` for a file without a `model_type` there: Moshi v0.1.
+
+    Raises:
+        ConfigError: a field is missing, has a value that makes no sense, or is not understood.
+    """
+    raw = dict(data or {})
+    beside = {name: value for name, value in raw.items() if name in _BESIDE}
+    model = {name: value for name, value in raw.items() if name not in _BESIDE}
+    if not model and beside.get("model_type") in PRESETS:
+        preset = str(beside["model_type"])
+    fields = _Fields(model or PRESETS[preset], where)
+    lm = _read_lm(fields)
+    fields.finish()
+    around = _Fields(beside, where)
+    lora = None
+    if beside.get("lora") or beside.get("lora_name"):
+        lora = LoraConfig(around.whole("lora_rank", 128), around.number("lora_scaling", 2.0))
+    quantization = beside.get("quantization")
+    if quantization is not None and not isinstance(quantization, dict):
+        raise around.fail("quantization", f"must be an object, is {quantization!r}")
+    return ModelConfig(
+        lm=lm,
+        model_type=str(beside.get("model_type", "moshi" if model else preset)),
+        sampling=_read_sampling(around),
+        lora=lora,
+        quantization=quantization,
+        raw=raw if model else {**PRESETS[preset], **raw},
+    )
+
+
+def _read_seanet(fields: _Fields) -> SeanetConfig:
+    for name, only in {"causal": True, "activation": "ELU", "norm": "none"}.items():
+        if (value := fields.take(name, only)) != only:
+            raise fields.fail(name, f"must be {only!r}, is {value!r}: not implemented")
+    if (mode := fields.take("pad_mode", "constant")) != "constant":
+        raise fields.fail("pad_mode", f"must be 'constant', is {mode!r}: not implemented")
+    fields.take("disable_norm_outer_blocks", 0)
+    base = SeanetConfig()
+    config = SeanetConfig(
+        ratios=fields.ints("ratios"),
+        true_skip=fields.flag("true_skip", True),
+        **{
+            name: fields.whole(name, getattr(base, name))
+            for name in base.__dataclass_fields__
+            if name not in ("ratios", "true_skip")
+        },
+    )
+    fields.finish()
+    return config
+
+
+def _read_quantizer(fields: _Fields) -> QuantizerConfig:
+    base = QuantizerConfig()
+    config = QuantizerConfig(
+        **{name: fields.whole(name, getattr(base, name)) for name in vars(base)}
+    )
+    fields.finish()
+    return config
+
+
+def _read_mimi_transformer(fields: _Fields) -> TransformerConfig:
+    dim = fields.whole("d_model")
+    config = TransformerConfig(
+        dim=dim,
+        num_heads=fields.whole("num_heads"),
+        num_layers=fields.whole("num_layers"),
+        feedforward=fields.whole("dim_feedforward", 2048),
+        context=fields.whole("context"),
+        kv_repeat=fields.whole("kv_repeat", 1),
+        max_period=fields.number("max_period", 10_000.0),
+        positions=fields.choice("positional_embedding", Positions, "rope"),
+        norm=fields.choice("norm", Norm, "layer_norm"),
+        gating=fields.choice("gating", Gating, "none"),
+        layer_scale=fields.take("layer_scale", None) is not None,
+    )
+    _check_heads(fields, "num_heads", config)
+    if not fields.flag("causal", True):
+        raise fields.fail("causal", "must be true: not implemented")
+    fields.take("conv_layout", True)
+    for name, sizes in {"input_dimension": dim, "output_dimensions": [dim]}.items():
+        if (value := fields.take(name, sizes)) != sizes:
+            raise fields.fail(name, f"must be {sizes}, is {value}: not implemented")
+    fields.finish()
+    return config
+
+
+def _read_decoder(data: Mapping[str, Any], encoder: MimiConfig, fields: _Fields) -> MimiConfig:
+    """The block `decoder`: fields of `seanet` and `transformer` that are other there."""
+    other = fields.table("decoder")
+    names = ("seanet", "transformer")
+    blocks = {name: other.table(name).left if name in other.left else {} for name in names}
+    other.finish()
+    merged = {name: {**data[name], **block} for name, block in blocks.items()}
+    both = _Fields(merged, f"{fields.where}, decoder")
+    decoder = replace(
+        encoder,
+        seanet=_read_seanet(both.table("seanet")),
+        transformer=_read_mimi_transformer(both.table("transformer")),
+    )
+    for name, ours, theirs in (
+        ("seanet.ratios", decoder.seanet.ratios, encoder.seanet.ratios),
+        ("seanet.dimension", decoder.seanet.dimension, encoder.seanet.dimension),
+        ("transformer.d_model", decoder.transformer.dim, encoder.transformer.dim),
+    ):
+        if ours != theirs:
+            raise other.fail(name, f"must be {theirs} as in the encoder, is {ours}")
+    return decoder
+
+
+def read_mimi_config(data: Mapping[str, Any] | None = None, where: str = "config") -> MimiConfig:
+    """Reads a Mimi configuration in the published format (already parsed); None: as published.
+
+    Raises:
+        ConfigError: as `read_config`.
+    """
+    if not data:
+        return MimiConfig()
+    fields = _Fields(data, where)
+    config = MimiConfig(
+        sample_rate=fields.whole("sample_rate"),
+        channels=fields.whole("channels"),
+        frame_rate=fields.number("frame_rate"),
+        seanet=_read_seanet(fields.table("seanet")),
+        quantizer=_read_quantizer(fields.table("quantizer")),
+        transformer=_read_mimi_transformer(fields.table("transformer")),
+    )
+    if "decoder" in data:
+        config = replace(config, decoder=_read_decoder(data, config, fields))
+    fields.finish()
+    samples = config.sample_rate / config.frame_rate
+    if not samples.is_integer() or config.frame_size % config.seanet.hop:
+        raise fields.fail(
+            "frame_rate",
+            f"{config.frame_rate} at {config.sample_rate} Hz is not a whole number of the "
+            f"encoder's {config.seanet.hop}-sample steps",
+        )
+    return config
