@@ -5,6 +5,7 @@ length, a JSON header, then the tensors' bytes without gaps. Reads headers only;
 tensors themselves, lazily. Knows nothing of models.
 """
 
+import itertools
 import json
 import math
 import stat
@@ -120,6 +121,11 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
     strings = isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())
     if metadata is not None and not strings:
         raise fail("its metadata are not strings")
+    if (end := _contiguous_end(entries.values())) > data_size:
+        raise CheckpointError(
+            f"{where}: is truncated: {end} bytes of tensors should be there, {data_size} are; "
+            "fetch it again"
+        )
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
         try:
@@ -157,6 +163,14 @@ def _entry(name: str, entry: Any, data_size: int) -> TensorInfo:
             f"{offsets[1] - offsets[0]}"
         )
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
+
+
+def _contiguous_end(entries: Iterable[Any]) -> int:
+    """Where the last tensor ends, if they lie without gaps; else 0."""
+    offsets = [e.get("data_offsets") if isinstance(e, dict) else None for e in entries]
+    pairs = sorted(o for o in offsets if isinstance(o, list) and _sizes(o) and len(o) == 2)
+    joined = all(a[1] == b[0] for a, b in itertools.pairwise(pairs))
+    return pairs[-1][1] if pairs and joined and len(pairs) == len(offsets) else 0
 
 
 def _sizes(value: Any) -> bool:

@@ -332,7 +332,7 @@ def test_the_warning() -> None:
     assert late_warning("moshiko-q8", [0.079] * 20) is None
     assert late_warning("moshiko-q8", [0.12] * 20) == (
         "moshiko-q8 takes 120 ms a frame here (p95), 80 ms is what there is: the sound will have "
-        "gaps. Close other programs, or use --model moshiko-q4, which reads least for a frame"
+        "gaps. Close other programs, or use --model moshiko-q4, which reads least per frame"
     )
     assert "--model nano" in (late_warning("moshiko-q4", [0.12]) or "")
     assert "faster machine" in (late_warning("nano", [0.12]) or "")

@@ -370,7 +370,7 @@ def test_files_that_do_not_match_are_refused(
 def test_files_that_are_no_mimi_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="not a Mimi"):
         load_mimi(NANO / "model.safetensors")
-    with pytest.raises(CheckpointError, match="no such file"):
+    with pytest.raises(CheckpointError, match="No such file"):
         load_mimi(tmp_path / "nothing.safetensors")
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes((NANO / "mimi.safetensors").read_bytes()[:-100])

@@ -159,11 +159,17 @@ def test_broken_files(tmp_path: Path) -> None:
     config = config_of("moshi")
     path = tmp_path / "file.safetensors"
     huge = (2**62).to_bytes(8, "little")
-    for content in (b"", whole[:100], whole[:-1000], b"not weights" * 50, huge + whole[8:]):
+    for content, problem in (
+        (b"", "not a safetensors file"),
+        (whole[:100], "truncated: its header"),
+        (whole[:-1000], "truncated: .* bytes of tensors"),
+        (b"not weights" * 50, "not a safetensors file"),
+        (huge + whole[8:], "not a safetensors file"),
+    ):
         path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"file\.safetensors: is truncated or not"):
+        with pytest.raises(CheckpointError, match=rf"file\.safetensors: is {problem}"):
             load_lm(path, config)
-    with pytest.raises(CheckpointError, match=r"none\.safetensors: there is no such file"):
+    with pytest.raises(CheckpointError, match=r"none\.safetensors: .*No such file"):
         load_lm(tmp_path / "none.safetensors", config)
 
 

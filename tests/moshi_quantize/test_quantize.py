@@ -287,7 +287,7 @@ def nan(value: mx.array) -> mx.array:
 NORM, HEAD = "out_norm.alpha", "text_linear.weight"
 PICKLE = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "truncated": (cut, "is corrupt: "),
+    "truncated": (cut, "is truncated: "),
     "empty": (write(b""), "has only 0 bytes"),
     "cut in the header": (write(b"\x00\x02" + bytes(6) + b"{"), "is truncated: its header has 512"),
     "absurd header length": (write(b"\xff" * 8 + b"{}" * 50), "its header would have 1844674"),
