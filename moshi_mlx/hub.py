@@ -5,7 +5,8 @@ nothing of what is in the weights. The hub's client is imported only for a name 
 """
 
 import re
-from collections.abc import Iterable
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
@@ -20,6 +21,7 @@ _WEIGHTS = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
 _MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 _TOKENIZER = "tokenizer_spm_32k_3.model"
 _LORA = "lora.safetensors"
+_SPARE_BYTES = 100_000_000  # of the disk, beside what is fetched
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -78,6 +80,9 @@ class _Source(Protocol):
 
     def has(self, file: str) -> bool: ...
 
+    def make_sure_of_room(self, files: Sequence[str]) -> None:
+        """Raises HubError if the disk has no room for what must be fetched of these."""
+
     def get(self, file: str) -> Path: ...
 
 
@@ -96,6 +101,9 @@ class _Folder:
     def has(self, file: str) -> bool:
         return (self._folder / file).is_file()
 
+    def make_sure_of_room(self, files: Sequence[str]) -> None:
+        pass
+
     def get(self, file: str) -> Path:
         return self._folder / file
 
@@ -103,12 +111,32 @@ class _Folder:
 class _Repository:
     way_out = "Is it a Moshi model? Otherwise give a folder, or --model nano."
 
-    def __init__(self, repo: str, revision: str | None, files: Iterable[str]) -> None:
-        self._repo, self._revision, self._files = repo, revision, frozenset(files)
+    def __init__(self, repo: str, revision: str | None, sizes: Mapping[str, int | None]) -> None:
+        self._repo, self._revision, self._sizes = repo, revision, sizes
         self.where = f"the repository {repo}" + (f" at {revision}" if revision else "")
 
     def has(self, file: str) -> bool:
-        return file in self._files
+        return file in self._sizes
+
+    def make_sure_of_room(self, files: Sequence[str]) -> None:
+        from huggingface_hub import constants, try_to_load_from_cache
+
+        needed = sum(
+            self._sizes.get(file) or 0
+            for file in files
+            if not isinstance(
+                try_to_load_from_cache(self._repo, file, revision=self._revision), str
+            )
+        )
+        cache = Path(constants.HF_HUB_CACHE)
+        existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        if needed + _SPARE_BYTES > free:
+            raise HubError(
+                f"{self._repo} needs {needed / 1e9:.1f} GB of disk for its cache in {cache}, which "
+                f"has {free / 1e9:.1f} GB left. Free some, or set HF_HUB_CACHE to a folder on "
+                "another disk."
+            )
 
     def get(self, file: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -130,13 +158,13 @@ def _open_repository(repo: str, revision: str | None, offline: bool) -> _Source:
         why = "offline mode is on" if offline else "HF_HUB_OFFLINE is set"
         return _open_cache(repo, revision, why, None)
     try:
-        info = HfApi().model_info(repo, revision=revision)
+        info = HfApi().model_info(repo, revision=revision, files_metadata=True)
     except Exception as error:  # whatever the transport raises when there is no connection
         refusal = _refusal(error, repo, revision)
         if refusal is not None:
             raise refusal from error
         return _open_cache(repo, revision, f"the hub cannot be reached ({_reason(error)})", error)
-    return _Repository(repo, revision, (file.rfilename for file in info.siblings or ()))
+    return _Repository(repo, revision, {file.rfilename: file.size for file in info.siblings or ()})
 
 
 def _open_cache(repo: str, revision: str | None, why: str, cause: Exception | None) -> _Source:
@@ -186,36 +214,36 @@ def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
         value = fields.get(field)
         return None if value is None else _inside(value, field, source.where)
 
-    def need(file: str) -> Path:
-        if not source.has(file):
-            raise HubError(f"There is no {file} in {source.where}. {source.way_out}")
-        return source.get(file)
-
-    def shards(file: str) -> tuple[Path, ...]:
+    def shards(file: str) -> list[str]:
         index = f"{file}.index.json"
         if source.has(file) or not source.has(index):
-            return (need(file),)
+            return [file]
         table = read_json(source.get(index)).get("weight_map")
         if not isinstance(table, dict) or not table:
             raise ConfigError(f"{index} in {source.where} has no weight_map. Fetch it again.")
-        parts = {_inside(part, "weight_map", source.where) for part in table.values()}
-        return tuple(need(part) for part in sorted(parts))
+        return sorted({_inside(part, "weight_map", source.where) for part in table.values()})
 
     chosen = weights or named("moshi_name") or _choose_weights(source)
     lora = named("lora_name")
     if lora is None and fields.get("lora_rank") and source.has(_LORA):
         lora = _LORA
-    mimi_config = named("mimi_config_name")
     # The small files first: what is missing shows before gigabytes are fetched.
-    tokenizer = need(named("tokenizer_name") or _TOKENIZER)
+    tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
+    mimi, parts = named("mimi_name") or _MIMI, shards(_inside(chosen, "weights", source.where))
+    wanted = [file for file in (tokenizer, mimi_config, mimi, lora, *parts) if file is not None]
+    for file in wanted:
+        if not source.has(file):
+            raise HubError(f"There is no {file} in {source.where}. {source.way_out}")
+    source.make_sure_of_room(wanted)
+    paths = {file: source.get(file) for file in wanted}
     return ModelFiles(
         name=name,
         config=config,
-        mimi_config=need(mimi_config) if mimi_config else None,
-        tokenizer=tokenizer,
-        mimi=need(named("mimi_name") or _MIMI),
-        lora=need(lora) if lora else None,
-        weights=shards(_inside(chosen, "weights", source.where)),
+        weights=tuple(paths[part] for part in parts),
+        mimi=paths[mimi],
+        mimi_config=paths[mimi_config] if mimi_config else None,
+        tokenizer=paths[tokenizer],
+        lora=paths[lora] if lora else None,
     )
 
 

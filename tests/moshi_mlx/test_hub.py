@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,6 +23,7 @@ from moshi_mlx.hub import resolve
 MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER = "tokenizer_spm_32k_3.model"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NO_SIZES: Mapping[str, int] = {}
 PUBLISHED = {"model.q4.safetensors": b"q4", MIMI: b"mimi", TOKENIZER: b"spm", "README.md": b"hi"}
 
 
@@ -199,8 +200,13 @@ else:
 
 
 @contextmanager
-def hub_of(repos: dict[str, dict[str, bytes]], *, gated: bool = False) -> Iterator[str]:
-    """A server that answers as the hub does; yields its address."""
+def hub_of(
+    repos: dict[str, dict[str, bytes]], *, gated: bool = False, sizes: Mapping[str, int] = NO_SIZES
+) -> Iterator[str]:
+    """A server that answers as the hub does; yields its address.
+
+    `sizes` are told instead of the contents' own.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
@@ -221,7 +227,10 @@ def hub_of(repos: dict[str, dict[str, bytes]], *, gated: bool = False) -> Iterat
             elif revision not in ("main", COMMIT):
                 self.refuse(404, "RevisionNotFound")
             else:
-                siblings = [{"rfilename": name} for name in repos[repo]]
+                siblings = [
+                    {"rfilename": name, "size": sizes.get(name, len(content))}
+                    for name, content in repos[repo].items()
+                ]
                 info = {"id": repo, "sha": COMMIT, "siblings": siblings, "tags": []}
                 self.answer(json.dumps(info).encode(), {})
 
@@ -300,6 +309,14 @@ def test_what_the_hub_refuses(tmp_path: Path) -> None:
     with hub_of({"me/closed": PUBLISHED}, gated=True) as address:
         gated = ask("me/closed", tmp_path, HF_ENDPOINT=address).error
     assert "me/closed is gated" in gated and "hf auth login" in gated
+
+
+def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
+    sizes = {"model.q4.safetensors": 10**18}
+    with hub_of({"me/large": PUBLISHED}, sizes=sizes) as address:
+        message = ask("me/large", tmp_path, HF_ENDPOINT=address).error
+    assert "me/large needs 1000000000.0 GB of disk" in message and "HF_HUB_CACHE" in message
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and "spm" in path.name]
 
 
 def test_neither_hub_nor_cache(tmp_path: Path) -> None:
