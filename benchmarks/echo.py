@@ -28,10 +28,10 @@ from numpy.typing import NDArray
 from pystoi import stoi
 
 from moshi_local.audio.echo import AEC3_DELAY, EchoCanceller
+from moshi_mlx.arrays import Pcm
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
-FloatArray = NDArray[np.float32]
-Process = Callable[[FloatArray, FloatArray], FloatArray]
+Process = Callable[[Pcm, Pcm], Pcm]
 
 LEAST_ERLE, LEAST_STOI = 25.0, 0.80
 SECONDS = 30
@@ -75,9 +75,9 @@ def say(text: str, voice: str, samples: int, level: float) -> NDArray[np.float64
 class Scene:
     """What is played, what the microphone hears, and the near voice in it."""
 
-    played: FloatArray
-    heard: FloatArray
-    near: FloatArray
+    played: Pcm
+    heard: Pcm
+    near: Pcm
 
 
 def make_scene(
@@ -104,7 +104,7 @@ def make_scene(
     return Scene(far.astype(np.float32), heard.astype(np.float32), near.astype(np.float32))
 
 
-def late(pcm: FloatArray, samples: int = AEC3_DELAY) -> FloatArray:
+def late(pcm: Pcm, samples: int = AEC3_DELAY) -> Pcm:
     """`pcm`, later by so many samples."""
     return np.concatenate([np.zeros(samples, np.float32), pcm])[: len(pcm)]
 
@@ -112,9 +112,9 @@ def late(pcm: FloatArray, samples: int = AEC3_DELAY) -> FloatArray:
 def with_microphone(blend: float) -> Process:
     """AEC3 with so much of the microphone itself: what DESIGN.md measured."""
     canceller = EchoCanceller(SAMPLE_RATE, FRAME_SIZE, blend=0.0)
-    before: FloatArray = np.zeros(FRAME_SIZE, np.float32)
+    before: Pcm = np.zeros(FRAME_SIZE, np.float32)
 
-    def process(heard: FloatArray, played: FloatArray) -> FloatArray:
+    def process(heard: Pcm, played: Pcm) -> Pcm:
         nonlocal before
         both = np.concatenate([before[-AEC3_DELAY:], heard])[:FRAME_SIZE]
         before = heard.copy()
@@ -178,7 +178,7 @@ def measure(scene: Scene, make: Callable[[], Process]) -> Figures:
     )
 
 
-def _delay(late_pcm: FloatArray, pcm: FloatArray) -> int:
+def _delay(late_pcm: Pcm, pcm: Pcm) -> int:
     """By how many samples the one is later than the other, up to 50 ms."""
     size = 2 * len(pcm)
     product = np.fft.rfft(late_pcm, size) * np.fft.rfft(pcm, size).conj()

@@ -24,12 +24,12 @@ def start(model: str) -> list[float]:
     """The moments at which the parts were done, on the clock of `time.time` (seconds)."""
     from rich.console import Console
 
-    from moshi_local.chat import load
-    from moshi_local.cli import open_session, warm_up
+    from moshi_local.assembly import load, open_session
+    from moshi_local.loop import warm_up
     from moshi_local.options import ModelSource, SamplingFlags
 
     moments = [time.time()]
-    moshi = load(ModelSource(model), Console(stderr=True))
+    moshi, _ = load(ModelSource(model), Console(stderr=True))
     moments.append(time.time())
     with open_session(moshi, 0, SamplingFlags(), None) as session:
         warm_up(session, moshi.frame_size)

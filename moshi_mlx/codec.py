@@ -5,8 +5,12 @@ host anyway. `MlxCodec` is our Mimi; `RustCodec` is rustymimi, which runs on the
 model and knows the published architecture only. Knows nothing of the language model.
 """
 
+import json
+import platform
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
@@ -14,16 +18,17 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Codes, Pcm
 from .config import MimiConfig
 from .errors import CheckpointError, MoshiError
+from .files import cache_folder, write_json
 from .mimi import Mimi, MimiState
 from .weights_mimi import load_mimi
 
-Pcm = npt.NDArray[np.float32]
-Codes = npt.NDArray[np.int32]
 State = TypeVar("State")
 CodecName = Literal["auto", "mlx", "rust"]
 
+_CHOICES = "codec.json"  # in the cache folder
 _TIMED_FRAMES = 2
 # Of our Mimi's time, what rustymimi may take to be chosen: near ties always go the same way.
 _CLEARLY_FASTER = 0.9
@@ -184,16 +189,18 @@ def choose_codec(
     """The codec for a session.
 
     `auto` times both where rustymimi can serve, and takes it if it is clearly faster; elsewhere it
-    takes ours, and nothing is loaded or timed for the choice. A step does one thing after the
-    other, so the faster codec makes the shorter frame, on whatever device MLX runs. On a GPU that
-    was never tried.
+    takes ours, and nothing is loaded or timed for the choice. The choice is kept in the user's
+    cache folder: it is measured once, and runs with the same seed go through the same codec. A step
+    does one thing after the other, so the faster codec makes the shorter frame, on whatever device
+    MLX runs. On a GPU that was never tried.
 
     Args:
         name: auto, mlx or rust.
         path: Mimi's weights.
         num_codebooks: codes per frame.
         config: the architecture; None: the published one.
-        measure: seconds that a codec takes for a frame; `seconds_per_frame` if None.
+        measure: seconds that a codec takes for a frame, asked each time; `seconds_per_frame`, once
+            per machine, if None.
 
     Raises:
         MoshiError: the name is unknown, or rust was asked for and cannot serve.
@@ -210,8 +217,37 @@ def choose_codec(
         rust = RustCodec(path, num_codebooks, config)
     except CheckpointError:  # it knows fewer layouts than we
         return ours
-    measure = measure or seconds_per_frame
-    return rust if measure(rust) < _CLEARLY_FASTER * measure(ours) else ours
+    if measure is not None:
+        return rust if measure(rust) < _CLEARLY_FASTER * measure(ours) else ours
+    key = _choice_key(num_codebooks)
+    chosen = _recorded_choice(key)
+    if chosen is None:
+        faster = seconds_per_frame(rust) < _CLEARLY_FASTER * seconds_per_frame(ours)
+        chosen = "rust" if faster else "mlx"
+        _record_choice(key, chosen)
+    return rust if chosen == "rust" else ours
+
+
+def _choice_key(num_codebooks: int) -> str:
+    """What a choice depends on: the device, the versions of both codecs, the codes per frame."""
+    device = mx.device_info().get("device_name", platform.machine())
+    versions = ", ".join(f"{name} {version(name)}" for name in ("mlx", "rustymimi"))
+    return f"{device}, {versions}, {num_codebooks} codebooks"
+
+
+def _recorded_choice(key: str) -> str | None:
+    with suppress(OSError, ValueError, AttributeError):
+        found = json.loads((cache_folder() / _CHOICES).read_text(encoding="utf-8")).get(key)
+        return found if found in ("mlx", "rust") else None
+    return None
+
+
+def _record_choice(key: str, chosen: str) -> None:
+    """Keeps the choice, so that the same seed goes through the same codec next time."""
+    path = cache_folder() / _CHOICES
+    with suppress(OSError):  # then it is measured again
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {key: chosen})
 
 
 def seconds_per_frame(codec: Codec[Any]) -> float:

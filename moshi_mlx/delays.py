@@ -9,11 +9,9 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import Tokens
 from .config import UNGENERATED_TOKEN
-
-Tokens = npt.NDArray[np.int32]
 
 
 def delayed(codes: mx.array, delays: Sequence[int], initial: Sequence[int]) -> mx.array:

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +18,14 @@ from typing import Any
 from .errors import CheckpointError, ConfigError, MoshiError
 
 _SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
+
+
+def cache_folder() -> Path:
+    """The user's folder for what the program can make again; it need not be there."""
+    if home := os.environ.get("XDG_CACHE_HOME"):
+        return Path(home) / "moshi-local"
+    caches = "Library/Caches" if sys.platform == "darwin" else ".cache"
+    return Path.home() / caches / "moshi-local"
 
 
 def read_json(path: str | Path) -> dict[str, Any]:

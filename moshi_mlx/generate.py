@@ -12,8 +12,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Tokens
 from .backend import compile_by_default
-from .delays import TokenRing, Tokens
+from .delays import TokenRing
 from .lm import Lm
 from .sampling import Sampling
 from .step import NOT_FORCED, FrameStep, Recent

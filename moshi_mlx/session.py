@@ -15,9 +15,9 @@ from typing import Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
-from .codec import Codec, Pcm
+from .arrays import Pcm, Tokens
+from .codec import Codec
 from .config import UNGENERATED_TOKEN, LmConfig
-from .delays import Tokens
 from .errors import SessionError
 from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
 from .generate import Generator

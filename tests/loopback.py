@@ -18,9 +18,9 @@ import numpy as np
 import soundfile
 
 from moshi_local.audio.card import LiveAudio
-from moshi_local.audio.echo import EchoMode
 from moshi_local.audio.portaudio import PortAudioDevice
 from moshi_local.loop import Read
+from moshi_local.options import EchoMode
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
 

@@ -6,20 +6,17 @@ to a disk goes through a `Dispatcher`, so that the loop never waits for it.
 
 from __future__ import annotations
 
-import json
 import secrets
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-import mlx.core as mx
 from rich.console import Console
 
-import moshi_mlx
 from moshi_mlx import Moshi, MoshiError, Session
 
 from . import platform as system
+from .assembly import consoles, load, open_session, print_json
 from .audio.card import LiveAudio
 from .audio.devices import choose_devices
 from .audio.portaudio import PortAudioDevice
@@ -27,7 +24,7 @@ from .conversation import Conversation
 from .events import Listener, Notice
 from .loop import LoopReport, StopFlag, run_loop, stop_on_signals
 from .machine.doctor import time_session
-from .machine.verdict import check_before, late_warning
+from .machine.verdict import late_warning
 from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, make_folder
@@ -37,7 +34,7 @@ from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
 from .terminal.screen import Screen, ScreenState, can_draw
 
-__all__ = ["TalkOptions", "consoles", "load", "open_session", "print_json", "talk"]
+__all__ = ["TalkOptions", "talk"]
 
 GREETING_SECONDS = 30.0
 """So long --no-greeting keeps Moshi from speaking first."""
@@ -68,7 +65,6 @@ class TalkOptions:
     greeting: bool = True
     loop_guard: bool = True
     seconds: float | None = None
-    force: bool = False
     plain: bool = False
     as_json: bool = False
 
@@ -83,8 +79,7 @@ def talk(options: TalkOptions) -> None:
     if keeping.record is not None:
         make_folder(keeping.record)
     notes.print(HONESTY, markup=False, soft_wrap=True)
-    verdict = check_before(options.model.name, force=options.force, kv_bits=options.kv_bits)
-    moshi = load(options.model, notes, verdict.model)
+    moshi, verdict = load(options.model, notes, options.kv_bits)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         hints += filter(None, (system.prefer_this_thread(), system.wire_memory()))
@@ -219,38 +214,3 @@ def _default_changed(sound: SoundFlags) -> Callable[[], bool] | None:
         return last != before
 
     return changed
-
-
-# ------------------------------------------------------------- shared with file to file
-
-
-def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
-    """Where words go and where notes go; `stdout_is_taken` by JSON."""
-    notes = Console(stderr=True, highlight=False)
-    return (notes if stdout_is_taken else Console(highlight=False)), notes
-
-
-def load(model: ModelSource, notes: Console, name: str | None = None) -> Moshi:
-    """The model, by `name` if its own leaves something open."""
-    name = name or model.name
-    notes.print(f"loading {name}", markup=False, soft_wrap=True)
-    dtype = mx.float16 if model.float16 else None
-    moshi = moshi_mlx.load(name, verb="talk", codec=model.codec.value, lora=model.lora, dtype=dtype)
-    notes.print(f"codec {moshi.codec.name}")
-    return moshi
-
-
-def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
-    """A fresh conversation, drawn as the options say."""
-    return moshi.session(
-        seed=seed,
-        text=sampling.text(moshi.text_sampling),
-        audio=sampling.audio(moshi.audio_sampling),
-        kv_bits=kv_bits,
-    )
-
-
-def print_json(report: LoopReport, extra: dict[str, object]) -> None:
-    """The summary on stdout."""
-    json.dump({**report.as_dict(), **extra}, sys.stdout, ensure_ascii=False, indent=1)
-    print()

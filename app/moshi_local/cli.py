@@ -1,120 +1,48 @@
-"""The commands of `moshi-local`: options in, plain functions called, one line for an error.
-
-The live conversation is put together in `talk`; the one from file to file here.
-"""
+"""The commands of `moshi-local`: options in, plain functions called, one line for an error."""
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import mlx.core as mx
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 import moshi_mlx
-from moshi_mlx import MoshiError
-from moshi_mlx.cache import KV_GROUPS
+from moshi_mlx import catalog
+from moshi_mlx.program import run_program
 
+from . import arguments as a
+from .assembly import load
 from .audio.devices import list_devices, print_devices
-from .audio.echo import EchoMode
-from .audio.files import FileAudio, check_files
-from .chat import TalkOptions, consoles, load, open_session, print_json, talk
-from .events import Event, FrameDone
-from .loop import run_loop, stop_on_signals, warm_up
+from .chat import TalkOptions, talk
+from .config_file import config_folder, config_path, read_defaults
+from .first_start import default_model, first_model
 from .machine.bench import bench_config, bench_model
 from .machine.bench import print_report as print_bench
 from .machine.doctor import doctor
+from .machine.models import print_models, rows_as_json, survey
+from .machine.prediction import Speeds
 from .machine.profile import Inside
 from .observers.event_log import STDOUT
-from .observers.picture import draw_conversation
-from .options import Codec, Keeping, ModelSource, SamplingFlags, SoundFlags
-from .terminal.lines import print_report, print_words
+from .offline import FileOptions, answer_file
+from .options import Codec, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
+from .platform import machine
 
 __all__ = ["app", "main"]
 
-DEFAULT_MODEL = "nano"
-DEFAULT_TAIL = 4.0
-
-app = typer.Typer(add_completion=False, pretty_exceptions_enable=False)
-
-
-class RecordFormat(StrEnum):
-    """Of a recording."""
-
-    flac = "flac"
-    wav = "wav"
-
-
-# ------------------------------------------------------------------------------ the options
-
-ModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        help="nano (bundled), moshiko or moshika (as exact as this machine can), moshiko-q4, "
-        "moshika-q8, …, a folder, or a repository of the hub. Default: nano.",
-        show_default=False,
-    ),
-]
-CodecOption = Annotated[Codec, typer.Option(help="The implementation of Mimi.")]
-QuantizedOption = Annotated[
-    int | None,
-    typer.Option("-q", "--quantized", help="4 or 8: Moshi (moshiko) with so many bits."),
-]
-LoraOption = Annotated[
-    Path | None,
-    typer.Option(help="An adapter to the model: its file, or the folder that it is in."),
-]
-TemperatureOption = Annotated[
-    float | None,
-    typer.Option("--temperature", min=0.0, help="Of the voice; 0 takes the likeliest token."),
-]
-TemperatureTextOption = Annotated[
-    float | None, typer.Option("--temperature-text", min=0.0, help="Of the text.")
-]
-TopKOption = Annotated[
-    int | None, typer.Option("--top-k", min=0, help="Of the voice; 0 for all tokens.")
-]
-TopKTextOption = Annotated[int | None, typer.Option("--top-k-text", min=0, help="Of the text.")]
-TopPOption = Annotated[
-    float | None, typer.Option("--top-p", min=0.0, max=1.0, help="Of voice and text.")
-]
-MinPOption = Annotated[
-    float | None, typer.Option("--min-p", min=0.0, max=1.0, help="Of voice and text.")
-]
-
-
-def _known_kv_bits(bits: int | None) -> int | None:
-    if bits is not None and bits not in KV_GROUPS:
-        raise typer.BadParameter(f"must be {' or '.join(map(str, sorted(KV_GROUPS)))}")
-    return bits
-
-
-KvBitsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--kv-bits",
-        callback=_known_kv_bits,
-        help="8 or 4: what the model keeps of the conversation, in so many bits a number.",
-    ),
-]
-Float16Option = Annotated[
-    bool,
-    typer.Option(
-        "--float16",
-        help="Compute in float16, not in the backend's own type (float32 on the CPU, "
-        "bfloat16 on a GPU).",
-    ),
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print a JSON summary on stdout.")]
+app = typer.Typer(
+    cls=a.Group,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    epilog=f"Defaults of these options can be set in {config_path()}: keys are the long options "
+    "without dashes, a table per command.",
+)
 
 
 def _print_version(wanted: bool) -> None:
@@ -126,108 +54,56 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def live_command(
     context: typer.Context,
-    model: ModelOption = None,
-    quantized: QuantizedOption = None,
-    hf_repo: Annotated[
-        str | None, typer.Option("--hf-repo", help="A repository of the hub, as --model.")
-    ] = None,
-    codec: CodecOption = Codec.auto,
-    lora: LoraOption = None,
-    kv_bits: KvBitsOption = None,
-    float16: Float16Option = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Load a model that does not fit in memory.")
-    ] = False,
-    seed: Annotated[
-        int | None, typer.Option(min=0, help="Makes sampling repeatable. Default: random.")
-    ] = None,
-    temperature: TemperatureOption = None,
-    temperature_text: TemperatureTextOption = None,
-    top_k: TopKOption = None,
-    top_k_text: TopKTextOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    input: Annotated[
-        str | None, typer.Option("--input", help="Microphone: number or part of its name.")
-    ] = None,
-    output: Annotated[
-        str | None, typer.Option("--output", help="Speaker: number or part of its name.")
-    ] = None,
-    rate: Annotated[
-        int | None,
-        typer.Option(
-            min=8000,
-            max=192_000,
-            help="Open the devices at this rate (Hz). Default: 24000, or the device's own.",
-            show_default=False,
-        ),
-    ] = None,
-    echo: Annotated[
-        EchoMode, typer.Option(help="Cancel the speaker's echo; auto: unless on headphones.")
-    ] = EchoMode.auto,
-    noise_suppression: Annotated[
-        bool, typer.Option("--noise-suppression", help="Take noise out of the microphone's sound.")
-    ] = False,
-    push_to_talk: Annotated[
-        bool, typer.Option("--push-to-talk", help="Listen only while the space bar is held.")
-    ] = False,
-    no_greeting: Annotated[
-        bool, typer.Option("--no-greeting", help="Let Moshi wait until you have spoken (or 30 s).")
-    ] = False,
-    no_loop_guard: Annotated[
-        bool, typer.Option("--no-loop-guard", help="Let Moshi repeat itself without end.")
-    ] = False,
-    seconds: Annotated[
-        float | None, typer.Option(min=0.0, help="End by itself after so many seconds.")
-    ] = None,
-    record: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="DIR",
-            help="Record into this folder: sound (you left, Moshi right), "
-            "transcript and subtitles. Made if missing; nothing is overwritten.",
-        ),
-    ] = None,
-    record_format: Annotated[
-        RecordFormat, typer.Option(help="A WAV while it runs, made FLAC at the end.")
-    ] = RecordFormat.flac,
-    events: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write every event as a JSON line to this file, which is "
-            "replaced, or to - (stdout). Holds what was said, no sound.",
-        ),
-    ] = None,
-    trace: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Write the timings of the last two minutes at the end, for "
-            "ui.perfetto.dev. The file is replaced.",
-        ),
-    ] = None,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Plain lines in place of the screen.")
-    ] = False,
-    as_json: JsonOption = False,
+    model: a.Model = None,
+    quantized: a.Quantized = None,
+    hf_repo: a.HfRepo = None,
+    force: a.Force = False,
+    codec: a.CodecName = Codec.auto,
+    lora: a.Lora = None,
+    kv_bits: a.KvBits = None,
+    float16: a.Float16 = False,
+    push_to_talk: a.PushToTalk = False,
+    no_greeting: a.NoGreeting = False,
+    no_loop_guard: a.NoLoopGuard = False,
+    seconds: a.Seconds = None,
+    input: a.Input = None,
+    output: a.Output = None,
+    rate: a.Rate = None,
+    echo: a.Echo = EchoMode.auto,
+    noise_suppression: a.NoiseSuppression = False,
+    record: a.Record = None,
+    record_format: a.RecordFormatOption = a.RecordFormat.flac,
+    events: a.Events = None,
+    trace: a.Trace = None,
+    seed: a.Seed = None,
+    temperature: a.Temperature = None,
+    temperature_text: a.TemperatureText = None,
+    top_k: a.TopK = None,
+    top_k_text: a.TopKText = None,
+    top_p: a.TopP = None,
+    min_p: a.MinP = None,
+    plain: a.Plain = False,
+    as_json: a.Json = False,
     version: Annotated[
         bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Talk with Moshi, a speech model that listens while it speaks. q or Ctrl-C ends.
+    """Talk with Moshi, a speech model that listens while it speaks.
 
-    Without a command: live, with microphone and speaker.
+    Without a command it talks live, with microphone and speaker, until q or Ctrl-C.
     """
     if context.invoked_subcommand is not None:
         _refuse_options_before(context)
         return
     if events == STDOUT and as_json:
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
+    name = _asked(context, model, quantized, hf_repo) or _first()
     talk(
         TalkOptions(
-            model=ModelSource(_model_name(model, quantized, hf_repo), codec, lora, float16),
+            model=ModelSource(name, codec, lora, float16, force),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
@@ -237,15 +113,104 @@ def live_command(
             greeting=not no_greeting,
             loop_guard=not no_loop_guard,
             seconds=seconds,
-            force=force,
             plain=plain,
             as_json=as_json,
         )
     )
 
 
-@app.command("devices")
-def devices_command(as_json: JsonOption = False) -> None:
+@app.command("run", cls=a.Command)
+def run_command(
+    context: typer.Context,
+    source: Annotated[
+        Path, typer.Argument(metavar="IN.wav", help="A recording: any rate, any channels.")
+    ],
+    target: Annotated[
+        Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac.")
+    ],
+    model: a.Model = None,
+    quantized: a.Quantized = None,
+    hf_repo: a.HfRepo = None,
+    force: a.Force = False,
+    codec: a.CodecName = Codec.auto,
+    lora: a.Lora = None,
+    kv_bits: a.KvBits = None,
+    float16: a.Float16 = False,
+    seed: a.SeedZero = 0,
+    temperature: a.Temperature = None,
+    temperature_text: a.TemperatureText = None,
+    top_k: a.TopK = None,
+    top_k_text: a.TopKText = None,
+    top_p: a.TopP = None,
+    min_p: a.MinP = None,
+    tail: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=3600.0,
+            metavar="SECONDS",
+            help="Go on for this long after the recording, on silence, for the reply.",
+            rich_help_panel=a.OUTPUT,
+        ),
+    ] = a.DEFAULT_TAIL,
+    stereo: Annotated[
+        bool,
+        typer.Option(
+            "--stereo", help="Write both sides: you left, Moshi right.", rich_help_panel=a.OUTPUT
+        ),
+    ] = False,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.svg",
+            help="Draw both sides and the words; goes with --stereo.",
+            show_default=False,
+            rich_help_panel=a.OUTPUT,
+        ),
+    ] = None,
+    as_json: a.Json = False,
+) -> None:
+    """Answer a recording: the live loop, from file to file."""
+    if picture and not stereo:
+        raise typer.BadParameter("--picture goes with --stereo")
+    name = _asked(context, model, quantized, hf_repo) or default_model()
+    answer_file(
+        FileOptions(
+            source=source,
+            target=target,
+            model=ModelSource(name, codec, lora, float16, force),
+            seed=seed,
+            sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
+            kv_bits=kv_bits,
+            tail=tail,
+            stereo=stereo,
+            picture=picture,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command("models", cls=a.Command)
+def models_command(
+    quick: Annotated[
+        bool,
+        typer.Option("--quick", help="Do not measure this machine to predict speeds."),
+    ] = False,
+    as_json: a.Json = False,
+) -> None:
+    """List the published models: size, licence, what is here, what fits and what is fast enough."""
+    speeds = None if quick else Speeds()
+    if speeds is not None:
+        print("measuring this machine …", file=sys.stderr)
+    rows = survey(machine(), speeds)
+    if as_json:
+        print(rows_as_json(rows))
+    else:
+        print_models(Console(highlight=False), rows)
+
+
+@app.command("devices", cls=a.Command)
+def devices_command(as_json: a.Json = False) -> None:
     """List the sound devices; * marks the defaults."""
     found = list_devices()
     if as_json:
@@ -254,110 +219,104 @@ def devices_command(as_json: JsonOption = False) -> None:
         print_devices(Console(highlight=False), found)
 
 
-@app.command("doctor")
+@app.command("doctor", cls=a.Command)
 def doctor_command(
-    model: ModelOption = None,
-    quantized: QuantizedOption = None,
-    kv_bits: KvBitsOption = None,
-    frames: Annotated[int, typer.Option(min=1, help="Frames to time.")] = 100,
-    as_json: JsonOption = False,
+    context: typer.Context,
+    model: a.Model = None,
+    quantized: a.Quantized = None,
+    hf_repo: a.HfRepo = None,
+    kv_bits: a.KvBits = None,
+    frames: Annotated[int, typer.Option(min=1, metavar="N", help="Time this many frames.")] = 100,
+    as_json: a.Json = False,
 ) -> None:
-    """Say whether this machine holds a conversation with a model, with numbers.
+    """Check whether this machine can talk with a model in real time, with numbers.
 
-    Exit code 0 if it does, 1 if not.
+    The exit code is 0 if it can and 1 if it cannot.
     """
-    name = _model_name(model, quantized, None)
+    name = _asked(context, model, quantized, hf_repo) or default_model()
     code = doctor(name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits)
     raise typer.Exit(code)
 
 
-@app.command("run")
-def run_command(
-    source: Annotated[
-        Path, typer.Argument(metavar="IN.wav", help="A recording: any rate, any channels.")
-    ],
-    target: Annotated[
-        Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz; .wav or .flac.")
-    ],
-    model: ModelOption = None,
-    codec: CodecOption = Codec.auto,
-    seed: Annotated[int, typer.Option(min=0, help="Makes sampling repeatable.")] = 0,
-    temperature: TemperatureOption = None,
-    temperature_text: TemperatureTextOption = None,
-    top_k: TopKOption = None,
-    top_k_text: TopKTextOption = None,
-    top_p: TopPOption = None,
-    min_p: MinPOption = None,
-    tail: Annotated[
-        float,
-        typer.Option(min=0.0, max=3600.0, help="Seconds of silence after IN.wav, for the reply."),
-    ] = DEFAULT_TAIL,
-    stereo: Annotated[
-        bool, typer.Option("--stereo", help="Write both sides: the user left, Moshi right.")
-    ] = False,
-    picture: Annotated[
-        Path | None,
-        typer.Option(help="With --stereo: draw both sides and the words as an SVG file."),
-    ] = None,
-    lora: LoraOption = None,
-    kv_bits: KvBitsOption = None,
-    float16: Float16Option = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Answer a recording: the live loop, from file to file."""
-    if picture and not stereo:
-        raise typer.BadParameter("--picture goes with --stereo")
-    flags = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
-    source_of = ModelSource(model or DEFAULT_MODEL, codec, lora, float16)
-    run_file(source, target, source_of, seed, flags, kv_bits, tail, stereo, picture, as_json)
-
-
-@app.command("bench")
+@app.command("bench", cls=a.Command)
 def bench_command(
-    model: ModelOption = None,
+    context: typer.Context,
+    model: a.Model = None,
+    quantized: a.Quantized = None,
+    hf_repo: a.HfRepo = None,
+    force: a.Force = False,
     config: Annotated[
         Path | None,
-        typer.Option(help="A config.json: the model gets random weights.", exists=True),
+        typer.Option(
+            metavar="FILE.json",
+            help="Time a model of this configuration with random weights.",
+            exists=True,
+            show_default=False,
+            rich_help_panel=a.MODEL,
+        ),
     ] = None,
-    bits: Annotated[int, typer.Option(help="With --config: 4, 8, or 16 for bfloat16.")] = 16,
-    frames: Annotated[int, typer.Option(min=1, help="Steps to time, per round.")] = 100,
+    bits: Annotated[
+        int,
+        typer.Option(
+            metavar="BITS",
+            help="With --config, use 4, 8 or 16 bits per weight.",
+            rich_help_panel=a.MODEL,
+        ),
+    ] = 16,
+    kv_bits: a.KvBits = None,
+    float16: a.Float16 = False,
+    frames: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Time this many steps per round.")
+    ] = 100,
     upstream: Annotated[
         Path | None,
         typer.Option(
             "--vs-upstream",
             metavar="PYTHON",
-            help="With --config: a Python with upstream's moshi_mlx 0.3.0, timed in turn.",
+            help="With --config, also time Kyutai's moshi_mlx 0.3.0 on the same weights, "
+            "interleaved; give a Python that has it.",
+            show_default=False,
         ),
     ] = None,
     compiled: Annotated[
         bool | None,
-        typer.Option("--compile/--no-compile", help="Let MLX fuse the step; on a GPU by default."),
+        typer.Option(
+            "--compile/--no-compile",
+            help="Let MLX fuse the step.",
+            show_default="on a GPU",
+        ),
     ] = None,
-    kv_bits: KvBitsOption = None,
-    float16: Float16Option = False,
     trace: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Write a trace of as many frames, for ui.perfetto.dev."),
+        typer.Option(
+            metavar="FILE",
+            help="Write a trace of as many frames for ui.perfetto.dev.",
+            show_default=False,
+            rich_help_panel=a.OUTPUT,
+        ),
     ] = None,
     flame: Annotated[
         Path | None,
         typer.Option(
             metavar="FILE.html",
-            help="Write where Python's time goes in as many frames, as a flame plot.",
+            help="Write a flame graph of where Python spends its time.",
+            show_default=False,
+            rich_help_panel=a.OUTPUT,
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: a.Json = False,
 ) -> None:
     """Time a step of the language model: codes in, codes out."""
-    if model and config:
-        raise typer.BadParameter("--model and --config go one at a time")
+    name = _asked(context, model, quantized, hf_repo)
+    if name and config:
+        raise typer.BadParameter("give --model or --config, not both")
+    if upstream is not None and config is None:
+        raise typer.BadParameter("--vs-upstream goes with --config")
     theirs = None
     inside = Inside(trace, flame)
-    dtype = mx.float16 if float16 else None
     if config is None:
-        if upstream is not None:
-            raise typer.BadParameter("--vs-upstream goes with --config")
-        moshi = moshi_mlx.load(model or DEFAULT_MODEL, verb="talk", dtype=dtype)
+        source = ModelSource(name or default_model(), float16=float16, force=force)
+        moshi, _ = load(source, Console(stderr=True, highlight=False), kv_bits)
         mine = bench_model(moshi, frames, compiled, kv_bits, inside)
     else:
         mine, theirs = bench_config(
@@ -367,7 +326,7 @@ def bench_command(
             upstream,
             compiled=compiled,
             kv_bits=kv_bits,
-            dtype=dtype,
+            dtype=mx.float16 if float16 else None,
             inside=inside,
         )
     if as_json:
@@ -376,15 +335,39 @@ def bench_command(
         print_bench(mine, theirs)
 
 
-def _model_name(model: str | None, quantized: int | None, hf_repo: str | None) -> str:
-    """The one model that the options name. Upstream's -q may stand beside --hf-repo."""
-    if quantized not in (None, 4, 8):
-        raise typer.BadParameter("-q must be 4 or 8")
+def _asked(
+    context: typer.Context, model: str | None, quantized: int | None, hf_repo: str | None
+) -> str | None:
+    """The one model that a command was asked for, or None.
+
+    A model from the configuration file gives way to any option on the command line.
+    """
+    source = context.get_parameter_source("model")
+    if source is not None and source.name == "DEFAULT_MAP" and (quantized or hf_repo):
+        model = None
+    return named_model(model, quantized, hf_repo)
+
+
+def named_model(model: str | None, quantized: int | None, hf_repo: str | None) -> str | None:
+    """The one model that the options name; upstream's -q may stand beside --hf-repo."""
     if model and (hf_repo or quantized):
         raise typer.BadParameter("--model goes neither with --hf-repo nor with -q")
     if quantized and not hf_repo:
-        return f"moshiko-q{quantized}"
-    return model or hf_repo or DEFAULT_MODEL
+        series = catalog.series(catalog.all_series()[0])
+        return next(entry.name for entry in series if entry.bits == quantized)
+    return model or hf_repo
+
+
+def _first() -> str:
+    """The model of a conversation without a name; asks on a terminal, once."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return default_model()
+    answers = config_folder() / "first-start.json"
+    return first_model(
+        Console(stderr=True, highlight=False),
+        answers,
+        lambda question: typer.confirm(question, default=None, err=True),
+    )
 
 
 def _refuse_options_before(context: typer.Context) -> None:
@@ -397,89 +380,18 @@ def _refuse_options_before(context: typer.Context) -> None:
             )
 
 
-# ---------------------------------------------------------------------------- the functions
-
-
-def run_file(
-    source: Path,
-    target: Path,
-    model: ModelSource,
-    seed: int,
-    flags: SamplingFlags,
-    kv_bits: int | None,
-    tail: float,
-    stereo: bool,
-    picture: Path | None,
-    as_json: bool,
-) -> None:
-    """The same loop from the file `source` to the file `target`."""
-    screen, notes = consoles(as_json)
-    check_files(source, target)
-    moshi = load(model, notes)
-    rate, frame_size = moshi.sample_rate, moshi.frame_size
-    port = FileAudio(
-        source, target, sample_rate=rate, frame_size=frame_size, tail=tail, stereo=stereo
-    )
-    with open_session(moshi, seed, flags, kv_bits) as session:
-        warm_up(session, frame_size)
-        with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
-            report = run_loop(
-                session,
-                port,
-                frame_size=frame_size,
-                frame_rate=moshi.frame_rate,
-                listeners=[advance],
-                stop=lambda: bool(stop),
-            )
-    if not port.whole:
-        notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
-        raise typer.Exit(130)
-    if picture is not None:
-        draw_conversation(target, report.words, picture)
-    if as_json:
-        extra = {"model": model.name, "codec": moshi.codec.name, "seed": seed}
-        print_json(report, {**extra, "output": str(target)})
-    else:
-        print_words(screen, report.words)
-        print_report(notes, report, 1 / moshi.frame_rate)
-
-
-@contextmanager
-def _progress(notes: Console, frames: int) -> Iterator[Any]:
-    """A bar on a terminal, nothing elsewhere; gives a listener that moves it."""
-    columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} frames"), BarColumn())
-    with Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=notes,
-        transient=True,
-        disable=not notes.is_terminal,
-    ) as bar:
-        task = bar.add_task("", total=frames)
-
-        def advance(event: Event) -> None:
-            if isinstance(event, FrameDone):
-                bar.advance(task)
-
-        yield advance
-
-
 # typer brings its own copy of click or imports it, by version; this is its ClickException.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns the exit code: 0, 2 for an error, 130 when interrupted."""
-    try:
-        return app(arguments, prog_name="moshi-local", standalone_mode=False) or 0
-    except (MoshiError, _UsageError, OSError) as error:
-        return _fail(error)
-    except (KeyboardInterrupt, typer.Abort):
-        return 130
+    """The program; returns the exit code: 0, 1 (doctor: no), 2 (error) or 130 (interrupted)."""
 
+    def work() -> int | None:
+        defaults = read_defaults(typer.main.get_command(app), config_path())
+        code: int | None = app(
+            arguments, prog_name="moshi-local", standalone_mode=False, default_map=defaults
+        )
+        return code
 
-def _fail(error: Exception) -> int:
-    """One line on stderr; exit code 2."""
-    describe = getattr(error, "format_message", error.__str__)
-    print(f"moshi-local: {' '.join(describe().split())}", file=sys.stderr)
-    return 2
+    return run_program("moshi-local", work, [_UsageError], [typer.Abort])

@@ -13,16 +13,12 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from moshi_mlx import Event, Frame, SpeechStarted, Word, WordSpoken
+from moshi_mlx.arrays import Pcm
 
 from .events import GreetingHeld, LoopBroken, MicrophoneClosed, Paused, ResetDone
 
 __all__ = ["Conversation", "LoopGuard", "Stepper"]
-
-FloatArray = NDArray[np.float32]
 
 REST_SECONDS = 3.0
 """So long the microphone has been closed and Moshi silent when the model begins to rest."""
@@ -35,7 +31,7 @@ LONGEST_PHRASE = 12
 class Stepper(Protocol):
     """The part of `moshi_mlx.Session` that a conversation needs."""
 
-    def step(self, pcm: FloatArray, *, hold_text: bool = False) -> Frame:
+    def step(self, pcm: Pcm, *, hold_text: bool = False) -> Frame:
         """Hear float32 [frame_size], say float32 [frame_size]; with `hold_text` no new word."""
 
     def flush(self) -> tuple[Word, ...]:
@@ -160,7 +156,7 @@ class Conversation:
         """Whether the model rests."""
         return self._paused
 
-    def step(self, pcm: FloatArray) -> Frame | None:
+    def step(self, pcm: Pcm) -> Frame | None:
         """Hear float32 [frame_size] and say a frame, or None while the model rests.
 
         A closed microphone silences `pcm` in place: the caller then knows what was heard.

@@ -18,9 +18,9 @@ from types import FrameType
 from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from moshi_mlx import MoshiError, SessionError, Word, WordSpoken
+from moshi_mlx.arrays import Pcm
 
 from .conversation import Conversation, Stepper
 from .events import Event, FrameDone, Listener, ResetDone
@@ -36,8 +36,6 @@ __all__ = [
     "stop_on_signals",
     "warm_up",
 ]
-
-FloatArray = NDArray[np.float32]
 
 WAIT_SECONDS = 0.2
 WARM_UP_FRAMES = 3
@@ -55,10 +53,10 @@ class Read(Enum):
 class AudioPort(Protocol):
     """Where frames come from and go to."""
 
-    def read(self, frame: FloatArray, timeout: float) -> Read:
+    def read(self, frame: Pcm, timeout: float) -> Read:
         """Fill `frame` (float32 [frame_size]); wait at most `timeout` seconds for it."""
 
-    def write(self, pcm: FloatArray) -> None:
+    def write(self, pcm: Pcm) -> None:
         """Hand over a frame to be played or kept."""
 
     def take_events(self, now: float) -> Sequence[Event]:

@@ -9,9 +9,15 @@ from typing import Any, Literal
 
 from moshi_mlx import Sampling
 
-from .audio.echo import EchoMode
-
 __all__ = ["Codec", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
+
+
+class EchoMode(StrEnum):
+    """When to cancel the speaker's echo."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 class Codec(StrEnum):
@@ -27,12 +33,14 @@ class ModelSource:
     """What to load: a name, the codec to run it with, and an adapter beside it.
 
     float16: compute in it, in place of the type that `moshi_mlx.load` chooses.
+    force: load it even if it does not fit in memory.
     """
 
     name: str
     codec: Codec = Codec.auto
     lora: Path | None = None
     float16: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)

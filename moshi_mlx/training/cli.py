@@ -14,6 +14,7 @@ import mlx.core as mx
 from ..checkpoint import WEIGHTS, write_companions
 from ..errors import ConfigError, MoshiError
 from ..families import Model, load
+from ..program import run_program
 from ..trees import named_parameters
 from .data import Recordings, TokenCache, read_manifest
 from .distributed import Peers
@@ -149,9 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if given.config is None:
         parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")
-    try:
+
+    def work() -> None:
         run(read_settings(given.config), fresh=given.fresh)
-    except MoshiError as error:
-        sys.stderr.write(f"moshi-train: {error}\n")
-        return 2
-    return 0
+
+    return run_program("moshi-train", work)

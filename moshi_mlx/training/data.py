@@ -21,14 +21,14 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from ..arrays import Pcm, Tokens
 from ..codec import Codec
 from ..config import ZERO_TOKEN, ModelConfig
-from ..delays import Tokens
 from ..errors import AudioFileError, MoshiError
 from ..families import generated_streams
 from ..text import Word
 from .losses import Batch
-from .mixing import Pcm, UserSide, levelled, varied
+from .mixing import UserSide, levelled, varied
 
 MAIN_SPEAKER = "SPEAKER_MAIN"
 

@@ -13,8 +13,9 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from ..arrays import Tokens
 from ..config import LmConfig
-from ..delays import Tokens, delayed
+from ..delays import delayed
 from ..lm import Lm
 
 Counts = npt.NDArray[np.float64]

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
+from ..arrays import Pcm
 from ..text import Word
-
-Pcm = npt.NDArray[np.float32]
 
 # Stretches of 20 ms that are softer than this are silence when loudness is measured.
 _GATE_DB = -50.0

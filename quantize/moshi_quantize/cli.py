@@ -3,7 +3,7 @@
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +25,7 @@ from rich.progress import (
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.program import run_program
 
 from . import report as report_of
 from .api import LISTENED
@@ -38,10 +39,6 @@ from .speaker import Speaker
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "keep": None}
-
-
-class InterruptedRunError(MoshiError):
-    """The user, or the system, asked to stop."""
 
 
 @app.callback()
@@ -211,7 +208,8 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        raise InterruptedRunError("interrupted; nothing was written") from None
+        print("moshi-quantize: interrupted; nothing was written", file=sys.stderr)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -236,13 +234,19 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
         yield show
 
 
-def main() -> None:
-    """Runs the program; what went wrong is one line, and exit code 2."""
-    arguments = sys.argv[1:]
-    if arguments and arguments[0] not in ("report", "hear", "quantize", "--help"):
-        arguments = ["quantize", *arguments]
-    try:
-        app(arguments)
-    except (MoshiError, OSError) as error:
-        print(f"moshi-quantize: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+# typer brings its own copy of click or imports it, by version; this is its ClickException.
+_UsageError: type[Exception] = typer.BadParameter.__mro__[2]
+_COMMANDS = ("report", "hear", "quantize")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program; returns the exit code: 0, 2 (error) or 130 (interrupted)."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given and given[0] not in _COMMANDS and not given[0].startswith("--"):
+        given = ["quantize", *given]
+
+    def work() -> int | None:
+        code: int | None = app(given, prog_name="moshi-quantize", standalone_mode=False)
+        return code
+
+    return run_program("moshi-quantize", work, [_UsageError], [typer.Abort])

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.hub import bundled_folder
 
-from .speaker import Codes, Speaker
+from .speaker import Speaker
 
 SHIPPED = Path(__file__).parent / "data" / "nano.npz"
 QUESTION = bundled_folder("nano") / "question.wav"

@@ -11,11 +11,11 @@ import mlx.nn as nn
 import numpy as np
 import numpy.typing as npt
 
+from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
 from .convert import Emit
 from .recipe import Assignment, Layer, Precision
-from .speaker import Codes
 from .teacher import Teacher
 
 Floats = npt.NDArray[np.float32]

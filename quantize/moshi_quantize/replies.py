@@ -10,9 +10,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
-from .speaker import Codes, Speaker
+from .speaker import Speaker
 
 _WINDOW_SECONDS = 0.02
 _AUDIBLE = 0.01  # root mean square; -40 dBFS

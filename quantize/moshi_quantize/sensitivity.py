@@ -13,10 +13,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
 from .recipe import Assignment, Layer, Precision
-from .speaker import Codes
 from .teacher import Teacher, distance
 
 NARROW = Precision(4, 16, "nvfp4")  # its groups divide widths that no others do

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
+from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.errors import AudioFileError
 from moshi_mlx.families import generated_streams
 from moshi_mlx.generate import Generator
 from moshi_mlx.sampling import Sampling
 
-Codes = npt.NDArray[np.int32]
 _MOST_SECONDS = 60
 
 

@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from moshi_local.audio.card import LiveAudio
-from moshi_local.audio.echo import EchoMode
 from moshi_local.audio.portaudio import Flags, Hear, Play, StreamInfo
-from moshi_local.audio.ring import FloatArray
 from moshi_local.loop import Read
+from moshi_local.options import EchoMode
 from moshi_mlx import AudioDeviceError
+from moshi_mlx.arrays import Pcm
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
 BLOCK = 480
@@ -58,7 +58,7 @@ class HandCard:
         """Counts."""
         self.stops += 1
 
-    def call(self, heard: FloatArray, flags: Flags | None = None) -> FloatArray:
+    def call(self, heard: Pcm, flags: Flags | None = None) -> Pcm:
         """What the speaker gets for `heard`, block by block."""
         played = np.full_like(heard, np.nan)
         assert self.play is not None and self.hear is not None
@@ -98,7 +98,7 @@ class SimulatedCard:
     def __init__(
         self,
         sound: Sound,
-        listener: Callable[[Times, FloatArray], None],
+        listener: Callable[[Times, Pcm], None],
         *,
         input_ppm: float = 0.0,
         output_ppm: float = 0.0,
@@ -208,7 +208,7 @@ def pass_through(
     port: LiveAudio,
     until: float,
     step: Callable[[float], float] = lambda now: 0.04,
-    answer: Callable[[FloatArray], FloatArray] = lambda frame: frame,
+    answer: Callable[[Pcm], Pcm] = lambda frame: frame,
 ) -> None:
     """Answer each frame, with itself if nothing else is said, `step(now)` seconds after it was
     read."""
@@ -239,7 +239,7 @@ class Pulses:
         away = (times % self.period) - self.period / 2
         return 0.5 * np.exp(-0.5 * (away / self.WIDTH) ** 2)
 
-    def listen(self, times: Times, played: FloatArray) -> None:
+    def listen(self, times: Times, played: Pcm) -> None:
         """Find them again: each at its highest sample."""
         at = int(np.argmax(played))
         if played[at] > max(0.1, self._peak[1]):

@@ -94,13 +94,13 @@ def test_unknown_model_is_one_line(recording: Path, capsys: pytest.CaptureFixtur
 
 @pytest.mark.parametrize(
     ("arguments", "model"),
-    [((None, None, None), "nano"), ((None, 4, None), "moshiko-q4"), ((None, 8, None), "moshiko-q8"),
+    [((None, None, None), None), ((None, 4, None), "moshiko-q4"), ((None, 8, None), "moshiko-q8"),
      (("moshika-q8", None, None), "moshika-q8"), ((None, 4, "a/b"), "a/b")],
 )  # fmt: skip
 def test_options_that_name_a_model(
-    arguments: tuple[str | None, int | None, str | None], model: str
+    arguments: tuple[str | None, int | None, str | None], model: str | None
 ) -> None:
-    assert cli._model_name(*arguments) == model
+    assert cli.named_model(*arguments) == model
 
 
 def test_sampling_flags_change_only_what_they_say() -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import soundfile
 
-from moshi_local.audio.echo import BLEND, EchoCanceller, EchoMode, LinearCanceller, needs_canceller
+from moshi_local.audio.echo import BLEND, EchoCanceller, LinearCanceller, needs_canceller
 from moshi_local.events import Opened
+from moshi_local.options import EchoMode
 from moshi_mlx.hub import bundled_folder
 from tests.fakes.card import SimulatedCard, pass_through, simulated
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE

@@ -176,14 +176,14 @@ def test_quantized_keys_and_values_are_reported(
     """The model beside itself: what differs is what the cache holds."""
     data = tmp_path / "report.json"
     base = ["report", source.folder, source.folder, "--dialogue", tokens]
-    assert run([*base, "--kv-bits", 8, "--kv-bits", 4, "--json", data], monkeypatch) == 0
+    assert run([*base, "--kv-bits", 8, "--kv-bits", 4, "--json", data]) == 0
     assert "| source, KV 8 bits |" in capsys.readouterr().out
     eight, four = json.loads(data.read_text())["models"]
     assert (eight["kv_bits"], four["kv_bits"]) == (8, 4)
     assert 0 < eight["frame_kl"] < four["frame_kl"] / 10
     # 2 layers, context 100, 256 wide.
     assert eight["kv_bytes"] == 2 * 2 * 100 * 256 * 8.5 / 8
-    assert run([*base, "--kv-bits", 5], monkeypatch) == 2
+    assert run([*base, "--kv-bits", 5]) == 2
     assert "'5' is not 8 or 4" in capsys.readouterr().err
 
 
@@ -223,12 +223,8 @@ def test_progress_reaches_the_end(source: Checkpoint, tmp_path: Path) -> None:
     assert done[-1] == seen[-1][1] == seen[0][1]
 
 
-def run(arguments: list[Any], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["moshi-quantize", *map(str, arguments)])
-    with pytest.raises(SystemExit) as done:
-        cli.main()
-    assert isinstance(done.value.code, int)
-    return done.value.code
+def run(arguments: list[Any]) -> int:
+    return cli.main([str(argument) for argument in arguments])
 
 
 def test_rules_from_the_command_line(
@@ -238,7 +234,7 @@ def test_rules_from_the_command_line(
     rule.write_text("def predicate(name, layer):\n    return 'audio_embs' not in name\n")
     base = [source.folder, tmp_path / "made", "--no-report"]
     more = ["--set", "heads=8", "--set", "depformer.*.linear_in=none", "--predicate", rule]
-    assert run([*base, *more], monkeypatch) == 0
+    assert run([*base, *more]) == 0
     block = json.loads((tmp_path / "made" / "config.json").read_text())["quantization"]
     assert block["text_linear"]["bits"] == 8
     assert block["depformer.slices.0.linear_in"] is block["audio_embs.15"] is False
@@ -256,7 +252,7 @@ def test_rules_that_are_broken(
     path = tmp_path / "rule.py"
     if rule is not None:
         path.write_text(rule)
-    assert run([source.folder, tmp_path / "made", "--predicate", path], monkeypatch) == 2
+    assert run([source.folder, tmp_path / "made", "--predicate", path]) == 2
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
@@ -270,7 +266,7 @@ def test_interrupted(
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("moshi_quantize.api.write_rest", stop)
-    assert run([source.folder, tmp_path / "made"], monkeypatch) == 2
+    assert run([source.folder, tmp_path / "made"]) == 2
     assert "interrupted; nothing was written" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -282,7 +278,7 @@ def test_hears_a_recording(
     recording, path = tmp_path / "noise.wav", tmp_path / "tokens.npz"
     noise = 0.1 * np.random.default_rng(0).standard_normal((16_000, 2))
     soundfile.write(recording, noise, 16_000)
-    assert run(["hear", source.folder, recording, path], monkeypatch) == 0
+    assert run(["hear", source.folder, recording, path]) == 0
     found = find_dialogues(source, path).evaluation
     assert found.shape == (1, 17, 12)  # a second is 12.5 frames; the first brings no answer
     assert np.array_equal(found, find_dialogues(source, recording).evaluation)

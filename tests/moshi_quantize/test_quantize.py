@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -197,14 +196,7 @@ def test_precisions_and_rules() -> None:
 
 def program(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What the program says on its way out with code 2: one line."""
-    before = sys.argv
-    sys.argv = ["moshi-quantize", *arguments]
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-    finally:
-        sys.argv = before
-    assert stop.value.code == 2
+    assert cli.main(arguments) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1, said
     return said

@@ -10,10 +10,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from moshi_mlx.arrays import Pcm
+
 from .counters import DeviceCounters
 from .portaudio import Flags
 from .resample import DriftControl, Resampler
-from .ring import FloatArray, Ring
+from .ring import Ring
 
 __all__ = ["Capture", "Reference"]
 
@@ -73,7 +75,7 @@ class Capture:
         self.heard_at = 0.0
         """When the first sample of the last frame was at the microphone, by `clock` (seconds)."""
 
-    def hear(self, heard: FloatArray, age: float, flags: Flags | None) -> None:
+    def hear(self, heard: Pcm, age: float, flags: Flags | None) -> None:
         """The card's thread: keep a block, whose first sample is `age` seconds old."""
         wall = self._wall()
         self.longest_pause = max(self.longest_pause, wall - self.called_at)
@@ -126,7 +128,7 @@ class Capture:
         self._counters.input_dropped_seconds += gone / self._rate
         return gone
 
-    def take(self, frame: FloatArray) -> None:
+    def take(self, frame: Pcm) -> None:
         """Fill `frame` [frame_size] with the oldest that waits; call it when `wait` said yes."""
         index, at = self._first
         self.heard_at = at + (self._ring.taken - index) / self._rate
@@ -170,7 +172,7 @@ class Reference:
         """Leave out what belongs to a part of the microphone's sound that was dropped."""
         self.ring.skip(round(seconds * self._rate))
 
-    def take(self, frame: FloatArray, since_block: float, mic_waits: float) -> None:
+    def take(self, frame: Pcm, since_block: float, mic_waits: float) -> None:
         """Fill `frame` [frame_size] with what was played.
 
         since_block: the age of the speaker's last block; mic_waits: the microphone's sound that

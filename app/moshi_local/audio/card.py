@@ -18,16 +18,17 @@ from dataclasses import asdict, replace
 import numpy as np
 
 from moshi_mlx import AudioDeviceError
+from moshi_mlx.arrays import Pcm
 
 from ..events import DeviceLost, Event, Lag, MicrophoneDead, Opened, Resumed
 from ..loop import Read
+from ..options import EchoMode
 from ..platform import microphone_advice
 from .capture import INPUT_LIMIT_FRAMES, Capture, Reference
 from .counters import DeviceCounters
-from .echo import EchoCanceller, EchoMode, needs_canceller
+from .echo import EchoCanceller, needs_canceller
 from .playout import Playout
 from .portaudio import SoundDevice, StreamInfo
-from .ring import FloatArray
 
 __all__ = ["LiveAudio"]
 
@@ -118,7 +119,7 @@ class LiveAudio:
 
     # ------------------------------------------------------------------------ the port
 
-    def read(self, frame: FloatArray, timeout: float) -> Read:
+    def read(self, frame: Pcm, timeout: float) -> Read:
         """Fill `frame` with the next frame heard; NOTHING when none came in `timeout` seconds."""
         line = self._line
         if line is None:
@@ -138,7 +139,7 @@ class LiveAudio:
         self._given_at = self._clock()
         return Read.FRAME
 
-    def write(self, pcm: FloatArray) -> None:
+    def write(self, pcm: Pcm) -> None:
         """Queue the answer to the frame read last; never waits."""
         self._steps.append(self._clock() - self._given_at)
         line = self._line
@@ -388,7 +389,7 @@ class _Line:
         self._calls = [0, 0]
         self._called_at = [clock()] * 2
 
-    def read(self, frame: FloatArray) -> None:
+    def read(self, frame: Pcm) -> None:
         """The oldest frame that waits, without echo."""
         self.capture.take(frame)
         if self.reference is not None:
@@ -396,7 +397,7 @@ class _Line:
         if self._canceller is not None:
             frame[:] = self._canceller.process(frame, self._played)
 
-    def write(self, pcm: FloatArray) -> None:
+    def write(self, pcm: Pcm) -> None:
         """A frame to be played."""
         self.playout.write(pcm, hurry=self.capture.behind)
 

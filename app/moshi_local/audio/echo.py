@@ -8,13 +8,14 @@ both: figures from `python -m benchmarks.echo`. Knows nothing of sound cards; no
 from __future__ import annotations
 
 import math
-from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
+from moshi_mlx.arrays import Pcm
+
+from ..options import EchoMode
 from ..platform import headphones
-from .ring import FloatArray
 
 __all__ = ["EchoCanceller", "EchoMode", "LinearCanceller", "needs_canceller"]
 
@@ -34,14 +35,6 @@ TAIL_SECONDS = 0.5
 AEC3 is alone."""
 SILENCE = 1e-3
 """A reference with a lower amplitude teaches nothing."""
-
-
-class EchoMode(StrEnum):
-    """When to cancel the echo: auto is always but on headphones."""
-
-    auto = "auto"
-    on = "on"
-    off = "off"
 
 
 def needs_canceller(mode: EchoMode, output_name: str) -> bool:
@@ -77,7 +70,7 @@ class LinearCanceller:
         self._silence = 4 * block**2 * SILENCE**2
         self._turn = 0
 
-    def step(self, heard: FloatArray, played: FloatArray) -> FloatArray:
+    def step(self, heard: Pcm, played: Pcm) -> Pcm:
         """`heard` [block] without the echo of `played` [block]."""
         n, weights = self._block, self._weights
         self._both[:n], self._both[n:] = self._both[n:], played
@@ -85,7 +78,7 @@ class LinearCanceller:
         self._spectra[0] = np.fft.rfft(self._both)
         spectra = self._spectra
         echo = np.fft.irfft(np.sum(spectra * weights, axis=0))[n:]
-        left: FloatArray = heard - echo.astype(np.float32)
+        left: Pcm = heard - echo.astype(np.float32)
         power = spectra.real**2 + spectra.imag**2
         if float(power.max(initial=0.0)) > self._silence:
             self._error[n:] = left
@@ -147,7 +140,7 @@ class EchoCanceller:
         self._powers = [1e-10, 1e-10]
         self._removed = 0.0
 
-    def process(self, heard: FloatArray, played: FloatArray) -> FloatArray:
+    def process(self, heard: Pcm, played: Pcm) -> Pcm:
         """One frame of the microphone, and what was played meanwhile (both float32
         [frame_size]); returns a frame that is `delay` later."""
         if self._aec3 is not None:
@@ -156,7 +149,7 @@ class EchoCanceller:
             heard = self._noise.process(heard)
         return heard
 
-    def _cancel(self, heard: FloatArray, played: FloatArray) -> FloatArray:
+    def _cancel(self, heard: Pcm, played: Pcm) -> Pcm:
         clean = self._aec3.process(heard, played)
         # The linear filter's output, late by as much as AEC3's.
         self._left[: self._lateness] = self._left[-self._lateness :]
@@ -166,10 +159,10 @@ class EchoCanceller:
             self._left[self._lateness + at : self._lateness + at + self._block] = left
             self._watch(heard[block], left, played[block])
         blend = self._blend * min(1.0, self._removed / TRUST_DECIBELS)
-        mixed: FloatArray = clean + np.float32(blend) * self._left[: len(heard)]
+        mixed: Pcm = clean + np.float32(blend) * self._left[: len(heard)]
         return mixed / np.float32(1.0 + blend)
 
-    def _watch(self, heard: FloatArray, left: FloatArray, played: FloatArray) -> None:
+    def _watch(self, heard: Pcm, left: Pcm, played: Pcm) -> None:
         """How much the linear filter removes, at its best of late (decibels)."""
         self._removed = max(0.0, self._removed - TRUST_FALL * BLOCK_SECONDS)
         if float(np.max(np.abs(played))) < 10 * SILENCE:

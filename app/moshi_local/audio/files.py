@@ -15,17 +15,15 @@ from types import TracebackType
 import numpy as np
 import soundfile
 import soxr
-from numpy.typing import NDArray
 
 from moshi_mlx import AudioFileError
+from moshi_mlx.arrays import Pcm
 from moshi_mlx.files import partial_name
 
 from ..events import Event
 from ..loop import Read
 
 __all__ = ["FileAudio", "check_files"]
-
-FloatArray = NDArray[np.float32]
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 BLOCK = 1 << 16
@@ -100,7 +98,7 @@ class FileAudio:
         """Whether all of the recording has been read; if not, no output is left behind."""
         return self._given == self.frames
 
-    def read(self, frame: FloatArray, timeout: float) -> Read:
+    def read(self, frame: Pcm, timeout: float) -> Read:
         """The next frame of the recording, then the silence, then END; never waits."""
         if self.whole:
             return Read.END
@@ -110,7 +108,7 @@ class FileAudio:
         self._given += 1
         return Read.FRAME
 
-    def write(self, pcm: FloatArray) -> None:
+    def write(self, pcm: Pcm) -> None:
         """Append the answer to the frame that was read last."""
         assert self._output is not None, "FileAudio is a context manager"
         self._levels = self._levels[0], float(np.abs(pcm).max())
@@ -138,7 +136,7 @@ class FileAudio:
         """The peaks of the frame that was read last, and of the one written last."""
         return self._levels
 
-    def _frames(self) -> Iterator[FloatArray]:
+    def _frames(self) -> Iterator[Pcm]:
         """The recording as whole frames, the last one filled up with zeros."""
         waiting = np.zeros(0, np.float32)
         for block in self._mono():
@@ -149,7 +147,7 @@ class FileAudio:
         if len(waiting):
             yield np.pad(waiting, (0, self._frame_size - len(waiting)))
 
-    def _mono(self) -> Iterator[FloatArray]:
+    def _mono(self) -> Iterator[Pcm]:
         """The recording in pieces, mixed to one channel at the output's rate."""
         rate = self._input.samplerate
         resampler = None

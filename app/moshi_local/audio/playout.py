@@ -13,10 +13,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from moshi_mlx.arrays import Pcm
+
 from .counters import DeviceCounters
 from .portaudio import Flags
 from .resample import DriftControl, Resampler
-from .ring import FloatArray, Ring
+from .ring import Ring
 
 __all__ = ["Playout", "shorten"]
 
@@ -107,7 +109,7 @@ class Playout:
 
     # -------------------------------------------------------------- the sound card's thread
 
-    def play(self, out: FloatArray, ahead: float, flags: Flags | None) -> None:
+    def play(self, out: Pcm, ahead: float, flags: Flags | None) -> None:
         """Fill a block, whose first sample is at the speaker in `ahead` seconds."""
         self._counters.count(flags)
         now = self._clock()
@@ -143,7 +145,7 @@ class Playout:
         """Sound that waits beyond what must (seconds)."""
         return max(0.0, self.slack - self.cushion - self._frame_seconds)
 
-    def write(self, pcm: FloatArray, *, hurry: bool) -> None:
+    def write(self, pcm: Pcm, *, hurry: bool) -> None:
         """Queue a frame (float32 [frame_size] at our rate); never waits.
 
         hurry: the next frame comes early, since its input, or a part of it, waits already.
@@ -176,7 +178,7 @@ class Playout:
                 pcm = self._without(pcm, surplus, least)
         self._put(pcm)
 
-    def _put(self, pcm: FloatArray) -> None:
+    def _put(self, pcm: Pcm) -> None:
         index, at = self._first
         self.played_at = at + (self._ring.written - index) / self._device_rate
         if self._resampler is not None:
@@ -213,7 +215,7 @@ class Playout:
             self._aim = max(self.cushion, self._aim - SINK * self._frame_seconds)
         return self._aim
 
-    def _without(self, pcm: FloatArray, surplus: float, least: float) -> FloatArray:
+    def _without(self, pcm: Pcm, surplus: float, least: float) -> Pcm:
         """`pcm` without `surplus` seconds, if that is more than `least`."""
         if surplus <= least:
             return pcm
@@ -223,7 +225,7 @@ class Playout:
         return shorten(pcm, n, self._fade)
 
 
-def shorten(pcm: FloatArray, n: int, fade: int) -> FloatArray:
+def shorten(pcm: Pcm, n: int, fade: int) -> Pcm:
     """`pcm` without `n` samples of its middle, what is left joined over `fade` samples."""
     at = (len(pcm) - n - fade) // 2
     up = np.linspace(0.0, 1.0, fade, dtype=np.float32)

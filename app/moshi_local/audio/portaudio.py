@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from moshi_mlx import AudioDeviceError
+from moshi_mlx.arrays import Pcm
 
 from .devices import (
     DeviceInfo,
@@ -22,7 +23,6 @@ from .devices import (
     refresh_devices,
     sounddevice,
 )
-from .ring import FloatArray
 
 __all__ = ["Flags", "Hear", "Play", "PortAudioDevice", "SoundDevice", "StreamInfo"]
 
@@ -48,10 +48,10 @@ class Flags(Protocol):
     def output_overflow(self) -> bool: ...
 
 
-Hear = Callable[[FloatArray, float, "Flags | None"], None]
+Hear = Callable[[Pcm, float, "Flags | None"], None]
 """(heard [n], age, flags or None when nothing went wrong); mono, float32. The age is how long ago
 the first of these samples was at the microphone (seconds)."""
-Play = Callable[[FloatArray, float, "Flags | None"], None]
+Play = Callable[[Pcm, float, "Flags | None"], None]
 """(to be filled [n], ahead, flags or None); mono, float32. Ahead is how long it takes until the
 first of these samples is at the speaker (seconds)."""
 
@@ -275,11 +275,11 @@ def _lasting(device: DeviceInfo) -> str:
     return device.name if len(same) == 1 else str(device.index)
 
 
-def _silence(played: FloatArray, ahead: float, flags: Flags | None) -> None:
+def _silence(played: Pcm, ahead: float, flags: Flags | None) -> None:
     played[:] = 0.0
 
 
-def _ignore(heard: FloatArray, age: float, flags: Flags | None) -> None:
+def _ignore(heard: Pcm, age: float, flags: Flags | None) -> None:
     pass
 
 
@@ -294,7 +294,7 @@ class _Scratch:
     def __init__(self) -> None:
         self._buffer = np.zeros(4096, np.float32)
 
-    def __call__(self, n: int) -> FloatArray:
+    def __call__(self, n: int) -> Pcm:
         if n > len(self._buffer):
             self._buffer = np.zeros(n, np.float32)
         return self._buffer[:n]
@@ -307,7 +307,7 @@ class _Mixer:
         self._stereo = channels == 2
         self._scratch = _Scratch()
 
-    def __call__(self, heard: FloatArray, hear: Hear, clock: Any, flags: Flags | None) -> None:
+    def __call__(self, heard: Pcm, hear: Hear, clock: Any, flags: Flags | None) -> None:
         age = _plausible(clock.currentTime - clock.inputBufferAdcTime)
         if self._stereo:
             mono = self._scratch(len(heard))
@@ -325,7 +325,7 @@ class _Spreader:
         self._one = channels == 1
         self._scratch = _Scratch()
 
-    def __call__(self, played: FloatArray, play: Play, clock: Any, flags: Flags | None) -> None:
+    def __call__(self, played: Pcm, play: Play, clock: Any, flags: Flags | None) -> None:
         ahead = _plausible(clock.outputBufferDacTime - clock.currentTime)
         if self._one:
             play(played[:, 0], ahead, flags)

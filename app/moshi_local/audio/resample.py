@@ -11,7 +11,7 @@ import math
 import numpy as np
 import samplerate
 
-from .ring import FloatArray
+from moshi_mlx.arrays import Pcm
 
 __all__ = ["DriftControl", "Resampler"]
 
@@ -33,14 +33,14 @@ class Resampler:
         self.delay = len(self._waiting) / target
         """Seconds by which the output is later than the input."""
 
-    def process(self, pcm: FloatArray, correction: float = 0.0) -> FloatArray:
+    def process(self, pcm: Pcm, correction: float = 0.0) -> Pcm:
         """What comes out for `pcm` [n]: about n · ratio · (1 + correction) samples."""
         ratio = self.ratio * (1.0 + correction)
         out = np.concatenate([self._waiting, self._converter.process(pcm, ratio)])
         self._waiting = out[:0]
         return out
 
-    def fill(self, pcm: FloatArray, out: FloatArray, correction: float = 0.0) -> None:
+    def fill(self, pcm: Pcm, out: Pcm, correction: float = 0.0) -> None:
         """As `process`, but exactly `out` is filled, and the few samples more or less wait."""
         got = self.process(pcm, correction)
         n = min(len(got), len(out))

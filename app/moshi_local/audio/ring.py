@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-__all__ = ["FloatArray", "Ring"]
+from moshi_mlx.arrays import Pcm
 
-FloatArray = NDArray[np.float32]
+__all__ = ["Pcm", "Ring"]
 
 
 class Ring:
@@ -27,7 +26,7 @@ class Ring:
         """Samples that wait to be read."""
         return self.written - self.taken
 
-    def put(self, pcm: FloatArray) -> None:
+    def put(self, pcm: Pcm) -> None:
         """Writer's side: append `pcm`; of more than the capacity only the newest."""
         data, n = self._data, len(pcm)
         if n > len(data):
@@ -39,7 +38,7 @@ class Ring:
         data[: n - first] = pcm[first:]
         self.written += n
 
-    def take(self, out: FloatArray) -> int:
+    def take(self, out: Pcm) -> int:
         """Reader's side: fill `out` as far as there are samples; returns how many there were."""
         data = self._data
         n = min(len(out), len(self))

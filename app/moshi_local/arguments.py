@@ -1,0 +1,347 @@
+"""The options of `moshi-local` as typer wants them: names, help, groups. Knows no command."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+from moshi_mlx import catalog
+from moshi_mlx.cache import KV_GROUPS
+
+from .options import Codec, EchoMode
+
+MODEL = "Model"
+SAMPLING = "Sampling"
+CONVERSATION = "Conversation"
+SOUND = "Sound"
+FILES = "Recordings and logs"
+OUTPUT = "Output"
+
+DEFAULT_TAIL = 4.0
+
+
+class _PlainFlags:
+    """Help without a type behind options that take no value."""
+
+    def get_params(self, context: Any) -> Any:
+        params = super().get_params(context)  # type: ignore[misc]
+        for parameter in params:
+            if getattr(parameter, "is_flag", False) and parameter.metavar is None:
+                parameter.metavar = " "
+        return params
+
+
+class Group(_PlainFlags, TyperGroup):
+    """The program."""
+
+
+class Command(_PlainFlags, TyperCommand):
+    """One of its commands."""
+
+
+class RecordFormat(StrEnum):
+    """Of a recording."""
+
+    flac = "flac"
+    wav = "wav"
+
+
+def _known_kv_bits(bits: int | None) -> int | None:
+    if bits is not None and bits not in KV_GROUPS:
+        raise typer.BadParameter(f"must be {' or '.join(map(str, sorted(KV_GROUPS)))}")
+    return bits
+
+
+def _known_bits(bits: int | None) -> int | None:
+    if bits not in (None, 4, 8):
+        raise typer.BadParameter("must be 4 or 8")
+    return bits
+
+
+# ---------------------------------------------------------------------------- the model
+
+_BUNDLED = ", ".join(catalog.bundled())
+_SERIES = " or ".join(catalog.all_series())
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help=f"Use this model: {_BUNDLED} (comes with the program, the default), {_SERIES} (the "
+        "most exact precision that this machine can run), another name from `moshi-local models`, "
+        "a folder, or org/repo on the Hugging Face hub.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+Quantized = Annotated[
+    int | None,
+    typer.Option(
+        "-q",
+        "--quantized",
+        metavar="BITS",
+        callback=_known_bits,
+        help=f"Use {catalog.all_series()[0]} with 4 or 8 bits per weight.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+HfRepo = Annotated[
+    str | None,
+    typer.Option(
+        "--hf-repo",
+        metavar="ORG/REPO",
+        help="Use a model from the Hugging Face hub; the same as --model.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+Force = Annotated[
+    bool,
+    typer.Option(
+        "--force",
+        help="Load the model even if it does not fit in memory.",
+        rich_help_panel=MODEL,
+    ),
+]
+CodecName = Annotated[
+    Codec,
+    typer.Option(
+        help="Encode and decode sound with this implementation of Mimi; auto takes the faster one, "
+        "which is measured once per machine.",
+        rich_help_panel=MODEL,
+    ),
+]
+Lora = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Apply a LoRA adapter: its file, or the folder that has it.",
+        show_default=False,
+        rich_help_panel=MODEL,
+    ),
+]
+KvBits = Annotated[
+    int | None,
+    typer.Option(
+        "--kv-bits",
+        metavar="BITS",
+        callback=_known_kv_bits,
+        help="Quantize the keys and values of the conversation to 8 or 4 bits, to save memory.",
+        show_default="not quantized",
+        rich_help_panel=MODEL,
+    ),
+]
+Float16 = Annotated[
+    bool,
+    typer.Option(
+        "--float16",
+        help="Compute in float16 instead of float32 (CPU) or bfloat16 (GPU).",
+        rich_help_panel=MODEL,
+    ),
+]
+
+# ---------------------------------------------------------------------------- sampling
+
+Seed = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Make sampling repeatable with this seed.",
+        show_default="random",
+        rich_help_panel=SAMPLING,
+    ),
+]
+SeedZero = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Make sampling repeatable with this seed.",
+        rich_help_panel=SAMPLING,
+    ),
+]
+
+
+def _sampling(option: str, metavar: str, what: str, high: float | None = None) -> object:
+    return typer.Option(
+        option,
+        metavar=metavar,
+        min=0,
+        max=high,
+        help=what,
+        show_default="the model's own",
+        rich_help_panel=SAMPLING,
+    )
+
+
+Temperature = Annotated[
+    float | None,
+    _sampling("--temperature", "T", "Sample the voice at this temperature; 0 is greedy."),
+]
+TemperatureText = Annotated[
+    float | None,
+    _sampling("--temperature-text", "T", "Sample the text at this temperature; 0 is greedy."),
+]
+TopK = Annotated[
+    int | None,
+    _sampling("--top-k", "K", "Sample the voice from the K likeliest tokens; 0 from all."),
+]
+TopKText = Annotated[
+    int | None,
+    _sampling("--top-k-text", "K", "Sample the text from the K likeliest tokens; 0 from all."),
+]
+TopP = Annotated[
+    float | None,
+    _sampling(
+        "--top-p", "P", "Sample voice and text from the likeliest tokens up to this share.", 1
+    ),
+]
+MinP = Annotated[
+    float | None,
+    _sampling("--min-p", "P", "Drop tokens less likely than this share of the likeliest one.", 1),
+]
+
+# ---------------------------------------------------------------------------- conversation
+
+PushToTalk = Annotated[
+    bool,
+    typer.Option(
+        "--push-to-talk",
+        help="Listen only while the space bar is held.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
+NoGreeting = Annotated[
+    bool,
+    typer.Option(
+        "--no-greeting",
+        help="Keep Moshi quiet until you have spoken, for at most 30 seconds.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
+NoLoopGuard = Annotated[
+    bool,
+    typer.Option(
+        "--no-loop-guard",
+        help="Let Moshi repeat the same phrase over and over.",
+        rich_help_panel=CONVERSATION,
+    ),
+]
+Seconds = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        metavar="SECONDS",
+        help="Stop after this much time.",
+        show_default="until q or Ctrl-C",
+        rich_help_panel=CONVERSATION,
+    ),
+]
+
+# ---------------------------------------------------------------------------- sound
+
+Input = Annotated[
+    str | None,
+    typer.Option(
+        "--input",
+        metavar="DEVICE",
+        help="Listen to this microphone: its number, or part of its name.",
+        show_default="the system's",
+        rich_help_panel=SOUND,
+    ),
+]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="DEVICE",
+        help="Play on this speaker: its number, or part of its name.",
+        show_default="the system's",
+        rich_help_panel=SOUND,
+    ),
+]
+Rate = Annotated[
+    int | None,
+    typer.Option(
+        min=8000,
+        max=192_000,
+        metavar="HZ",
+        help="Open the devices at this sample rate.",
+        show_default="24000, or the device's own",
+        rich_help_panel=SOUND,
+    ),
+]
+Echo = Annotated[
+    EchoMode,
+    typer.Option(
+        help="Cancel the speaker's echo; auto does so unless the output is headphones.",
+        rich_help_panel=SOUND,
+    ),
+]
+NoiseSuppression = Annotated[
+    bool,
+    typer.Option(
+        "--noise-suppression",
+        help="Remove background noise from the microphone's sound.",
+        rich_help_panel=SOUND,
+    ),
+]
+
+# ---------------------------------------------------------------------------- files
+
+Record = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR",
+        help="Record the conversation into this folder: sound (you left, Moshi right), transcript "
+        "and subtitles. Nothing there is overwritten.",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
+]
+RecordFormatOption = Annotated[
+    RecordFormat,
+    typer.Option(
+        help="Keep the recording in this format; it is a WAV file until the conversation ends.",
+        rich_help_panel=FILES,
+    ),
+]
+Events = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write every event as a line of JSON to this file, or to - for stdout. The file is "
+        "replaced. It holds what was said, but no sound.",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
+]
+Trace = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Write the timings of the last two minutes for ui.perfetto.dev. The file is replaced.",
+        show_default=False,
+        rich_help_panel=FILES,
+    ),
+]
+
+# ---------------------------------------------------------------------------- output
+
+Plain = Annotated[
+    bool,
+    typer.Option(
+        "--plain", help="Print plain lines instead of drawing a screen.", rich_help_panel=OUTPUT
+    ),
+]
+Json = Annotated[
+    bool,
+    typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT),
+]

@@ -1,0 +1,65 @@
+"""What every kind of conversation sets up alike: consoles, model, session, summary.
+
+Knows the library and the doctor's verdicts; nothing of sound and terminals.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import mlx.core as mx
+from rich.console import Console
+
+import moshi_mlx
+from moshi_mlx import Moshi, Session
+
+from .loop import LoopReport
+from .machine.verdict import Verdict, check_before
+from .options import ModelSource, SamplingFlags
+
+__all__ = ["consoles", "load", "open_session", "print_json"]
+
+
+def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
+    """Where words go and where notes go; `stdout_is_taken` by JSON."""
+    notes = Console(stderr=True, highlight=False)
+    return (notes if stdout_is_taken else Console(highlight=False)), notes
+
+
+def load(source: ModelSource, notes: Console, kv_bits: int | None = None) -> tuple[Moshi, Verdict]:
+    """The model that a command was asked for, and what its memory and speed are here.
+
+    The name of a series becomes the precision that suits this machine.
+
+    Raises:
+        MoshiError: the model cannot talk, does not fit, or cannot be loaded.
+    """
+    verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
+    notes.print(f"loading {verdict.model}", markup=False, soft_wrap=True)
+    moshi = moshi_mlx.load(
+        verdict.model,
+        verb="talk",
+        codec=source.codec.value,
+        lora=source.lora,
+        dtype=mx.float16 if source.float16 else None,
+    )
+    notes.print(f"codec {moshi.codec.name}")
+    return moshi, verdict
+
+
+def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
+    """A fresh conversation, drawn as the options say."""
+    session: Session = moshi.session(
+        seed=seed,
+        text=sampling.text(moshi.text_sampling),
+        audio=sampling.audio(moshi.audio_sampling),
+        kv_bits=kv_bits,
+    )
+    return session
+
+
+def print_json(report: LoopReport, extra: dict[str, object]) -> None:
+    """The summary on stdout."""
+    json.dump({**report.as_dict(), **extra}, sys.stdout, ensure_ascii=False, indent=1)
+    print()

@@ -1,0 +1,111 @@
+"""The first start without a model's name: what nano is, and whether to fetch a real model.
+
+Asks once, on a terminal only, and remembers the answer. Knows nothing of how models are run.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from rich.console import Console
+
+from moshi_mlx import catalog
+from moshi_mlx.files import replace_file
+from moshi_mlx.footprint import gb
+from moshi_mlx.hub import resolve
+
+from .machine.prediction import Shape, Speed, Speeds
+from .machine.verdict import Verdict, choose, local_files
+from .platform import Machine, machine
+
+__all__ = ["default_model", "first_model"]
+
+
+def default_model() -> str:
+    """The model of a command that names none: one that comes with the program."""
+    return catalog.bundled()[0]
+
+
+def first_model(
+    notes: Console,
+    answers: Path,
+    confirm: Callable[[str], bool],
+    *,
+    here: Machine | None = None,
+    speed_of: Callable[[Shape], Speed] | None = None,
+    fetch: Callable[[str], object] = resolve,
+) -> str:
+    """The model for a conversation on a terminal whose user has named none.
+
+    Args:
+        notes: where to say things.
+        answers: the file that remembers the answer.
+        confirm: asks a question of yes or no.
+        here: the machine; this one if None.
+        speed_of: measures it; `Speeds()` if None.
+        fetch: fetches a model by its name.
+
+    Raises:
+        HubError: the model cannot be fetched; the answer is then asked for again next time.
+    """
+    nano = default_model()
+    remembered = _remembered(answers)
+    if remembered is not None:
+        return remembered
+    published = [entry.name for entry in catalog.ENTRIES if not entry.bundled]
+    on_disk = [name for name in published if local_files(name) is not None]
+    if on_disk:
+        notes.print(
+            f"{nano} is a demonstration model. {on_disk[0]} is on this machine: "
+            f"moshi-local --model {on_disk[0]}",
+            soft_wrap=True,
+        )
+        return nano
+    notes.print(
+        f"{nano} is a demonstration model: it knows a few dozen sentences. Measuring which real "
+        "model this machine can run …",
+        soft_wrap=True,
+    )
+    best = choose(catalog.all_series()[0], here or machine(), speed_of or Speeds(), None)
+    entry = catalog.find(best.model)
+    if entry is None or best.fits is False or best.holds is False:
+        notes.print(f"None in real time, it seems: {best.line}.", soft_wrap=True)
+        _remember(answers, nano)
+        return nano
+    notes.print(
+        f"The best one here is {entry.name} ({entry.about}): {gb(entry.nbytes)} to download and "
+        f"to keep on disk, licence {entry.licence}{_speed(best)}.",
+        soft_wrap=True,
+    )
+    if not confirm(f"Download {entry.name} now?"):
+        notes.print(f"Staying with {nano}. Later: moshi-local --model {entry.name}", soft_wrap=True)
+        _remember(answers, nano)
+        return nano
+    fetch(entry.name)
+    _remember(answers, entry.name)
+    return entry.name
+
+
+def _speed(best: Verdict) -> str:
+    if best.frame_ms is None:
+        return ""
+    p95 = best.frame_ms["p95"]
+    return f"; a frame is predicted to take {p95:.0f} of {best.budget_ms:.0f} ms"
+
+
+def _remembered(answers: Path) -> str | None:
+    """The model chosen before, if the file says so and the catalogue still has it."""
+    with suppress(OSError, ValueError, AttributeError):
+        name = json.loads(answers.read_text(encoding="utf-8")).get("model")
+        if isinstance(name, str) and catalog.find(name) is not None:
+            return name
+    return None
+
+
+def _remember(answers: Path, model: str) -> None:
+    with suppress(OSError):  # then it is asked again
+        answers.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(answers, [json.dumps({"model": model}).encode() + b"\n"])

@@ -1,0 +1,105 @@
+"""A conversation from file to file: the live loop without a sound card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from moshi_mlx.program import INTERRUPTED
+
+from .assembly import consoles, load, open_session, print_json
+from .audio.files import FileAudio, check_files
+from .events import Event, FrameDone
+from .loop import run_loop, stop_on_signals, warm_up
+from .observers.picture import draw_conversation
+from .options import ModelSource, SamplingFlags
+from .terminal.lines import print_report, print_words
+
+__all__ = ["FileOptions", "answer_file"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileOptions:
+    """What `run` is asked for.
+
+    tail: seconds of silence after the recording, for the reply.
+    stereo: write both sides, the user left and Moshi right.
+    picture: draw both sides and the words as an SVG file there.
+    """
+
+    source: Path
+    target: Path
+    model: ModelSource
+    seed: int = 0
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    kv_bits: int | None = None
+    tail: float = 4.0
+    stereo: bool = False
+    picture: Path | None = None
+    as_json: bool = False
+
+
+def answer_file(options: FileOptions) -> None:
+    """Lets the model hear a recording, and writes what it says."""
+    source, target = options.source, options.target
+    screen, notes = consoles(options.as_json)
+    check_files(source, target)
+    moshi, verdict = load(options.model, notes, options.kv_bits)
+    rate, frame_size = moshi.sample_rate, moshi.frame_size
+    port = FileAudio(
+        source,
+        target,
+        sample_rate=rate,
+        frame_size=frame_size,
+        tail=options.tail,
+        stereo=options.stereo,
+    )
+    with open_session(moshi, options.seed, options.sampling, options.kv_bits) as session:
+        warm_up(session, frame_size)
+        with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
+            report = run_loop(
+                session,
+                port,
+                frame_size=frame_size,
+                frame_rate=moshi.frame_rate,
+                listeners=[advance],
+                stop=lambda: bool(stop),
+            )
+    if not port.whole:
+        notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
+        raise typer.Exit(INTERRUPTED)
+    if options.picture is not None:
+        draw_conversation(target, report.words, options.picture)
+    if options.as_json:
+        extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": options.seed}
+        print_json(report, {**extra, "output": str(target)})
+    else:
+        print_words(screen, report.words)
+        print_report(notes, report, 1 / moshi.frame_rate)
+
+
+@contextmanager
+def _progress(notes: Console, frames: int) -> Iterator[Any]:
+    """A bar on a terminal, nothing elsewhere; gives a listener that moves it."""
+    columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} frames"), BarColumn())
+    with Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=notes,
+        transient=True,
+        disable=not notes.is_terminal,
+    ) as bar:
+        task = bar.add_task("", total=frames)
+
+        def advance(event: Event) -> None:
+            if isinstance(event, FrameDone):
+                bar.advance(task)
+
+        yield advance
