@@ -163,6 +163,12 @@ class RingCache:
     def arrays(self) -> list[mx.array]:
         return list(self._held)
 
+    def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
+        """Goes on where a cache of the same kind was that had this offset and these arrays."""
+        self.offset = offset
+        # Copies: a step writes in place.
+        self._held = [mx.array(array) for array in arrays]
+
     def _layout(self, length: int) -> np.ndarray:
         """The position of each key that `update` returns for `length` new ones."""
         end = self.offset + length

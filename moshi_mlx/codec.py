@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from .arrays import Codes, Pcm
 from .config import MimiConfig
-from .errors import CheckpointError, MoshiError
+from .errors import CheckpointError, MoshiError, SessionError
 from .files import cache_folder, write_json
 from .mimi import Mimi, MimiState
+from .state import SavedState
 from .weights_mimi import load_mimi
 
 State = TypeVar("State")
@@ -60,6 +61,12 @@ class Codec(Protocol[State]):
     def init_state(self) -> State:
         """A stream of which nothing has been heard or said."""
 
+    def save_state(self, state: State) -> SavedState:
+        """The stream as a value. Raises SessionError if this codec cannot give it."""
+
+    def restore_state(self, saved: SavedState) -> State:
+        """A stream that goes on where `save_state` was called. Raises SessionError likewise."""
+
     def encode_step(self, pcm: npt.ArrayLike, state: State) -> Codes:
         """float32 [N · frame_size] → int32 [num_codebooks, N]; ValueError for other shapes."""
 
@@ -85,6 +92,14 @@ class MlxCodec:
     def init_state(self) -> MimiState:
         state = self.mimi.init_state()
         mx.eval(state.arrays())  # what is lazy belongs to this thread; the steps may run on another
+        return state
+
+    def save_state(self, state: MimiState) -> SavedState:
+        return state.save()
+
+    def restore_state(self, saved: SavedState) -> MimiState:
+        state = self.init_state()
+        state.restore(saved)
         return state
 
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
@@ -131,6 +146,18 @@ class RustCodec:
     def init_state(self) -> Any:
         state, self._spare = self._spare or self._tokenizer(), None
         return state
+
+    def save_state(self, state: Any) -> SavedState:
+        raise self._no_states()
+
+    def restore_state(self, saved: SavedState) -> Any:
+        raise self._no_states()
+
+    def _no_states(self) -> SessionError:
+        return SessionError(
+            "rustymimi keeps its stream to itself, so this conversation cannot be saved or "
+            'resumed: load the model with codec="mlx"'
+        )
 
     def encode_step(self, pcm: npt.ArrayLike, state: Any) -> Codes:
         checked = _checked_pcm(pcm, self.frame_size)

@@ -16,6 +16,22 @@ from .transformer import sinusoids
 
 
 @dataclass(frozen=True)
+class Masked:
+    """A tensor of which some positions are absent, such as slots without a voice.
+
+    values: float [S, dim of the conditioner].
+    mask: bool [S], False where a position is absent.
+    """
+
+    values: mx.array
+    mask: mx.array
+
+
+Condition = str | mx.array | Masked | None
+"""A conditioner's value: a name for a table, a tensor, or absent."""
+
+
+@dataclass(frozen=True)
 class Conditions:
     """What reaches the temporal transformer: `sum` [B, 1, dim] and `cross` [B, S, dim]."""
 
@@ -38,13 +54,17 @@ class Conditioner(nn.Module):
         if config.learn_padding:
             self.learnt_padding = mx.zeros((1, 1, dim))
 
-    def __call__(self, values: Sequence[str | mx.array | None]) -> mx.array:
+    def __call__(self, values: Sequence[Condition]) -> mx.array:
         """One value per conversation → [B, S, dim].
 
-        Names (or None) for a table, float [S, dim of the conditioner] (or None) for a tensor.
+        Names (or None) for a table; for a tensor float [S, dim of the conditioner], whole or
+        `Masked` (or None). Shorter ones are filled up with absent positions to the longest.
         """
-        present = mx.array([[[float(value is not None)]] for value in values])
-        x = self._look_up(values) if self._config.kind == "lut" else self._gather(values)
+        if self._config.kind == "lut":
+            x = self._look_up(values)
+            present = mx.array([[[float(value is not None)]] for value in values])
+        else:
+            x, present = self._gather(values)
         if self._projected:
             x = self.output_proj(x)
         x = x * present
@@ -52,7 +72,7 @@ class Conditioner(nn.Module):
             x = x + self.learnt_padding * (1 - present)
         return x
 
-    def _look_up(self, values: Sequence[str | mx.array | None]) -> mx.array:
+    def _look_up(self, values: Sequence[Condition]) -> mx.array:
         known = self._config.possible_values
         if known is None:
             raise ConfigError(
@@ -60,7 +80,7 @@ class Conditioner(nn.Module):
             )
         rows = []
         for value in values:
-            if value is not None and value not in known:
+            if value is not None and (not isinstance(value, str) or value not in known):
                 raise ConfigError(
                     f"conditioner '{self._name}' knows {', '.join(known)}; not {value!r}"
                 )
@@ -68,17 +88,27 @@ class Conditioner(nn.Module):
         embedded: mx.array = self.embed(mx.array(rows))
         return embedded
 
-    def _gather(self, values: Sequence[str | mx.array | None]) -> mx.array:
-        given = [value for value in values if isinstance(value, mx.array)]
-        if any(isinstance(value, str) for value in values):
-            raise ConfigError(f"conditioner '{self._name}' takes a tensor, not a name")
-        shape = given[0].shape if given else (1, self._config.dim)
-        if any(value.shape != shape for value in given) or shape[-1] != self._config.dim:
-            raise ConfigError(
-                f"conditioner '{self._name}' takes tensors [S, {self._config.dim}] of one shape"
-            )
-        zero = mx.zeros(shape)
-        return mx.stack([v if isinstance(v, mx.array) else zero for v in values])
+    def _gather(self, values: Sequence[Condition]) -> tuple[mx.array, mx.array]:
+        """Tensors [B, S, dim of the conditioner] and what is present of them [B, S, 1]."""
+        rows: list[Masked] = []
+        for value in values:
+            if isinstance(value, str):
+                raise ConfigError(f"conditioner '{self._name}' takes a tensor, not a name")
+            if value is None:
+                value = mx.zeros((0, self._config.dim))
+            if isinstance(value, mx.array):
+                value = Masked(value, mx.ones(value.shape[:1], dtype=mx.bool_))
+            good = value.values.ndim == 2 and value.values.shape[1] == self._config.dim
+            if not good or value.mask.shape != value.values.shape[:1]:
+                raise ConfigError(
+                    f"conditioner '{self._name}' takes tensors [S, {self._config.dim}] with masks "
+                    f"[S], not {list(value.values.shape)} with {list(value.mask.shape)}"
+                )
+            rows.append(value)
+        length = max(1, *(len(row.mask) for row in rows))
+        padded = [mx.pad(row.values, [(0, length - len(row.mask)), (0, 0)]) for row in rows]
+        masks = [mx.pad(row.mask, (0, length - len(row.mask))) for row in rows]
+        return mx.stack(padded), mx.stack(masks)[..., None].astype(mx.float32)
 
 
 class ConditionProvider(nn.Module):
@@ -91,7 +121,7 @@ class ConditionProvider(nn.Module):
         self._fuser = fuser or FuserConfig()
         self.conditioners = {name: Conditioner(name, c, dim) for name, c in conditioners.items()}
 
-    def __call__(self, values: Sequence[Mapping[str, str | mx.array | None]]) -> Conditions:
+    def __call__(self, values: Sequence[Mapping[str, Condition]]) -> Conditions:
         """One mapping from conditioner to value per conversation; what is missing is absent.
 
         Raises:

@@ -6,6 +6,7 @@ fresh state. A transposed convolution is a causal convolution whose output chann
 Knows nothing of what the layers are used for, nor of the published layout of the weights.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,10 @@ class ConvState:
 
     def arrays(self) -> list[mx.array]:
         return [] if self.past is None else [self.past]
+
+    def restore(self, arrays: Sequence[mx.array]) -> None:
+        """Goes on from what `arrays` gave."""
+        self.past = arrays[0] if arrays else None
 
 
 def _with_past(x: mx.array, past: int, state: ConvState, padding: Padding) -> mx.array:

@@ -54,11 +54,11 @@ class TokenRing:
     def __init__(self, delays: Sequence[int], initial: Sequence[int], batch: int = 1) -> None:
         self.delays = np.asarray(delays)
         self.initial = np.asarray(initial, dtype=np.int32)
-        self.step = 0
         self._max_delay = int(self.delays.max())
         self._size = self._max_delay + 2
         self._rows = np.arange(len(self.delays))
-        self._tokens: Tokens = np.full(
+        self.step = 0
+        self.tokens: Tokens = np.full(
             (batch, len(self.delays), self._size), UNGENERATED_TOKEN, np.int32
         )
 
@@ -67,24 +67,24 @@ class TokenRing:
         if codes.shape[1] == 0:
             return
         rows = self._rows[-codes.shape[1] :]
-        self._tokens[:, rows, (self.step + self.delays[rows]) % self._size] = codes
+        self.tokens[:, rows, (self.step + self.delays[rows]) % self._size] = codes
 
     def read(self) -> Tokens:
         """What the model reads in this step: [batch, streams]."""
-        now = self._tokens[:, :, self.step % self._size]
+        now = self.tokens[:, :, self.step % self._size]
         return np.where(self.step <= self.delays, self.initial, now)
 
-    def say(self, tokens: Tokens) -> Tokens:
+    def say(self, tokens: Tokens) -> Tokens | None:
         """Writes what this step generated, [batch, first streams], and ends the step.
 
-        Returns the newest frame that is complete in all these streams, or −2 everywhere while
-        there is none: the first `max(delays)` steps.
+        Returns the newest frame that is complete in all these streams; None while there is none:
+        the first `max(delays)` steps.
         """
         count = tokens.shape[1]
         self.step += 1
-        self._tokens[:, :count, self.step % self._size] = tokens
+        self.tokens[:, :count, self.step % self._size] = tokens
         if self.step <= self._max_delay:
-            return np.full_like(tokens, UNGENERATED_TOKEN)
+            return None
         rows = self._rows[:count]
         places = (self.step - self._max_delay + self.delays[rows]) % self._size
-        return self._tokens[:, rows, places]
+        return self.tokens[:, rows, places]

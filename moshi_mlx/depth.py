@@ -50,7 +50,12 @@ class DepthTransformer(nn.Module):
         return [ListCache() for _ in self.transformers[0].layers]
 
     def generate(
-        self, z: mx.array, text: mx.array, count: int, draw: Callable[[int, mx.array], mx.array]
+        self,
+        z: mx.array,
+        text: mx.array,
+        count: int,
+        draw: Callable[[int, mx.array], mx.array],
+        sparse: bool = False,
     ) -> list[mx.array]:
         """The tokens of codebooks 0 … count−1, each integers [N]. The slices after are not run.
 
@@ -59,24 +64,35 @@ class DepthTransformer(nn.Module):
             text: text tokens, integers [N].
             count: codebooks to generate.
             draw: from a codebook and its logits [N, card] to its tokens [N].
+            sparse: a token may be −1, which counts as zero.
         """
         cache = self.make_cache()
         tokens = [text]
         for k in range(count):
-            tokens.append(draw(k, self.step(k, z, tokens[-1], cache)))
+            tokens.append(draw(k, self.step(k, z, tokens[-1], cache, sparse)))
         return tokens[1:]
 
-    def step(self, k: int, z: mx.array, previous: mx.array, cache: Sequence[ListCache]) -> mx.array:
+    def step(
+        self,
+        k: int,
+        z: mx.array,
+        previous: mx.array,
+        cache: Sequence[ListCache],
+        sparse: bool = False,
+    ) -> mx.array:
         """Logits [N, card] of codebook k.
 
         Args:
             k: the codebook; its predecessors have been stepped through with the same cache.
             z: temporal states [N, dim].
-            previous: token of codebook k − 1, the text token for k = 0: integers [N], never −1.
+            previous: token of codebook k − 1, the text token for k = 0: integers [N].
             cache: this frame's caches.
+            sparse: `previous` may be −1.
         """
         config = self.config
-        x = self.linear_in[config.inputs[k]](z) + self.embs[k].rows(previous)
+        table = self.embs[k]
+        embedded = table(previous.astype(mx.int32)) if sparse else table.rows(previous)
+        x = self.linear_in[config.inputs[k]](z) + embedded
         x = self.transformers[config.weight_sets[k]](x[:, None], cache)[:, 0]
         if config.norm is not None:
             x = self.norms[k](x)

@@ -14,21 +14,29 @@ import numpy.typing as npt
 
 from .arrays import Tokens
 from .backend import compile_by_default
+from .conditions import Condition
+from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
+from .errors import SessionError
+from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
-from .step import NOT_FORCED, FrameStep, Recent
+from .state import SavedState, fingerprint
+from .step import Given, Recent, StepKind, TextHook, frame_step, prepared
 
 
 class Step(NamedTuple):
     """What one step gives.
 
-    tokens: int32 [B, 1 + generated], text first, moved back by the delays: −2 while nothing is out.
-    text_logits: [B, text_card] of this step, before sampling.
-    state: [B, dim], the temporal state of this step.
+    frame: int32 [B, 1 + generated], the newest frame that is complete, text first: moved back by
+        the delays. None while nothing is out: in the first `max(delays)` steps.
+    written: int32 [B, 1 + generated], what this step wrote for the next one to read.
+    text_logits: [B, text_card] of this step, before guidance and sampling; 2B with guidance.
+    state: [B, dim], the temporal state of this step; 2B with guidance.
     """
 
-    tokens: Tokens
+    frame: Tokens | None
+    written: Tokens
     text_logits: mx.array
     state: mx.array
 
@@ -44,11 +52,12 @@ class Generator:
         seed: the same seed and input give the same output.
         conditions: one mapping from conditioner to value per conversation.
         generated: audio streams to generate, `dep_q` if None; the streams after them are given.
+        guidance: also run each conversation without its conditions, and move away from that.
         compiled: let MLX fuse what a frame computes; the numbers are the same. On a GPU if None.
         kv_bits: quantize the temporal transformer's keys and values to 8 or 4 bits; None: no.
 
     Raises:
-        ValueError: an argument is none that is possible.
+        ValueError: an argument has an impossible value.
     """
 
     def __init__(
@@ -59,8 +68,9 @@ class Generator:
         text: Sampling,
         audio: Sampling,
         seed: int = 0,
-        conditions: Sequence[Mapping[str, str | mx.array | None]] | None = None,
+        conditions: Sequence[Mapping[str, Condition]] | None = None,
         generated: int | None = None,
+        guidance: Guidance | None = None,
         compiled: bool | None = None,
         kv_bits: int | None = None,
     ) -> None:
@@ -72,23 +82,33 @@ class Generator:
             raise ValueError(f"generated must be from 0 to {config.dep_q}, is {generated}")
         self._text, self._audio = text, audio
         self._seed = seed
+        self._guidance = guidance
+        self._kv_bits = kv_bits
         given = None
         if config.conditioners:
-            given = lm.condition_provider(conditions or [{}] * batch)
+            values = list(conditions or [{}] * batch)
+            given = lm.condition_provider(values + ([{}] * batch if guidance else []))
         elif conditions:
             raise ValueError("this model has no conditioners")
-        self._step = FrameStep(
-            lm,
-            text=text,
-            audio=audio,
-            generated=self.generated,
-            conditions=given,
-            compiled=compile_by_default() if compiled is None else compiled,
-        )
-        self._cache = lm.transformer.make_cache(bits=kv_bits)
-        self._ring = TokenRing(config.delays, config.initial_tokens, batch)
-        window = max(s.repetition_window for s in (text, audio))
+        self._stepped = prepared(lm, given)
+        compiled = compile_by_default() if compiled is None else compiled
+        self._kind = StepKind(text, audio, self.generated, guidance, compiled)
+        self._begin()
+
+    def _begin(self) -> None:
+        config = self.lm.config
+        self._step = frame_step(self.lm, self._kind)
+        self._cache = self.lm.transformer.make_cache(bits=self._kv_bits)
+        self._ring = TokenRing(config.delays, config.initial_tokens, self.batch)
+        window = max(s.repetition_window for s in (self._text, self._audio))
         self._recent: deque[Tokens] = deque(maxlen=window)
+        # What `prefill` knows of the next positions: the delayed codes of its last frame.
+        self._known: deque[Tokens] = deque()
+
+    def reset(self, seed: int | None = None) -> None:
+        """Back to the beginning, with the same seed unless another is given."""
+        self._seed = self._seed if seed is None else seed
+        self._begin()
 
     @property
     def given(self) -> int:
@@ -100,34 +120,256 @@ class Generator:
         """Steps made so far."""
         return self._ring.step
 
-    def step(self, codes: npt.ArrayLike, *, text: int | None = None) -> Step:
+    def step(
+        self,
+        codes: npt.ArrayLike,
+        *,
+        text: npt.ArrayLike | None = None,
+        audio: npt.ArrayLike | None = None,
+        overwrite: npt.ArrayLike | None = None,
+        null_mask: npt.ArrayLike | None = None,
+        on_text: TextHook | None = None,
+    ) -> Step:
         """Hears one frame and says one: the frame given is heard in this very step.
 
+        Step s reads position s of all streams and writes position s + 1 of its own. Codebook k of
+        position p is part of frame p − delays[1 + k], and the text of frame p − delays[0].
+
         Args:
-            codes: integers [B, given]: the other side's codes; −1 for none.
-            text: the text token of this step, in place of one that is drawn. The codes follow it:
-                the padding token makes the model pause.
+            codes: integers [B, given]: the other side's codes of frame s; −1 for none.
+            text: text tokens to write in place of those that would be drawn: one, or [B]; −1 for
+                none, −2 to draw. With two streams in one token, the multiplexed token. The codes
+                follow it: the padding token makes the model pause.
+            audio: codes to write, [B, generated] or [generated]: −1 for none, −2 to draw. The depth
+                transformer goes on from them.
+            overwrite: codes to write, likewise, that the depth transformer does not see: it goes on
+                from what it drew, which is then lost. −2 keeps what was chosen.
+            null_mask: with guidance, streams that the null half reads as none in this step: bool
+                [1 + n_q] or [B, 1 + n_q], text first.
+            on_text: given the text tokens int32 [B], drawn or forced, before the depth transformer
+                sees them; returns the tokens to use, as `text` has them. Costs a second
+                synchronisation with the device.
 
         Raises:
-            ValueError: the shape is wrong, or `text` is no token of the model.
+            ValueError: a shape is wrong, or a token is none of the model's.
         """
-        if text is not None and not 0 <= text < self.lm.config.text_card:
-            raise ValueError(f"text must be from 0 to {self.lm.config.text_card - 1}, is {text}")
-        heard = np.asarray(codes, dtype=np.int32)
-        if heard.shape != (self.batch, self.given):
-            raise ValueError(f"codes must be [{self.batch}, {self.given}], are {heard.shape}")
+        heard = self._codes("codes", codes, self.given, none_drawn=True)
+        given, forced, over = self._given(text, audio, overwrite, on_text)
         self._ring.hear(heard)
         key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
-        forced = np.full(self.batch, NOT_FORCED if text is None else text, dtype=np.uint32)
-        drawn, logits, z = self._step(self._ring.read(), self._cache, key, forced, self._lately())
+        reads = self._reads(null_mask)
+        drawn, logits, z = self._step(reads, self._cache, key, given, self._lately(), self._stepped)
         tokens = np.array(drawn).astype(np.int32)  # the step's one synchronisation
+        if forced is not None and over is not None:
+            chosen = forced.copy()
+            chosen[:, : given.slices] = tokens[:, 1:]
+            chosen = np.where(over == UNGENERATED_TOKEN, chosen, over)
+            tokens = np.concatenate([tokens[:, :1], chosen], axis=1)
         if self._text.guarded or self._audio.guarded:
             self._recent.append(tokens)
-        return Step(self._ring.say(tokens), logits, z)
+        return Step(self._ring.say(tokens), tokens, logits, z)
+
+    def prefill(self, frames: npt.ArrayLike) -> mx.array:
+        """Goes through frames that are known, at once and without the depth transformer.
+
+        The same as stepping through them with every token forced. T frames give T − 1 steps, since
+        step s writes position s + 1: the next step draws the text and the undelayed codes of the
+        frame after these. It hears the last frame's other side, given to it, and the delayed codes
+        of the last frame are forced in it without being given.
+
+        Args:
+            frames: int32 [B, 1 + n_q, T], text first, not delayed: frames `steps` to
+                `steps` + T − 1; −1 for none.
+
+        Returns:
+            Text logits [B, T − 1, text_card] of these steps, not evaluated; 2B with guidance.
+
+        Raises:
+            ValueError: the shape is wrong, a token is none of the model's, or there are delays of
+                more than one frame in the middle of a conversation.
+        """
+        config = self.lm.config
+        known = np.asarray(frames)
+        if known.shape[:2] != (self.batch, 1 + config.n_q) or known.ndim != 3 or not known.size:
+            raise ValueError(
+                f"frames must be [{self.batch}, {1 + config.n_q}, frames], are {known.shape}"
+            )
+        own = slice(1, 1 + self.generated)
+        self._checked("frames' text", known[:, 0], self._text_limit, ZERO_TOKEN)
+        self._checked("frames' codes", known[:, 1:], config.card, ZERO_TOKEN)
+        delays = np.array(config.delays)[: 1 + self.generated]
+        if self.steps and delays.max() > 1:
+            raise ValueError("a model with longer delays can only be prefilled at the beginning")
+        known = known.astype(np.int32)
+        start, length = self.steps, known.shape[2]
+
+        def written(position: int) -> Tokens:
+            """Text and codes of a position, −2 where these frames don't say them."""
+            found = np.full((self.batch, 1 + self.generated), UNGENERATED_TOKEN, np.int32)
+            for k, frame in enumerate(position - delays - start):
+                if 0 <= frame < length:
+                    found[:, k] = known[:, k, frame]
+                elif frame < 0:  # before the beginning: never read
+                    found[:, k] = ZERO_TOKEN
+            return found
+
+        reads = []
+        for t in range(length - 1):
+            self._ring.hear(known[:, own.stop :, t])
+            reads.append(self._reads(None))
+            tokens = written(start + t + 1)
+            if self._text.guarded or self._audio.guarded:
+                self._recent.append(tokens)
+            self._ring.say(tokens)
+        after = range(start + length, start + length + int(delays.max()))
+        self._known = deque(written(position) for position in after)
+        if not reads:
+            return mx.zeros((self.batch, 0, config.text_card_out))
+        x = self.lm.embed(mx.array(np.stack(reads, axis=2)))
+        for row in self._stepped.added:
+            x = x + row.astype(x.dtype)
+        z = self.lm.out_norm(self.lm.transformer(x, self._cache, self._stepped.cross))
+        mx.eval([array for ring in self._cache for array in ring.arrays()])
+        return self.lm.text_linear(z)
+
+    def save(self) -> SavedState:
+        """All that this conversation consists of, as a value; what it goes on with is not in it."""
+        arrays = {"ring": mx.array(self._ring.tokens)}
+        for i, cache in enumerate(self._cache):
+            # Copies: a step writes into the arrays themselves.
+            arrays |= {f"cache.{i}.{j}": mx.array(a) for j, a in enumerate(cache.arrays())}
+        for name, tokens in (("recent", self._recent), ("known", self._known)):
+            if tokens:
+                arrays[name] = mx.array(np.stack(tokens))
+        facts = {
+            "model": self._fingerprint,
+            "step": self.steps,
+            "seed": self._seed,
+            "offset": self._cache[0].offset,
+        }
+        return SavedState(arrays, facts)
+
+    def restore(self, state: SavedState) -> None:
+        """Goes on where `save` was called, to the bit: here, or on the same model elsewhere.
+
+        Raises:
+            SessionError: the state is of another model, or of another number of conversations.
+        """
+        if state.facts.get("model") != self._fingerprint:
+            raise SessionError(
+                "this state was saved with another model, number of conversations or --kv-bits"
+            )
+        self._begin()
+        self._seed = state.facts["seed"]
+        self._ring.step = state.facts["step"]
+        self._ring.tokens = state.numpy("ring")
+        for i, cache in enumerate(self._cache):
+            held = [state.arrays[f"cache.{i}.{j}"] for j in range(_count(state, f"cache.{i}."))]
+            cache.restore(state.facts["offset"], held)
+        for name, kept in (("recent", self._recent), ("known", self._known)):
+            if name in state.arrays:
+                kept.extend(state.numpy(name))
 
     def extra_heads(self, state: mx.array) -> list[mx.array]:
         """Probabilities [B, extra_heads_dim] of every extra head for a step's state."""
         return [mx.softmax(head(state), axis=-1) for head in self.lm.extra_heads]
+
+    @property
+    def _fingerprint(self) -> str:
+        guided = self._guidance is not None
+        # Of the weights: fine-tunes of one configuration differ here.
+        weights = self.lm.out_norm.weight.astype(mx.float32).tolist()
+        return fingerprint(
+            self.lm.config, self.batch, self.generated, self._kv_bits, guided, weights
+        )
+
+    @property
+    def _text_limit(self) -> int:
+        """Text tokens are below this; with two streams in one token, the multiplexed ones."""
+        config = self.lm.config
+        rows = config.text_card + 1
+        return rows * (rows + 1) if config.demux_second_text_stream else config.text_card
+
+    def _given(
+        self,
+        text: npt.ArrayLike | None,
+        audio: npt.ArrayLike | None,
+        overwrite: npt.ArrayLike | None,
+        on_text: TextHook | None,
+    ) -> tuple[Given, Tokens | None, Tokens | None]:
+        """What a step is told: for the step, and the codes forced and overwritten, if any."""
+        draw = UNGENERATED_TOKEN
+        said = np.asarray(draw if text is None else text)
+        self._checked("text", said, self._text_limit, draw)
+        known = self._known.popleft() if self._known else None
+        words = np.broadcast_to(said, (self.batch,)).astype(np.int32)
+        if known is not None:
+            words = np.where(words == draw, known[:, 0], words)
+        hook = None if on_text is None else self._hooked(on_text)
+        if audio is None and overwrite is None and known is None:
+            sparse = bool((words == ZERO_TOKEN).any()) or hook is not None
+            given = Given(words.astype(np.uint32), None, self.generated, sparse, hook)
+            return given, None, None
+        forced = self._codes("audio", draw if audio is None else audio, self.generated)
+        if known is not None:
+            forced = np.where(forced == draw, known[:, 1:], forced)
+        over = self._codes("overwrite", draw if overwrite is None else overwrite, self.generated)
+        free = np.flatnonzero(((forced == draw) & (over == draw)).any(axis=0))
+        slices = int(free[-1]) + 1 if len(free) else 0
+        sparse = hook is not None or bool((words == ZERO_TOKEN).any() | (forced < 0).any())
+        given = Given(words.astype(np.uint32), forced.astype(np.uint32), slices, sparse, hook)
+        return given, forced, over
+
+    def _hooked(self, on_text: TextHook) -> TextHook:
+        """The hook, with what it returns checked."""
+
+        def hook(tokens: Tokens) -> Tokens:
+            chosen = np.broadcast_to(np.asarray(on_text(tokens)), (self.batch,))
+            self._checked("on_text's tokens", chosen, self._text_limit, ZERO_TOKEN)
+            return chosen.astype(np.int32)
+
+        return hook
+
+    def _codes(
+        self, name: str, codes: npt.ArrayLike, streams: int, none_drawn: bool = False
+    ) -> Tokens:
+        """Codes as int32 [B, streams], checked."""
+        given = np.asarray(codes)
+        shape = (self.batch, streams)
+        if none_drawn and given.shape != shape:
+            raise ValueError(f"{name} must be [{self.batch}, {streams}], are {given.shape}")
+        try:
+            given = np.broadcast_to(given, shape)
+        except ValueError:
+            raise ValueError(
+                f"{name} must be [{self.batch}, {streams}], are {given.shape}"
+            ) from None
+        least = ZERO_TOKEN if none_drawn else UNGENERATED_TOKEN
+        self._checked(name, given, self.lm.config.card, least)
+        return given.astype(np.int32)
+
+    def _checked(self, name: str, tokens: npt.NDArray[np.generic], limit: int, least: int) -> None:
+        """Refuses what is no token: by name and value."""
+        if not tokens.size:
+            return
+        low, high = tokens.min(), tokens.max()
+        if not (low >= least and high < limit):
+            wrong = high if low >= least else low
+            raise ValueError(f"{name} must be from {least} to {limit - 1}, is {wrong}")
+
+    def _reads(self, null_mask: npt.ArrayLike | None) -> Tokens:
+        """What the model reads in this step; with guidance, then what the null half reads."""
+        own = self._ring.read()
+        if self._guidance is None:
+            if null_mask is not None:
+                raise ValueError("null_mask is for guidance")
+            return own
+        null = own.copy()
+        if null_mask is not None:
+            null[np.broadcast_to(np.asarray(null_mask, dtype=np.bool_), null.shape)] = ZERO_TOKEN
+        if not self._guidance.text and self.steps:
+            null[:, 0] = ZERO_TOKEN
+        return np.concatenate([own, null])
 
     def _lately(self) -> Recent:
         """What the guards need."""
@@ -145,8 +387,14 @@ class Generator:
         """Tokens of the stream's last steps, bool [B, size]; padding is no repetition."""
         mask = np.zeros((self.batch, size), dtype=np.bool_)
         for tokens in list(self._recent)[-window:]:
-            mask[np.arange(self.batch), tokens[:, stream]] = True
+            said = tokens[:, stream]
+            rows = np.flatnonzero((said >= 0) & (said < size))  # what was forced may be neither
+            mask[rows, said[rows]] = True
         if stream == 0:
             config = self.lm.config
             mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
         return mask
+
+
+def _count(state: SavedState, start: str) -> int:
+    return sum(name.startswith(start) for name in state.arrays)

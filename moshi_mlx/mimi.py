@@ -14,6 +14,7 @@ from .cache import RingCache
 from .config import MimiConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 from .seanet import SeanetDecoder, SeanetEncoder
+from .state import SavedState, joined
 from .transformer import Transformer
 from .vq import SplitResidualQuantizer
 
@@ -29,9 +30,29 @@ class _Half:
     transformer: list[RingCache]
     resample: ConvState
 
+    @property
+    def parts(self) -> list[ConvState | RingCache]:
+        return [*self.seanet, *self.transformer, self.resample]
+
     def arrays(self) -> list[mx.array]:
-        parts: list[ConvState | RingCache] = [*self.seanet, *self.transformer, self.resample]
-        return [array for part in parts for array in part.arrays()]
+        return [array for part in self.parts for array in part.arrays()]
+
+    def save(self) -> SavedState:
+        arrays = {
+            f"{i}.{j}": mx.array(array)  # a copy: rings are written in place
+            for i, part in enumerate(self.parts)
+            for j, array in enumerate(part.arrays())
+        }
+        return SavedState(arrays, {"offset": self.transformer[0].offset})
+
+    def restore(self, state: SavedState) -> None:
+        for i, part in enumerate(self.parts):
+            names = sorted(name for name in state.arrays if name.startswith(f"{i}."))
+            arrays = [state.arrays[name] for name in names]
+            if isinstance(part, RingCache):
+                part.restore(state.facts["offset"], arrays)
+            else:
+                part.restore(arrays)
 
 
 @dataclass
@@ -48,6 +69,15 @@ class MimiState:
     def arrays(self) -> list[mx.array]:
         """All arrays held: evaluate them with a step's result, so that no graph piles up."""
         return self.encoder.arrays() + self.decoder.arrays()
+
+    def save(self) -> SavedState:
+        """Both directions, as a value that does not change when the stream goes on."""
+        return joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
+
+    def restore(self, state: SavedState) -> None:
+        """Goes on where `save` was called."""
+        self.encoder.restore(state.part("encoder"))
+        self.decoder.restore(state.part("decoder"))
 
 
 class Mimi(nn.Module):

@@ -252,3 +252,11 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
         raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file, which is checked. Raises CheckpointError."""
+    read_header(path)
+    with path.open("rb") as file:
+        header = file.read(int.from_bytes(file.read(8), "little"))
+    return json.loads(header).get("__metadata__") or {}

@@ -6,7 +6,7 @@ process.
 """
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -17,10 +17,11 @@ import numpy.typing as npt
 
 from .arrays import Pcm, Tokens
 from .codec import Codec
-from .config import UNGENERATED_TOKEN, LmConfig
+from .config import LmConfig
 from .errors import SessionError
 from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
 from .generate import Generator
+from .state import SavedState, joined
 from .text import TextTokenizer, Word, WordStream
 from .worker import Worker
 
@@ -80,6 +81,14 @@ class Activity:
         self._frame_rate = frame_rate
         self._last = 0
 
+    def save(self) -> list[Any]:
+        """What it remembers, as JSON has it."""
+        return [self.active, self._last]
+
+    def restore(self, saved: Sequence[Any]) -> None:
+        """Goes on where `save` was called."""
+        self.active, self._last = saved
+
     def step(self, index: int, pcm: Pcm) -> list[Event]:
         """Takes frame `index`; returns the change it brings, if any."""
         if float(np.sqrt(np.mean(np.square(pcm)))) > _SOUNDS:
@@ -99,28 +108,34 @@ class Session:
     Args:
         codec: sound to codes and back.
         tokenizer: of the inner monologue.
-        make_generator: a fresh generator, for the beginning and for `reset`.
+        generator: fresh, and this session's alone.
         worker: the one thread that does the work of `stream`.
+        state: a saved conversation to go on with.
+
+    Raises:
+        SessionError: the state is of another model, or the codec cannot resume one.
     """
 
     def __init__(
         self,
         codec: Codec[Any],
         tokenizer: TextTokenizer,
-        make_generator: Callable[[], Generator],
+        generator: Generator,
         worker: Worker,
+        state: SavedState | None = None,
     ) -> None:
         self._codec = codec
         self._tokenizer = tokenizer
-        self._make_generator = make_generator
+        self._generator = generator
         self._worker = worker
         self._closed = False
         self._streaming = False
         self.frame_rate = codec.sample_rate / codec.frame_size
         self._begin()
+        if state is not None:
+            self._restore(state)
 
     def _begin(self) -> None:
-        self._generator = self._make_generator()
         self._codec_state = self._codec.init_state()
         self._words = _word_stream(
             self._tokenizer, self._generator.lm.config, frame_rate=self.frame_rate
@@ -158,15 +173,15 @@ class Session:
         encoded = time.perf_counter()
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
-        tokens = generator.step(codes[: generator.given].T, text=text).tokens[0]
+        said_frame = generator.step(codes[: generator.given].T, text=text).frame
+        tokens = None if said_frame is None else said_frame[0]
         modelled = time.perf_counter()
-        out = tokens[0] != UNGENERATED_TOKEN
-        if out and generator.generated:
+        if tokens is not None and generator.generated:
             said = self._codec.decode_step(tokens[1:, None], self._codec_state)
         else:
             said = np.zeros(self._codec.frame_size, dtype=np.float32)
         decoded = time.perf_counter()
-        words = self._words.step(int(tokens[0]), index) if out else []
+        words = [] if tokens is None else self._words.step(int(tokens[0]), index)
         events: list[Event] = self._user.step(index, heard)
         events += self._moshi.step(index, said)
         events += [WordSpoken(word.end, word) for word in words]
@@ -174,12 +189,12 @@ class Session:
         return Frame(
             index=index,
             pcm=said,
-            text=self._tokenizer.piece(int(tokens[0])) if out else "",
+            text="" if tokens is None else self._tokenizer.piece(int(tokens[0])),
             words=tuple(words),
             partial=self._words.partial,
             speaking=self._moshi.active,
             user_speaking=self._user.active,
-            tokens=tokens if out else None,
+            tokens=tokens,
             events=tuple(events),
             timing=Timing(encoded - began, modelled - encoded, decoded - modelled),
         )
@@ -193,7 +208,35 @@ class Session:
         self._check_open()
         if self._streaming:
             raise SessionError("this session is being streamed: it cannot be reset meanwhile")
+        self._generator.reset()
         self._begin()
+
+    def save(self) -> SavedState:
+        """The whole conversation as a value, to go on with later: `Moshi.session(state=…)`.
+
+        It is as large as the keys and values so far, and does not change when this session goes on.
+        `SavedState.save` writes it to a file.
+
+        Raises:
+            SessionError: the session is closed or being streamed, or its codec is rustymimi.
+        """
+        self._check_open()
+        if self._streaming:
+            raise SessionError("this session is being streamed: it cannot be saved meanwhile")
+        parts = {
+            "generator": self._generator.save(),
+            "codec": self._codec.save_state(self._codec_state),
+        }
+        activity = {"moshi": self._moshi.save(), "user": self._user.save()}
+        return joined(parts, words=self._words.save(), index=self._index, **activity)
+
+    def _restore(self, state: SavedState) -> None:
+        self._generator.restore(state.part("generator"))
+        self._codec_state = self._codec.restore_state(state.part("codec"))
+        self._words.restore(state.facts["words"])
+        self._moshi.restore(state.facts["moshi"])
+        self._user.restore(state.facts["user"])
+        self._index = state.facts["index"]
 
     async def stream(
         self, source: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]

@@ -2,31 +2,41 @@
 
 Between the layers lies the cache, whose shapes change; all the rest has the same shapes in every
 frame, so it is traced once: what comes before the first attention, what lies between two, and
-what follows the last with the text, the depth transformer and all drawing. Knows nothing of the
-delays or of what came before but for the cache.
+what follows the last with the text, the depth transformer and all drawing. The functions belong to
+a model and a way of sampling, and serve all conversations with these. Knows nothing of the delays,
+or of what came before but for the cache.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arrays import Tokens
 from .cache import Cache
 from .conditions import Conditions
+from .embedding import EmbeddingSum
+from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling, draw, penalized
-from .transformer import sinusoids
+from .transformer import CrossKv, sinusoids
+from .trees import named_parameters
 
 Function = Callable[..., tuple[mx.array, ...]]
+Guards = list[mx.array]
 
-NOT_FORCED = 2**32 - 1
-"""In place of a text token that is given: it is to be drawn."""
+NOT_FORCED = 2**32 - 2
+"""In place of a token that is given: it is to be drawn. As uint32, what −2 is as int32."""
+
+TextHook = Callable[[Tokens], npt.ArrayLike]
+"""Text tokens int32 [B] → the tokens to use in their place."""
 
 
 class Recent(NamedTuple):
-    """Tokens said lately, which the guard makes less likely.
+    """Tokens generated lately, which the guard makes less likely.
 
     text: bool [B, text_card]; audio: bool [generated, B, card]; None without that guard.
     """
@@ -35,149 +45,328 @@ class Recent(NamedTuple):
     audio: mx.array | None
 
 
-class FrameStep:
-    """Steps a model: tokens of a frame in, tokens of the next out.
+class Given(NamedTuple):
+    """What a frame is told instead of drawing it.
 
-    Args:
-        lm: the model. Its weights belong to the step from now on: make another if they change.
-        text: how text tokens are drawn.
-        audio: how codes are drawn.
-        generated: audio streams to generate.
-        conditions: of the models that have conditioners.
-        compiled: let MLX fuse what has fixed shapes; the numbers are the same.
+    text: uint32 [B], `NOT_FORCED` where it is to be drawn.
+    codes: uint32 [B, generated] likewise, or None: all are drawn.
+    slices: codebooks that the depth transformer goes through.
+    sparse: a token may be −1, which counts as zero.
+    hook: replaces the text before the depth transformer sees it.
     """
 
-    def __init__(
-        self,
-        lm: Lm,
-        *,
-        text: Sampling,
-        audio: Sampling,
-        generated: int,
-        conditions: Conditions | None,
-        compiled: bool,
-    ) -> None:
-        self._lm = lm
-        self._text, self._audio = text, audio
-        self._generated = generated
-        self._conditions = conditions
-        self._compiled = compiled
-        self._cross = lm.cross(conditions)
-        if conditions is not None:  # what is lazy belongs to this thread
-            mx.eval(conditions.sum, conditions.cross, self._cross)
+    text: npt.NDArray[np.uint32]
+    codes: npt.NDArray[np.uint32] | None
+    slices: int
+    sparse: bool = False
+    hook: TextHook | None = None
+
+
+class Drawn(NamedTuple):
+    """A frame's tokens uint32 [B, 1 + slices], text logits and states of the (doubled) batch."""
+
+    tokens: mx.array
+    text_logits: mx.array
+    state: mx.array
+
+
+class StepKind(NamedTuple):
+    """What the functions of a step depend on, beside the model.
+
+    compiled: let MLX fuse what has fixed shapes; the numbers are the same.
+    """
+
+    text: Sampling
+    audio: Sampling
+    generated: int
+    guidance: Guidance | None
+    compiled: bool
+
+
+class Stepped(NamedTuple):
+    """What does not change during a conversation, prepared once.
+
+    added: to every frame's input: [B, 1, dim] each.
+    cross: what the layers cross-attend.
+    """
+
+    added: tuple[mx.array, ...]
+    cross: tuple[CrossKv, ...] | None
+
+
+def prepared(lm: Lm, conditions: Conditions | None) -> Stepped:
+    """Conditions, ready for a step, and evaluated: what is lazy belongs to its thread."""
+    cross = lm.cross(conditions)
+    total = None if conditions is None else conditions.sum
+    added = () if total is None else (total,)
+    mx.eval(added, cross)
+    return Stepped(added, None if cross is None else tuple(cross))
+
+
+def frame_step(lm: Lm, kind: StepKind) -> "FrameStep":
+    """The model's step of this kind: made at first use, and again when its arrays were replaced."""
+    steps: dict[StepKind, FrameStep] | None = lm.__dict__.get("_frame_steps")
+    if steps is None:
+        steps = {}
+        # Past nn.Module's own way, which would take the dict for parameters.
+        object.__setattr__(lm, "_frame_steps", steps)
+    if kind not in steps or not steps[kind].current:
+        steps[kind] = FrameStep(lm, kind)
+    return steps[kind]
+
+
+class FrameStep:
+    """Steps a model: tokens of a frame in, tokens of the next out; made by `frame_step`."""
+
+    def __init__(self, lm: Lm, kind: StepKind) -> None:
+        self._lm = weakref.ref(lm)  # the model holds its steps, not they the model
+        self._kind = kind
         self._stack = lm.stack_embeddings()
+        self._parts = _Parts(self._lm, kind, self._stack)
         layers = range(1, len(lm.transformer.layers))
-        functions: list[Function] = [self._first, *map(self._middle, layers), self._last]
-        make: Callable[[Function], Function] = mx.compile  # its annotations are stricter
-        self._functions = [make(f) for f in functions] if compiled else functions
+        self._first = self._function(self._parts.first)
+        self._middles = [self._function(self._parts.middle(i)) for i in layers]
+        self._ends: dict[tuple[int, bool, bool], Function] = {}
+        self._halves: dict[tuple[int, bool, bool], tuple[Function, Function]] = {}
+        # A compiled function has the arrays in it that it was traced with.
+        self._traced_with = _identities(lm) if kind.compiled else []
+
+    @property
+    def current(self) -> bool:
+        """No array of the model was replaced since."""
+        lm = self._lm()
+        assert lm is not None
+        return self._stack is lm.stack_embeddings() and (
+            not self._kind.compiled or self._traced_with == _identities(lm)
+        )
 
     def __call__(
         self,
-        tokens: npt.NDArray[np.int32],
+        tokens: Tokens,
         cache: Sequence[Cache],
         key: mx.array,
-        forced: npt.NDArray[np.uint32],
+        given: Given,
         recent: Recent,
-    ) -> tuple[mx.array, mx.array, mx.array]:
-        """Builds the graph of a frame; nothing is evaluated.
+        stepped: Stepped,
+    ) -> Drawn:
+        """Builds the graph of a frame; nothing is evaluated, unless there is a hook.
 
         Args:
-            tokens: what the model reads, [B, 1 + n_q].
+            tokens: what the model reads, [B, 1 + n_q]; twice as many rows with guidance.
             cache: of the temporal transformer.
             key: random numbers' key of this frame.
-            forced: text tokens [B] in place of drawn ones, or `NOT_FORCED`.
+            given: what is not to be drawn.
             recent: for the guard.
-
-        Returns:
-            Tokens uint32 [B, 1 + generated], text logits [B, text_card], states [B, dim].
+            stepped: what `prepared` made of the conditions.
         """
+        lm = self._lm()
+        assert lm is not None
         inputs = mx.array(tokens if self._stack is None else self._stack.rows(tokens))
         position = cache[0].offset
         offset = mx.array(position)
-        first, *middles, last = self._functions
-        transformer = self._lm.transformer
-        x, *heads = first(inputs, offset, *self._position(position))
-        for i, function in enumerate([*middles, last]):
+        layers = lm.transformer.layers
+        x, *heads = self._first(inputs, offset, [*stepped.added, *_position(lm, position)])
+        for i, layer in enumerate(layers):
             mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
             q, k, v = heads
-            y = transformer.layers[i].self_attn.mix_heads((q, k, v), cache[i], None)
+            y = layer.self_attn.mix_heads((q, k, v), cache[i], None)
             del q, k, v  # the cache writes in place what nobody else holds
-            if function is last:
+            cross = [] if stepped.cross is None else [*stepped.cross[i]]
+            if layer is layers[-1]:
                 break
-            x, *heads = function(x, y, offset)
+            x, *heads = self._middles[i](x, y, offset, cross)
         guards = [mask for mask in recent if mask is not None]
-        drawn, logits, z = last(x, y, key, mx.array(forced), *guards)
-        return drawn, logits, z
+        codes = [] if given.codes is None else [mx.array(given.codes)]
+        which = (given.slices, bool(codes), given.sparse)
+        text = mx.array(given.text)
+        if given.hook is None:
+            end = self._end(which)
+            return Drawn(*end(x, y, key, text, codes, guards, cross))
+        speak, sound = self._half(which)
+        text, logits, z = speak(x, y, key, text, guards, cross)
+        chosen = np.asarray(given.hook(np.array(text).astype(np.int32)), dtype=np.int32)
+        text = mx.array(chosen.astype(np.uint32))
+        (drawn,) = sound(z, key, text, codes, guards)
+        return Drawn(drawn, logits, z)
 
-    def _position(self, position: int) -> list[mx.array]:
-        """What is added to the embeddings for a position, where that is how the model knows it."""
-        c = self._lm.transformer.config
-        if c.positions not in ("sin", "sin_rope"):
-            return []
-        return [sinusoids(position, 1, c.dim, c.max_period)]
+    def _function(self, function: Function) -> Function:
+        compile: Callable[[Function], Function] = mx.compile  # its annotations are stricter
+        return compile(function) if self._kind.compiled else function
 
-    def _first(
-        self, inputs: mx.array, offset: mx.array, *position: mx.array
+    def _end(self, which: tuple[int, bool, bool]) -> Function:
+        if which not in self._ends:
+            self._ends[which] = self._function(self._parts.end(*which))
+        return self._ends[which]
+
+    def _half(self, which: tuple[int, bool, bool]) -> tuple[Function, Function]:
+        if which not in self._halves:
+            sound = self._function(self._parts.sound(*which))
+            self._halves[which] = self._function(self._parts.speak), sound
+        return self._halves[which]
+
+
+def _identities(lm: Lm) -> list[int]:
+    """Of all arrays; the traced functions keep theirs, so no other array gets these numbers."""
+    return [id(array) for array in named_parameters(lm).values()]
+
+
+def _position(lm: Lm, position: int) -> list[mx.array]:
+    """What is added to the embeddings for a position, where that is how the model knows it."""
+    c = lm.transformer.config
+    if c.positions not in ("sin", "sin_rope"):
+        return []
+    return [sinusoids(position, 1, c.dim, c.max_period)]
+
+
+class _Parts:
+    """The pure functions of a step, over the model's weights."""
+
+    def __init__(self, lm: "weakref.ref[Lm]", kind: StepKind, stack: EmbeddingSum | None) -> None:
+        self._ref = lm
+        self._kind = kind
+        self._stack = stack
+
+    @property
+    def _lm(self) -> Lm:
+        lm = self._ref()
+        assert lm is not None
+        return lm
+
+    def first(
+        self, inputs: mx.array, offset: mx.array, added: list[mx.array]
     ) -> tuple[mx.array, ...]:
         """Rows or tokens [B, 1 + n_q] → x [B, 1, dim] and the first attention's heads."""
-        stack = self._stack
-        x = self._lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)
-        if self._conditions is not None and self._conditions.sum is not None:
-            x = x + self._conditions.sum.astype(x.dtype)
-        for row in position:
+        lm, stack = self._lm, self._stack
+        x = lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)
+        for row in added:
             x = x + row.astype(x.dtype)
-        return x, *self._lm.transformer.layers[0].begin(x, offset)
+        return x, *lm.transformer.layers[0].begin(x, offset)
 
-    def _middle(self, i: int) -> Function:
+    def middle(self, i: int) -> Function:
         """x and what was attended [B, 1, dim] → x and the heads of layer i's attention."""
-        before, layer = self._lm.transformer.layers[i - 1 : i + 1]
-        cross = None if self._cross is None else self._cross[i - 1]
 
-        def middle(x: mx.array, attended: mx.array, offset: mx.array) -> tuple[mx.array, ...]:
-            x = before.finish(x, attended, cross)
+        def middle(
+            x: mx.array, attended: mx.array, offset: mx.array, cross: list[mx.array]
+        ) -> tuple[mx.array, ...]:
+            before, layer = self._lm.transformer.layers[i - 1 : i + 1]
+            x = before.finish(x, attended, _pair(cross))
             return x, *layer.begin(x, offset)
 
         return middle
 
-    def _last(
-        self, x: mx.array, attended: mx.array, key: mx.array, forced: mx.array, *guards: mx.array
-    ) -> tuple[mx.array, ...]:
+    def end(self, slices: int, forced: bool, sparse: bool) -> Function:
         """After the last attention: the frame's tokens, the text's logits, the state."""
-        lm, generated = self._lm, self._generated
-        cross = None if self._cross is None else self._cross[-1]
-        z = lm.out_norm(lm.transformer.layers[-1].finish(x, attended, cross))[:, 0]
-        logits = lm.text_linear(z)
-        masks = list(guards)
-        text_mask = masks.pop(0) if self._text.guarded else None
-        audio_masks = masks.pop(0) if self._audio.guarded else None
-        uniform = self._uniform(key, len(z))
-        guarded = logits
-        if text_mask is not None:
-            guarded = penalized(logits, text_mask, self._text.repetition_penalty)
-        text = draw(guarded, None if uniform is None else uniform[0], self._text)
-        text = self._begun(mx.where(forced == NOT_FORCED, text, forced))
+        sound = self.sound(slices, forced, sparse)
 
-        def draw_code(k: int, logits: mx.array) -> mx.array:
-            if audio_masks is not None:
-                logits = penalized(logits, audio_masks[k], self._audio.repetition_penalty)
-            drawn = draw(logits, None if uniform is None else uniform[1 + k], self._audio)
-            return self._begun(drawn)
+        def end(
+            x: mx.array,
+            attended: mx.array,
+            key: mx.array,
+            text: mx.array,
+            codes: list[mx.array],
+            guards: Guards,
+            cross: list[mx.array],
+        ) -> tuple[mx.array, ...]:
+            z, logits = self._state(x, attended, cross)
+            uniform = self._uniform(key, len(text))
+            text = self._draw_text(logits, uniform, text, guards)
+            return *sound(z, key, text, codes, guards, uniform), logits, z
 
-        drawn = [text]
-        if generated:
-            drawn += lm.depformer.generate(z, text, generated, draw_code)
-        return mx.stack(drawn, axis=1), logits, z
+        return end
+
+    def speak(
+        self,
+        x: mx.array,
+        attended: mx.array,
+        key: mx.array,
+        text: mx.array,
+        guards: Guards,
+        cross: list[mx.array],
+    ) -> tuple[mx.array, ...]:
+        """After the last attention, up to the text: its tokens, its logits, the state."""
+        z, logits = self._state(x, attended, cross)
+        return self._draw_text(logits, self._uniform(key, len(text)), text, guards), logits, z
+
+    def sound(self, slices: int, forced: bool, sparse: bool) -> Function:
+        """From the text on: text and codes, uint32 [B, 1 + slices].
+
+        Args:
+            slices: codebooks to go through.
+            forced: some codes are given.
+            sparse: a given token may be −1.
+        """
+        audio, guidance = self._kind.audio, self._kind.guidance
+
+        def sound(
+            z: mx.array,
+            key: mx.array,
+            text: mx.array,
+            codes: list[mx.array],
+            guards: Guards,
+            uniform: mx.array | None = None,
+        ) -> tuple[mx.array, ...]:
+            if uniform is None:
+                uniform = self._uniform(key, len(text))
+            drawn = [text]
+
+            def draw_code(k: int, logits: mx.array) -> mx.array:
+                if guidance is not None:
+                    logits = guidance.guided(logits)
+                if audio.guarded:
+                    logits = penalized(logits, guards[-1][k], audio.repetition_penalty)
+                code = draw(logits, None if uniform is None else uniform[1 + k], audio)
+                if forced:
+                    code = mx.where(codes[0][:, k] == NOT_FORCED, code, codes[0][:, k])
+                drawn.append(self._begun(code))
+                return self._doubled(drawn[-1])
+
+            if slices:
+                self._lm.depformer.generate(
+                    z, self._doubled(text), slices, draw_code, sparse=sparse
+                )
+            return (mx.stack(drawn, axis=1),)
+
+        return sound
+
+    def _state(
+        self, x: mx.array, attended: mx.array, cross: list[mx.array]
+    ) -> tuple[mx.array, mx.array]:
+        """The state [B, dim] and the text's logits [B, text_card]."""
+        lm = self._lm
+        z = lm.out_norm(lm.transformer.layers[-1].finish(x, attended, _pair(cross)))[:, 0]
+        return z, lm.text_linear(z)
+
+    def _draw_text(
+        self, logits: mx.array, uniform: mx.array | None, text: mx.array, guards: Guards
+    ) -> mx.array:
+        kind = self._kind
+        if kind.guidance is not None:
+            logits = kind.guidance.guided_text(logits)
+        if kind.text.guarded:
+            logits = penalized(logits, guards[0], kind.text.repetition_penalty)
+        drawn = draw(logits, None if uniform is None else uniform[0], kind.text)
+        return self._begun(mx.where(text == NOT_FORCED, drawn, text))
+
+    def _doubled(self, tokens: mx.array) -> mx.array:
+        """For both halves, with guidance."""
+        return tokens if self._kind.guidance is None else mx.concatenate([tokens, tokens])
 
     def _begun(self, tokens: mx.array) -> mx.array:
         """Tokens, on which MLX begins while Python makes the rest of the graph."""
-        if not self._compiled:  # there, only shapes go through
+        if not self._kind.compiled:  # there, only shapes go through
             mx.async_eval(tokens)
         return tokens
 
     def _uniform(self, key: mx.array, batch: int) -> mx.array | None:
         """The frame's random numbers in 0 … 1, float32 [1 + generated, B], at once."""
-        if self._text.greedy and (self._audio.greedy or not self._generated):
+        kind = self._kind
+        if kind.text.greedy and (kind.audio.greedy or not kind.generated):
             return None
-        keys = mx.random.split(key, 1 + self._generated)
+        keys = mx.random.split(key, 1 + kind.generated)
         numbers: mx.array = mx.vmap(lambda k: mx.random.uniform(shape=(batch,), key=k))(keys)
         return numbers
+
+
+def _pair(cross: list[mx.array]) -> Any:
+    """Keys and values, or None."""
+    return tuple(cross) if cross else None

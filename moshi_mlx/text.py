@@ -4,8 +4,10 @@ Knows nothing of audio or of the model, only of token ids and frame numbers.
 """
 
 import codecs
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
@@ -154,6 +156,24 @@ class WordStream:
                 self._last = frame
         self._last = frame
         return words
+
+    def save(self) -> dict[str, Any]:
+        """The word in progress, as JSON has it."""
+        pending, flag = self._decoder.getstate()
+        return {
+            "frame": self._frame,
+            "start": self._start,
+            "last": self._last,
+            "text": self._text,
+            "bytes": pending.hex(),
+            "flag": flag,
+        }
+
+    def restore(self, saved: Mapping[str, Any]) -> None:
+        """Goes on where `save` was called."""
+        self._frame, self._start = saved["frame"], saved["start"]
+        self._last, self._text = saved["last"], saved["text"]
+        self._decoder.setstate((bytes.fromhex(saved["bytes"]), saved["flag"]))
 
     def flush(self) -> list[Word]:
         """Finishes the last word: the stream has ended after the last frame."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
+from moshi_mlx.config import UNGENERATED_TOKEN
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
@@ -82,7 +83,8 @@ def run_stream(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> 
     for t in range(codes.shape[2]):
         step = generator.step(codes[:, :, t])
         logits.append(np.array(step.text_logits))
-        tokens.append(step.tokens)
+        nothing = np.full_like(step.written, UNGENERATED_TOKEN)
+        tokens.append(nothing if step.frame is None else step.frame)
         heads.append([np.array(head) for head in generator.extra_heads(step.state)])
     theirs = expected["stream.text_logits"]  # may end before the codes do
     result = {"stream.text_logits": difference(np.stack(logits, 1)[:, : theirs.shape[1]], theirs)}

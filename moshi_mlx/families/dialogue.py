@@ -4,14 +4,15 @@ Makes sessions; all else is in the parts.
 """
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
-
+from ..conditions import Condition
 from ..config import LmConfig
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Session
+from ..state import SavedState, load_state
 from ..worker import Worker
 from .model import Model
 
@@ -37,10 +38,11 @@ class Moshi(Model):
         seed: int = 0,
         text: Sampling | None = None,
         audio: Sampling | None = None,
-        conditions: Mapping[str, str | mx.array | None] | None = None,
+        conditions: Mapping[str, Condition] | None = None,
         kv_bits: int | None = None,
+        state: SavedState | str | Path | None = None,
     ) -> Session:
-        """A new conversation.
+        """A new conversation, or one that goes on.
 
         Args:
             seed: the same seed and sound give the same conversation.
@@ -49,25 +51,26 @@ class Moshi(Model):
             conditions: of a model with conditioners: name to value.
             kv_bits: what the model keeps of the conversation in 8 or 4 bits a number, so that a
                 long one takes less memory; None: as it is computed.
+            state: what `Session.save` gave, or the file it was written to; its seed goes on.
 
         Raises:
             ConfigError: a condition is not one of the model's.
+            SessionError: the state is of another model, or the codec is rustymimi.
+            CheckpointError: the state's file is missing or broken.
             ValueError: `kv_bits` is neither 8 nor 4.
         """
-        text, audio = text or self.text_sampling, audio or self.audio_sampling
-
-        def make_generator() -> Generator:
-            return Generator(
-                self.lm,
-                text=text,
-                audio=audio,
-                seed=seed,
-                conditions=None if conditions is None else [conditions],
-                generated=self.generated_streams(self.lm.config),
-                kv_bits=kv_bits,
-            )
-
-        return Session(self.codec, self.text, make_generator, self._worker)
+        if isinstance(state, str | Path):
+            state = load_state(state)
+        generator = Generator(
+            self.lm,
+            text=text or self.text_sampling,
+            audio=audio or self.audio_sampling,
+            seed=seed,
+            conditions=None if conditions is None else [conditions],
+            generated=self.generated_streams(self.lm.config),
+            kv_bits=kv_bits,
+        )
+        return Session(self.codec, self.text, generator, self._worker, state)
 
 
 FAMILY = Moshi

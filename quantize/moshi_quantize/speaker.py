@@ -39,8 +39,8 @@ class Speaker:
             self._lm, batch=len(user), text=self._text, audio=self._audio, seed=seed,
             generated=self.own, kv_bits=self._kv_bits,
         )  # fmt: skip
-        steps = [generator.step(user[:, :, t]).tokens for t in range(user.shape[2])]
-        said = [tokens for tokens in steps[1:] if tokens is not None]  # at first there is nothing
+        frames = [generator.step(user[:, :, t]).frame for t in range(user.shape[2])]
+        said = [frame for frame in frames if frame is not None]
         return np.stack(said, axis=2)[:, : 1 + self.own].astype(np.int32)
 
     def hear(self, recording: Path, seed: int = 0) -> Codes:

@@ -98,8 +98,8 @@ def converse(moshi: Moshi, users: Sequence[np.ndarray]) -> list[Heard]:
         generator = Generator(
             moshi.lm, batch=len(chosen), text=moshi.text_sampling, audio=moshi.audio_sampling
         )
-        steps = [generator.step(codes[:, :, t]).tokens for t in range(frames)]
-        tokens = np.stack(steps[1:], axis=2)  # nothing is out in the first step
+        steps = [generator.step(codes[:, :, t]).frame for t in range(frames)]
+        tokens = np.stack([frame for frame in steps if frame is not None], axis=2)
         said = np.array(moshi.mimi.decode(mx.array(tokens[:, 1:])))[:, 0]
         for row, i in enumerate(chosen):
             length = len(users[i])

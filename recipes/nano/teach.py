@@ -182,7 +182,8 @@ def answers(moshi: Moshi, questions: Sequence[Rendition], cache: Path) -> list[s
     generator = Generator(
         moshi.lm, batch=len(questions), text=moshi.text_sampling, audio=moshi.audio_sampling
     )
-    steps = [generator.step(codes[:, :, t]).tokens[:, 0] for t in range(_CHECK_FRAMES)]
+    frames = [generator.step(codes[:, :, t]).frame for t in range(_CHECK_FRAMES)]
+    steps = [frame[:, 0] for frame in frames if frame is not None]
     padding = {moshi.config.lm.text_padding_id, moshi.config.lm.text_end_padding_id}
     rows = np.stack(steps, axis=1)
     return [moshi.text.decode([int(t) for t in row if t >= 0 and t not in padding]) for row in rows]

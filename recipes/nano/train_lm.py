@@ -20,7 +20,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx.config import LmConfig
+from moshi_mlx.config import UNGENERATED_TOKEN, LmConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
@@ -146,8 +146,9 @@ def answers(lm: Lm, bank: Bank, utterances: list[Utterance], frames: int = 75) -
         user[row, :, 3 : 3 + piece.shape[1]] = piece
     greedy = Sampling(temperature=0)
     generator = Generator(lm, batch=len(utterances), text=greedy, audio=greedy)
-    steps = [generator.step(user[:, :, t]).tokens for t in range(frames)]
-    return np.stack(steps, axis=2)
+    steps = [generator.step(user[:, :, t]) for t in range(frames)]
+    nothing = np.full_like(steps[0].written, UNGENERATED_TOKEN)
+    return np.stack([nothing if s.frame is None else s.frame for s in steps], axis=2)
 
 
 def said_text(tokens: np.ndarray, tokenizer: TextTokenizer) -> str:

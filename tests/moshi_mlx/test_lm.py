@@ -177,7 +177,7 @@ def test_stream_equals_forward() -> None:
 
 def heard_and_said(config: LmConfig, stream: list[Step], user: np.ndarray) -> np.ndarray:
     """The codes of a stream's frames, as teacher forcing takes them."""
-    said = np.stack([step.tokens for step in stream], axis=2)[:, :, max(config.delays) :]
+    said = np.stack([step.frame for step in stream if step.frame is not None], axis=2)
     heard = user[:, :, 1:]  # the frame of step 0 is never heard
     length = min(said.shape[2], heard.shape[2]) - max(config.delays)
     return np.concatenate([said[:, :, :length], heard[:, :, :length]], axis=1)
@@ -190,8 +190,8 @@ def test_batch_rows_are_independent() -> None:
     together = Generator(lm, batch=3, text=GREEDY, audio=GREEDY)
     apart = [Generator(lm, text=GREEDY, audio=GREEDY) for _ in range(3)]
     for t in range(30):
-        rows = [g.step(user[i : i + 1, :, t]).tokens for i, g in enumerate(apart)]
-        assert (together.step(user[:, :, t]).tokens == np.concatenate(rows)).all()
+        rows = [g.step(user[i : i + 1, :, t]).written for i, g in enumerate(apart)]
+        assert (together.step(user[:, :, t]).written == np.concatenate(rows)).all()
 
 
 def test_wrong_shape_is_refused() -> None:
@@ -206,7 +206,7 @@ def test_given_streams_are_not_generated() -> None:
     generator = Generator(lm, text=GREEDY, audio=GREEDY, generated=3)
     step = generator.step(np.zeros((1, generator.given)))
     assert generator.given == 13
-    assert step.tokens.shape == (1, 4)
+    assert step.written.shape == (1, 4)
 
 
 def test_conditions_are_checked() -> None:

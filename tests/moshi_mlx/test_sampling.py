@@ -66,7 +66,7 @@ def test_seed_decides() -> None:
     def tokens(seed: int) -> np.ndarray:
         hot = Sampling(temperature=1.0, top_k=20)
         generator = Generator(lm, text=hot, audio=hot, seed=seed)
-        return np.stack([generator.step(user[:, :, t]).tokens for t in range(20)])
+        return np.stack([generator.step(user[:, :, t]).written for t in range(20)])
 
     first = tokens(1)
     mx.random.seed(99)  # the global generator has no part in it
@@ -87,7 +87,7 @@ def test_guard_breaks_repetition() -> None:
     def distinct(penalty: float) -> int:
         guard = Sampling(temperature=0, repetition_penalty=penalty, repetition_window=16)
         generator = Generator(lm, text=guard, audio=Sampling(temperature=0))
-        text = [int(generator.step(np.zeros((1, 8))).tokens[0, 0]) for _ in range(80)]
+        text = [int(generator.step(np.zeros((1, 8))).written[0, 0]) for _ in range(80)]
         return len(set(text[40:]))
 
     assert distinct(3.0) > distinct(1.0)

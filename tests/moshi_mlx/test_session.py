@@ -14,9 +14,7 @@ import soundfile
 
 import moshi_mlx
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
-from moshi_mlx.generate import Generator
 from moshi_mlx.hub import bundled_folder
-from tests.moshi_mlx.test_lm import load
 
 NANO = bundled_folder("nano")
 FRAMES = 60
@@ -129,26 +127,6 @@ def test_held_text_is_padding_and_nothing_else_changes(moshi: Moshi, question: n
     assert text[30 + late : 50 + late] == [padding] * 20
     assert any(f.tokens[0] != padding for f in free[30 + late : 50 + late] if f.tokens is not None)
     assert not equal(held, free)
-
-
-def test_a_text_token_that_is_given_is_as_one_that_is_drawn() -> None:
-    """Given those that it draws anyway, a generator says the same; it refuses what is no token."""
-    lm, frames = load("moshi"), 20
-    late = max(lm.config.delays) - lm.config.delays[0]
-    user = np.random.default_rng(0).integers(0, lm.config.card, (1, 8, frames + late))
-
-    def make() -> Generator:
-        hot = Sampling(temperature=1.0, top_k=20)
-        return Generator(lm, text=hot, audio=hot, seed=5)
-
-    free = make()
-    tokens = [free.step(user[:, :, t]).tokens for t in range(frames + late)]
-    given = make()
-    for t in range(frames):
-        step = given.step(user[:, :, t], text=int(tokens[t + late][0, 0]))
-        assert (step.tokens == tokens[t]).all()
-    with pytest.raises(ValueError, match="text must be from 0 to"):
-        given.step(user[:, :, 0], text=lm.config.text_card)
 
 
 def test_held_from_the_first_frame_there_is_no_word(moshi: Moshi, question: np.ndarray) -> None:
