@@ -25,7 +25,8 @@ from benchmarks import live
 from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.portaudio import PortAudioDevice
 from moshi_local.events import Event, FrameDone, Lag
-from moshi_local.loop import run_loop, warm_up
+from moshi_local.loop import run_loop
+from moshi_local.report import warm_up
 from tests import rig
 
 CALM_SECONDS = 6.0

@@ -25,8 +25,8 @@ def start(model: str) -> list[float]:
     from rich.console import Console
 
     from moshi_local.assembly import load, open_session
-    from moshi_local.loop import warm_up
     from moshi_local.options import ModelSource, SamplingFlags
+    from moshi_local.report import warm_up
 
     moments = [time.time()]
     moshi, _ = load(ModelSource(model), Console(stderr=True))

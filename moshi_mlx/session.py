@@ -6,29 +6,25 @@ process.
 """
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
+from .activity import Activity
 from .arrays import Pcm, Tokens
 from .codec import Codec
 from .config import LmConfig
 from .errors import SessionError
-from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+from .events import Event, WordSpoken
 from .generate import Generator
 from .state import SavedState, joined
 from .text import TextTokenizer, Word, WordStream
 from .worker import Worker
-
-# A frame louder than this sounds (root mean square; −46 dBFS), and a side has fallen silent when
-# nothing sounded for so many frames: longer than the gaps between words.
-_SOUNDS = 0.005
-_PAUSE_FRAMES = 6
 
 
 @dataclass(frozen=True)
@@ -70,36 +66,6 @@ class Frame:
     tokens: Tokens | None
     events: tuple[Event, ...]
     timing: Timing
-
-
-class Activity:
-    """Whether a side sounds, from the loudness of its frames."""
-
-    def __init__(self, side: Literal["moshi", "user"], frame_rate: float) -> None:
-        self.side = side
-        self.active = False
-        self._frame_rate = frame_rate
-        self._last = 0
-
-    def save(self) -> list[Any]:
-        """What it remembers, as JSON has it."""
-        return [self.active, self._last]
-
-    def restore(self, saved: Sequence[Any]) -> None:
-        """Goes on where `save` was called."""
-        self.active, self._last = saved
-
-    def step(self, index: int, pcm: Pcm) -> list[Event]:
-        """Takes frame `index`; returns the change it brings, if any."""
-        if float(np.sqrt(np.mean(np.square(pcm)))) > _SOUNDS:
-            self._last = index
-            if not self.active:
-                self.active = True
-                return [SpeechStarted(index / self._frame_rate, self.side)]
-        elif self.active and index - self._last >= _PAUSE_FRAMES:
-            self.active = False
-            return [SpeechEnded((self._last + 1) / self._frame_rate, self.side)]
-        return []
 
 
 class Session:

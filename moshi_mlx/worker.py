@@ -1,4 +1,4 @@
-"""One thread that does all of MLX's work for asynchronous callers. Knows nothing of models."""
+"""One thread that does all of MLX's work for callers on other threads. Knows nothing of models."""
 
 import asyncio
 import threading
@@ -23,24 +23,32 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._started = False
+        self._end: Callable[[], Any] | None = None
+
+    def submit(self, work: Callable[[], T]) -> "Future[T]":
+        """Queues `work`; the future has its result. From any thread."""
+        future: Future[T] = Future()
+        self._jobs.put((work, future))
+        if self._end is None:
+            thread = threading.Thread(target=_work, args=(self._jobs,), name="moshi-local MLX")
+            thread.daemon = True  # `finalize` ends it; Python would wait for it before that
+            thread.start()
+            self._end = weakref.finalize(self, _end, self._jobs, thread)
+        return future
 
     async def run(self, work: Callable[[], T]) -> T:
         """Awaits `work`. A cancelled caller still waits for it to end, so that jobs never mix."""
-        future: Future[T] = Future()
-        self._jobs.put((work, future))
-        if not self._started:
-            self._started = True
-            thread = threading.Thread(target=_work, args=(self._jobs,), name="moshi-mlx")
-            thread.daemon = True  # `finalize` ends it; Python would wait for it before that
-            thread.start()
-            weakref.finalize(self, _end, self._jobs, thread)
-        waiting = asyncio.wrap_future(future)
+        waiting = asyncio.wrap_future(self.submit(work))
         try:
             return await asyncio.shield(waiting)
         except asyncio.CancelledError:
             await asyncio.wait([waiting])
             raise
+
+    def close(self) -> None:
+        """Ends the thread once the jobs that were given are done; it takes no others."""
+        if self._end is not None:
+            self._end()
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:

@@ -19,8 +19,8 @@ import soundfile
 
 from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.portaudio import PortAudioDevice
-from moshi_local.loop import Read
 from moshi_local.options import EchoMode
+from moshi_local.port import Read
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
 

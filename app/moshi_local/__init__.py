@@ -5,7 +5,9 @@ from .audio.files import FileAudio
 from .audio.portaudio import PortAudioDevice, SoundDevice
 from .cli import main
 from .events import DeviceLost, Event, FrameDone, Lag, Listener, Opened
-from .loop import AudioPort, LoopReport, Read, run_loop
+from .loop import run_loop
+from .port import AudioPort, Read
+from .report import LoopReport
 
 __all__ = [
     "AudioPort",

@@ -14,9 +14,9 @@ from rich.console import Console
 import moshi_mlx
 from moshi_mlx import Moshi, Session
 
-from .loop import LoopReport
 from .machine.verdict import Verdict, check_before
 from .options import ModelSource, SamplingFlags
+from .report import LoopReport
 
 __all__ = ["consoles", "load", "open_session", "print_json"]
 

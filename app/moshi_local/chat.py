@@ -22,14 +22,14 @@ from .audio.devices import choose_devices
 from .audio.portaudio import PortAudioDevice
 from .conversation import Conversation
 from .events import Listener, Notice
-from .loop import LoopReport, StopFlag, run_loop, stop_on_signals
-from .machine.doctor import time_session
+from .loop import StopFlag, run_loop, stop_on_signals
 from .machine.verdict import late_warning
 from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, make_folder
 from .observers.trace import Trace
 from .options import Keeping, ModelSource, SamplingFlags, SoundFlags
+from .report import LoopReport, warm_up
 from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
 from .terminal.screen import Screen, ScreenState, can_draw
@@ -85,7 +85,7 @@ def talk(options: TalkOptions) -> None:
         hints += filter(None, (system.prefer_this_thread(), system.wire_memory()))
         session = stack.enter_context(open_session(moshi, seed, options.sampling, options.kv_bits))
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
-        times = time_session(session, moshi.frame_size, WARM_UP_FRAMES)
+        times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
         hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))
         live = _Live(options, verdict.model, seed, moshi, hints)
         report = live.run(session, words, notes)

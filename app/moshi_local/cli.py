@@ -28,8 +28,9 @@ from .machine.bench import print_report as print_bench
 from .machine.doctor import doctor
 from .machine.models import print_models, rows_as_json, survey
 from .machine.prediction import Speeds
-from .machine.profile import Inside
+from .machine.profile import Profile
 from .observers.event_log import STDOUT
+from .observers.trace import Trace
 from .offline import FileOptions, answer_file
 from .options import Codec, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
 from .platform import machine
@@ -313,11 +314,11 @@ def bench_command(
     if upstream is not None and config is None:
         raise typer.BadParameter("--vs-upstream goes with --config")
     theirs = None
-    inside = Inside(trace, flame)
+    profile = Profile(None if trace is None else Trace(trace), flame)
     if config is None:
         source = ModelSource(name or default_model(), float16=float16, force=force)
         moshi, _ = load(source, Console(stderr=True, highlight=False), kv_bits)
-        mine = bench_model(moshi, frames, compiled, kv_bits, inside)
+        mine = bench_model(moshi, frames, compiled, kv_bits, profile)
     else:
         mine, theirs = bench_config(
             config,
@@ -327,7 +328,7 @@ def bench_command(
             compiled=compiled,
             kv_bits=kv_bits,
             dtype=mx.float16 if float16 else None,
-            inside=inside,
+            profile=profile,
         )
     if as_json:
         print(json.dumps(mine.as_dict() | ({"upstream": vars(theirs)} if theirs else {})))

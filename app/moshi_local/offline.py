@@ -17,9 +17,10 @@ from moshi_mlx.program import INTERRUPTED
 from .assembly import consoles, load, open_session, print_json
 from .audio.files import FileAudio, check_files
 from .events import Event, FrameDone
-from .loop import run_loop, stop_on_signals, warm_up
+from .loop import run_loop, stop_on_signals
 from .observers.picture import draw_conversation
 from .options import ModelSource, SamplingFlags
+from .report import warm_up
 from .terminal.lines import print_report, print_words
 
 __all__ = ["FileOptions", "answer_file"]

@@ -10,13 +10,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from moshi_mlx.activity import audible_spans
 from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
 from .speaker import Speaker
 
 _WINDOW_SECONDS = 0.02
-_AUDIBLE = 0.01  # root mean square; -40 dBFS
 _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
 _MARGIN_SECONDS = 0.06
 _NANO_TEXT_CARD = 512
@@ -47,21 +47,7 @@ class Replies:
 
         margin = int(_MARGIN_SECONDS * rate)
         heard = []
-        for start, end in _stretches(pcm, rate):
+        for start, end in audible_spans(pcm, rate, window=_WINDOW_SECONDS, pause=_PAUSE_SECONDS):
             part = pcm[max(0, start - margin) : end + margin]
             heard.append((recognize(part, rate) if closed else transcribe(part, rate)) or "?")
         return tuple(heard)
-
-
-def _stretches(pcm: npt.NDArray[np.float32], rate: int) -> list[tuple[int, int]]:
-    """Where something sounds: (start, end) in samples, over pauses that are short."""
-    size = int(_WINDOW_SECONDS * rate)
-    windows = pcm[: len(pcm) // size * size].reshape(-1, size)
-    spans: list[tuple[int, int]] = []
-    for window in np.flatnonzero(np.sqrt(np.mean(windows**2, axis=1)) > _AUDIBLE):
-        start, end = int(window) * size, (int(window) + 1) * size
-        if spans and start - spans[-1][1] < _PAUSE_SECONDS * rate:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-    return spans

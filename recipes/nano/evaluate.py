@@ -22,6 +22,7 @@ import mlx.core as mx
 import numpy as np
 
 import moshi_mlx
+from moshi_mlx.activity import audible_spans
 from moshi_mlx.families import Moshi
 from moshi_mlx.generate import Generator
 
@@ -37,8 +38,6 @@ from .train_lm import expected_reply, said_text
 
 _SIDE_BY_SIDE = 48
 _AT_ONCE = 4 * _SIDE_BY_SIDE  # conversations kept in memory
-_WINDOW = SAMPLE_RATE // 100
-_AUDIBLE = 0.01  # root mean square of 10 ms; -40 dBFS, 18 dB below nano's speech
 _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
 _STOPPED_SECONDS = 0.32  # so long silent: has stopped
 _LONG_REPLY_SECONDS = 2.3
@@ -112,18 +111,10 @@ def converse(moshi: Moshi, users: Sequence[np.ndarray]) -> list[Heard]:
 # --------------------------------------------------------------------------- what can be heard
 
 
-def audible_spans(pcm: np.ndarray, pause: float = _PAUSE_SECONDS) -> list[tuple[float, float]]:
+def audible_seconds(pcm: np.ndarray, pause: float = _PAUSE_SECONDS) -> list[tuple[float, float]]:
     """When something sounds: (start, end) in seconds, over pauses shorter than `pause`."""
-    windows = pcm[: len(pcm) // _WINDOW * _WINDOW].reshape(-1, _WINDOW)
-    loud = np.flatnonzero(np.sqrt(np.mean(windows**2, 1)) > _AUDIBLE)
-    spans: list[tuple[float, float]] = []
-    for window in loud:
-        start, end = window / 100, (window + 1) / 100
-        if spans and start - spans[-1][1] < pause:
-            spans[-1] = (spans[-1][0], end)
-        else:
-            spans.append((start, end))
-    return spans
+    spans = audible_spans(pcm, SAMPLE_RATE, window=0.01, pause=pause)
+    return [(start / SAMPLE_RATE, end / SAMPLE_RATE) for start, end in spans]
 
 
 def cut(pcm: np.ndarray, start: float, end: float, margin: float = 0.06) -> np.ndarray:
@@ -189,7 +180,7 @@ def answers(moshi: Moshi, lines: Sequence[Line], cache: Path, wait: float) -> li
         recordings = [placed(line, cache, wait) for line in chosen]
         conversations = converse(moshi, [pcm for pcm, _ in recordings])
         for line, (_, end), conversation in zip(chosen, recordings, conversations, strict=True):
-            spans = audible_spans(conversation.nano, pause=1.0)
+            spans = audible_seconds(conversation.nano, pause=1.0)
             heard = recognize(cut(conversation.nano, *spans[0]), SAMPLE_RATE) if spans else None
             delay = spans[0][0] - end if spans else None
             text = said_text(conversation.text_tokens, moshi.text)
@@ -292,7 +283,7 @@ def stillness(moshi: Moshi, cache: Path, size: Size) -> dict[str, Any]:
     for name, conversation in zip(
         names, converse(moshi, [recordings[n] for n in names]), strict=True
     ):
-        spans = audible_spans(conversation.nano[int(first[name] * SAMPLE_RATE) :])
+        spans = audible_seconds(conversation.nano[int(first[name] * SAMPLE_RATE) :])
         whole_seconds = int(len(conversation.nano) / SAMPLE_RATE - first[name])
         still = [
             not any(start < second + 1 and end > second for start, end in spans)
@@ -349,12 +340,12 @@ def interruptions(moshi: Moshi, cache: Path, size: Size) -> tuple[dict[str, Any]
     stops: list[float] = []
     replies: list[bool] = []
     for conversation, (onset, end, reply) in zip(converse(moshi, recordings), marks, strict=True):
-        spans = audible_spans(conversation.nano, pause=_STOPPED_SECONDS)
+        spans = audible_seconds(conversation.nano, pause=_STOPPED_SECONDS)
         speaking = [span for span in spans if span[0] < onset < span[1]]
         if not speaking:
             continue  # nano was not speaking: nothing to interrupt
         stops.append(speaking[0][1] - onset)
-        later = [span for span in audible_spans(conversation.nano, 1.0) if span[1] > end + 0.2]
+        later = [span for span in audible_seconds(conversation.nano, 1.0) if span[1] > end + 0.2]
         heard = None
         if later:
             answer = cut(conversation.nano, max(later[0][0], end), later[-1][1])
@@ -393,12 +384,12 @@ def long_turns(moshi: Moshi, cache: Path, size: Size) -> dict[str, Any]:
     held_back: list[bool] = []
     replies: list[bool] = []
     for conversation, ends in zip(converse(moshi, recordings), pauses, strict=True):
-        spans = audible_spans(conversation.nano)
+        spans = audible_seconds(conversation.nano)
         for end in ends[:-1]:
             near = [s for s in spans if end - 0.1 < s[0] < end + 0.9]
             murmurs.append(bool(near))
             held_back.append(all(s[1] - s[0] < 1.0 for s in near))
-        last = [s for s in audible_spans(conversation.nano, 1.0) if s[0] > ends[-1]]
+        last = [s for s in audible_seconds(conversation.nano, 1.0) if s[0] > ends[-1]]
         heard = recognize(cut(conversation.nano, *last[0]), SAMPLE_RATE) if last else None
         replies.append(same_words(script.MONOLOGUE_REPLY, heard))
     return {

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.portaudio import Flags, Hear, Play, StreamInfo
-from moshi_local.loop import Read
 from moshi_local.options import EchoMode
+from moshi_local.port import Read
 from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE

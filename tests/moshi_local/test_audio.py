@@ -18,8 +18,8 @@ from moshi_local.audio.playout import Playout, shorten
 from moshi_local.audio.resample import Resampler
 from moshi_local.audio.ring import Ring
 from moshi_local.events import DeviceLost, Event, Lag, MicrophoneDead, Opened, Resumed
-from moshi_local.loop import Read
 from moshi_local.options import EchoMode
+from moshi_local.port import Read
 from moshi_mlx import AudioDeviceError
 from tests.fakes.card import BLOCK, HandCard, Pulses, SimulatedCard, pass_through, simulated
 from tests.fakes.session import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE

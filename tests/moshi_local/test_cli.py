@@ -67,7 +67,7 @@ def test_public_names_are_there() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["-q", "5"], "-q must be 4 or 8"),
+        (["-q", "5"], "'--quantized': must be 4 or 8"),
         (["-q", "4", "--model", "nano"], "--model goes neither"),
         (["--seed", "1", "run", "a.wav", "b.wav"], "options of run go after run"),
         (["--nonsense"], "No such option"),

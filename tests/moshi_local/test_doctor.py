@@ -23,7 +23,6 @@ from moshi_local.machine.doctor import (
     cached_models,
     diagnose,
     doctor,
-    time_session,
 )
 from moshi_local.machine.prediction import (
     Shape,
@@ -36,6 +35,7 @@ from moshi_local.machine.prediction import (
 )
 from moshi_local.machine.verdict import Verdict, check_before, late_warning
 from moshi_local.platform import Machine, machine
+from moshi_local.report import warm_up
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import Needs
@@ -316,7 +316,7 @@ class Slow:
 
 def test_a_session_is_timed_after_a_warm_up() -> None:
     session = Slow(0.05, 0.05, 0.001)
-    times = time_session(session, 1920, 4, warm_up=2)
+    times = warm_up(session, 1920, 4, before=2)
     assert (session.steps, session.resets) == (6, 1)
     assert len(times) == 4
     assert np.median(times) < 0.04
@@ -324,7 +324,7 @@ def test_a_session_is_timed_after_a_warm_up() -> None:
 
 def test_a_hopeless_session_is_not_timed_for_long() -> None:
     session = Slow(0.03)
-    assert len(time_session(session, 1920, 100, warm_up=2, limit=0.01)) == 1
+    assert len(warm_up(session, 1920, 100, before=2, limit=0.01)) == 1
     assert session.steps == 3
 
 

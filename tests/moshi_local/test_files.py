@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from moshi_local.audio.files import FileAudio, check_files
-from moshi_local.loop import LoopReport, run_loop
+from moshi_local.loop import run_loop
+from moshi_local.report import LoopReport
 from moshi_mlx import AudioFileError
 from tests.fakes.session import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, FakeSession
 

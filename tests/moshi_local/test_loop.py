@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import time
@@ -9,10 +10,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from moshi_local.conversation import Conversation
 from moshi_local.events import Event, FrameDone, Paused, ResetDone
-from moshi_local.loop import FrameTimes, Read, run_loop, stop_on_signals, warm_up
+from moshi_local.loop import run_loop, stop_on_signals
+from moshi_local.port import Read
+from moshi_local.report import FrameTimes, warm_up
+from moshi_local.terminal.lines import print_report
 from moshi_mlx import Frame, SessionError, WordSpoken
 from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FakeSession
 
@@ -201,3 +206,35 @@ def test_a_stop_can_be_asked_for() -> None:
         stop.ask()
         assert stop
         assert stop.signal is None
+
+
+class Bare:
+    """A port that reads and writes, and knows nothing else."""
+
+    def __init__(self, frames: int) -> None:
+        self.left = frames
+        self.written: list[np.ndarray] = []
+
+    def read(self, frame: np.ndarray, timeout: float) -> Read:
+        self.left -= 1
+        frame[:] = 0.1
+        return Read.END if self.left < 0 else Read.FRAME
+
+    def write(self, pcm: np.ndarray) -> None:
+        self.written.append(pcm.copy())
+
+
+def test_a_port_need_only_read_and_write() -> None:
+    """The loop, its report in words and in JSON, and what listens."""
+    port, told = Bare(5), list[object]()
+    report = run_loop(
+        FakeSession(), port, frame_size=FRAME_SIZE, frame_rate=FRAME_RATE, listeners=[told.append]
+    )
+    assert (report.frames, len(port.written)) == (5, 5)
+    done = [event for event in told if isinstance(event, FrameDone)]
+    assert [(event.lag, event.delay) for event in done] == [(0.0, None)] * 5
+    text = io.StringIO()
+    print_report(Console(file=text), report, 0.08)
+    assert "5 frames" in text.getvalue()
+    assert "callbacks" not in text.getvalue()
+    assert report.as_dict()["frames"] == 5

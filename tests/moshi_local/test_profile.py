@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from moshi_local.cli import main
-from moshi_local.machine.profile import Inside
+from moshi_local.machine.profile import Profile
+from moshi_local.observers.trace import Trace
 from moshi_mlx import MoshiError, Timing
 
 SMALL = Path(__file__).parents[1] / "fixtures" / "bench" / "small.json"
@@ -47,15 +48,15 @@ def test_the_page_shows_who_spends_the_time(tmp_path: Path) -> None:
         return Timing(0.0, 0.02, 0.0)
 
     flame = tmp_path / "flame.html"
-    Inside(None, flame).look(step, 3)
+    Profile(None, flame).look(step, 3)
     assert "slow_part" in flame.read_text(encoding="utf-8")
 
 
 def test_files_are_looked_at_first(tmp_path: Path) -> None:
     with pytest.raises(MoshiError, match=r"the flame plot .* no folder"):
-        Inside(None, tmp_path / "none" / "flame.html")
+        Profile(None, tmp_path / "none" / "flame.html")
     with pytest.raises(MoshiError, match=r"the trace .* it is a folder"):
-        Inside(tmp_path, None)
+        Trace(tmp_path)
 
 
 def test_without_the_profiler_the_way_out_is_named(
@@ -63,4 +64,4 @@ def test_without_the_profiler_the_way_out_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, "pyinstrument", None)
     with pytest.raises(MoshiError, match=r"moshi-local\[profile\]"):
-        Inside(None, tmp_path / "flame.html")
+        Profile(None, tmp_path / "flame.html")

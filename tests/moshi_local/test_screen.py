@@ -260,7 +260,8 @@ from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FakeSession
 from rich.console import Console
 from moshi_local.conversation import Conversation
 from moshi_local.terminal.keys import Keys, give_back_on_stop
-from moshi_local.loop import Read, run_loop, stop_on_signals
+from moshi_local.loop import run_loop, stop_on_signals
+from moshi_local.port import Read
 from moshi_local.terminal.screen import Screen, ScreenState
 
 class Port:

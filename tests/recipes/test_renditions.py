@@ -4,7 +4,7 @@ import numpy as np
 
 from recipes.nano import script
 from recipes.nano.codec_data import corpus
-from recipes.nano.evaluate import answer_groups, audible_spans
+from recipes.nano.evaluate import answer_groups, audible_seconds
 from recipes.nano.renditions import training_lines
 from recipes.nano.speech import (
     SAMPLE_RATE,
@@ -61,6 +61,6 @@ def test_audible_spans_join_over_short_pauses() -> None:
     pcm = np.zeros(3 * SAMPLE_RATE, np.float32)
     for start, end in ((0.5, 0.8), (0.9, 1.0), (2.0, 2.5)):
         pcm[round(start * SAMPLE_RATE) : round(end * SAMPLE_RATE)] = 0.1
-    assert audible_spans(pcm) == [(0.5, 1.0), (2.0, 2.5)]
-    assert audible_spans(pcm, pause=0.05) == [(0.5, 0.8), (0.9, 1.0), (2.0, 2.5)]
-    assert audible_spans(0 * pcm) == []
+    assert audible_seconds(pcm) == [(0.5, 1.0), (2.0, 2.5)]
+    assert audible_seconds(pcm, pause=0.05) == [(0.5, 0.8), (0.9, 1.0), (2.0, 2.5)]
+    assert audible_seconds(0 * pcm) == []

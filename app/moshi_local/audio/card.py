@@ -21,9 +21,9 @@ from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 
 from ..events import DeviceLost, Event, Lag, MicrophoneDead, Opened, Resumed
-from ..loop import Read
 from ..options import EchoMode
 from ..platform import microphone_advice
+from ..port import Read
 from .capture import INPUT_LIMIT_FRAMES, Capture, Reference
 from .counters import DeviceCounters
 from .echo import EchoCanceller, needs_canceller

@@ -7,7 +7,7 @@ little memory. The output has a temporary name until it is whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,7 @@ from moshi_mlx import AudioFileError
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.files import partial_name
 
-from ..events import Event
-from ..loop import Read
+from ..port import Read
 
 __all__ = ["FileAudio", "check_files"]
 
@@ -56,7 +55,6 @@ class FileAudio:
         self._given = 0
         self._samples = self._frames()
         self._heard = np.zeros(frame_size, np.float32)
-        self._levels = (0.0, 0.0)
         self._partial = partial_name(target)
         self._output: soundfile.SoundFile | None = None
 
@@ -104,37 +102,16 @@ class FileAudio:
             return Read.END
         frame[:] = next(self._samples, 0.0)
         self._heard[:] = frame
-        self._levels = float(np.abs(frame).max()), self._levels[1]
         self._given += 1
         return Read.FRAME
 
     def write(self, pcm: Pcm) -> None:
         """Append the answer to the frame that was read last."""
         assert self._output is not None, "FileAudio is a context manager"
-        self._levels = self._levels[0], float(np.abs(pcm).max())
         try:
             self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
-
-    def take_events(self, now: float) -> Sequence[Event]:
-        """Files have none."""
-        return ()
-
-    def statistics(self) -> dict[str, float | int]:
-        """Files have none."""
-        return {}
-
-    def delay(self) -> None:
-        """Files have none."""
-
-    def lag(self) -> float:
-        """Files wait for nothing."""
-        return 0.0
-
-    def levels(self) -> tuple[float, float]:
-        """The peaks of the frame that was read last, and of the one written last."""
-        return self._levels
 
     def _frames(self) -> Iterator[Pcm]:
         """The recording as whole frames, the last one filled up with zeros."""

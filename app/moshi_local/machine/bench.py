@@ -29,8 +29,9 @@ from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import load_lm, skeleton
 
 from ..platform import peak_memory
+from ..report import percentiles
 from .mlx_counters import counting
-from .profile import Inside
+from .profile import Profile
 
 __all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
 
@@ -79,15 +80,6 @@ class Upstream:
     host_syncs_per_frame: int
     primitives_per_frame: int
     views_per_frame: int
-
-
-def percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p95, p99 and max, in milliseconds."""
-    values = np.percentile(seconds, (50, 95, 99, 100)) * 1000
-    return {
-        name: round(float(value), 3)
-        for name, value in zip(("p50", "p95", "p99", "max"), values, strict=True)
-    }
 
 
 def random_codes(config: LmConfig, frames: int, given: int) -> np.ndarray:
@@ -201,19 +193,19 @@ def bench_model(
     frames: int,
     compiled: bool | None = None,
     kv_bits: int | None = None,
-    inside: Inside | None = None,
+    profile: Profile | None = None,
 ) -> Report:
     """Times a loaded model: the language model, and a session's stages on silence.
 
-    A look inside, if asked for, is at the session's frames, after they were timed.
+    A look profile, if asked for, is at the session's frames, after they were timed.
     """
     generated = moshi.generated_streams(moshi.lm.config)
     times = time_steps(moshi.lm, frames, generated, compiled, kv_bits)
     silence = np.zeros(moshi.frame_size, np.float32)
     with moshi.session(kv_bits=kv_bits) as session:
         timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
-        if inside is not None:
-            inside.look(lambda: session.step(silence).timing, frames)
+        if profile is not None:
+            profile.look(lambda: session.step(silence).timing, frames)
     stages = {
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
@@ -241,7 +233,7 @@ def bench_config(
     compiled: bool | None = None,
     kv_bits: int | None = None,
     dtype: mx.Dtype | None = None,
-    inside: Inside | None = None,
+    profile: Profile | None = None,
 ) -> tuple[Report, Upstream | None]:
     """Times a model of this configuration with random weights.
 
@@ -254,7 +246,7 @@ def bench_config(
         compiled: as `Generator` takes it.
         kv_bits: as `Generator` takes it; upstream's has all bits.
         dtype: what ours computes in, as `load_lm` takes it.
-        inside: also look inside our frames, after all was timed.
+        profile: also look inside our frames, after all was timed.
 
     Returns:
         Our report, and upstream's figures if asked for.
@@ -279,9 +271,9 @@ def bench_config(
             None if upstream is None else theirs_once,
             rounds,
         )
-        if inside is not None:
+        if profile is not None:
             generator = make_generator(lm, compiled=compiled, kv_bits=kv_bits)
-            inside.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
+            profile.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
         name = f"{config_path.stem}, {bits} bits"
         mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None

@@ -7,14 +7,12 @@ uses the network. No figure is given for a machine other than this one.
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -25,7 +23,7 @@ from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
 
 from ..platform import Machine, machine
-from .bench import percentiles
+from ..report import percentiles, warm_up
 from .prediction import (
     Shape,
     Speed,
@@ -42,45 +40,7 @@ __all__ = [
     "diagnose",
     "doctor",
     "print_diagnosis",
-    "time_session",
 ]
-
-
-class Steps(Protocol):
-    """The part of a session that is timed."""
-
-    def step(self, pcm: Any) -> object:
-        """A frame, heard and said."""
-
-    def reset(self) -> None:
-        """Back to the state of a fresh session."""
-
-
-def time_session(
-    session: Steps, frame_size: int, frames: int, *, warm_up: int = 3, limit: float = 30.0
-) -> list[float]:
-    """Seconds of each whole step of a session on quiet noise; resets it then.
-
-    With few frames it serves as the warm-up of a conversation. The memory of a conversation that
-    has just begun is short: a long one takes more (`Verdict.growth_ms`).
-
-    Args:
-        session: is stepped `warm_up + frames` times; fewer times are returned after `limit`
-            seconds, at least one.
-        frame_size: samples.
-        frames: how many times to return.
-        warm_up: frames before them; the first ones compile.
-        limit: seconds for all of it.
-    """
-    rng = np.random.default_rng(0)
-    times: list[float] = []
-    while len(times) < warm_up + frames and (len(times) <= warm_up or sum(times) < limit):
-        pcm = rng.uniform(-0.01, 0.01, frame_size).astype(np.float32)
-        began = time.perf_counter()
-        session.step(pcm)
-        times.append(time.perf_counter() - began)
-    session.reset()
-    return times[warm_up:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +170,7 @@ def _verdict(
 def _measured(verdict: Verdict, frames: int, kv_bits: int | None) -> Verdict:
     moshi = moshi_mlx.load(verdict.model, verb="talk", offline=True)
     with moshi.session(kv_bits=kv_bits) as session:
-        times = time_session(session, moshi.frame_size, frames, warm_up=10)
+        times = warm_up(session, moshi.frame_size, frames, before=10)
     summary = percentiles(times)
     return replace(
         verdict,

@@ -7,7 +7,7 @@ the model's sizes. `predict` has the formula. Knows nothing of devices, verdicts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -31,6 +31,7 @@ from moshi_mlx.transformer import attend
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
+from ..report import quantiles
 from .bench import time_steps
 
 __all__ = [
@@ -219,7 +220,7 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
     return Speed(
-        weights, attention, _p50_p95(time_steps(small, _FRAMES, generated)), _codec_times()
+        weights, attention, quantiles(time_steps(small, _FRAMES, generated))[:2], _codec_times()
     )
 
 
@@ -243,7 +244,7 @@ def _per_byte(work: Pass, size: int) -> tuple[float, float]:
     """
     once = min(_repeat(lambda: work(1)))
     rounds = max(1, round(_SAMPLE / once))
-    p50, p95 = _p50_p95(_repeat(lambda: work(rounds)))
+    p50, p95, *_ = quantiles(_repeat(lambda: work(rounds)))
     return p50 / size / rounds, p95 / size / rounds
 
 
@@ -256,11 +257,6 @@ def _repeat(run: Callable[[], None]) -> list[float]:
         run()
         times.append(time.perf_counter() - began)
     return times
-
-
-def _p50_p95(times: Sequence[float]) -> tuple[float, float]:
-    p50, p95 = np.percentile(times, (50, 95))
-    return float(p50), float(p95)
 
 
 def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
@@ -348,4 +344,4 @@ def _codec_times() -> tuple[float, float]:
         pcm = rng.uniform(-0.1, 0.1, codec.frame_size).astype(np.float32)
         codec.decode_step(codec.encode_step(pcm, state), state)
 
-    return _p50_p95(_repeat(run))
+    return quantiles(_repeat(run))[:2]

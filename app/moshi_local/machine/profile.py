@@ -8,23 +8,32 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from moshi_mlx import MoshiError, Timing
 from moshi_mlx.files import WholeFile
 
-from ..observers.trace import FrameTimes, Trace
-
-__all__ = ["Inside"]
+__all__ = ["FrameTrace", "Profile"]
 
 FLAME_INTERVAL = 0.0005
 """Seconds from one look at Python's stack to the next."""
 
 
-class Inside:
+class FrameTrace(Protocol):
+    """Where the times of frames go."""
+
+    def add_frame(self, index: int, took: float, timing: Timing) -> None:
+        """A frame that is over now; `took` in seconds."""
+
+    def close(self) -> None:
+        """Write them."""
+
+
+class Profile:
     """What is asked for, checked before anything is timed.
 
     Args:
-        trace: a file for ui.perfetto.dev, or None.
+        trace: takes the frames' times, or None.
         flame: an HTML page, or None: the calls of Python as a tree and as a flame over time. Time
             spent waiting for MLX is the line's that waits.
 
@@ -32,8 +41,8 @@ class Inside:
         MoshiError: a file cannot be written, or pyinstrument is not installed.
     """
 
-    def __init__(self, trace: Path | None, flame: Path | None) -> None:
-        self._trace = None if trace is None else Trace(trace)
+    def __init__(self, trace: FrameTrace | None, flame: Path | None) -> None:
+        self._trace = trace
         self._flame = None if flame is None else WholeFile(flame, "the flame plot")
         if flame is not None:
             try:
@@ -50,7 +59,7 @@ class Inside:
                 began = time.perf_counter()
                 timing = step()
                 took = time.perf_counter() - began
-                self._trace.keep(FrameTimes(index, "", took, timing))
+                self._trace.add_frame(index, took, timing)
             self._trace.close()
         if self._flame is not None:
             self._flame.write(_flame(step, frames))

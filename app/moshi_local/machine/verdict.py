@@ -18,7 +18,7 @@ from moshi_mlx.footprint import Needs, gb
 from moshi_mlx.hub import ModelFiles, resolve
 
 from ..platform import Machine, machine
-from .bench import percentiles
+from ..report import percentiles
 from .prediction import Shape, Speed, Speeds, needs_of_files, predict, published_shape
 
 __all__ = [

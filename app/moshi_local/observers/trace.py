@@ -22,7 +22,7 @@ from moshi_mlx.files import WholeFile
 from ..events import Event, FrameDone
 from .event_log import describe
 
-__all__ = ["FrameTimes", "Trace"]
+__all__ = ["FrameEntry", "Trace"]
 
 WINDOW_SECONDS = 120.0
 LONGEST = 20_000
@@ -32,7 +32,7 @@ TRACKS = ("frame", "encode", "model", "decode", "words", "events")
 
 
 @dataclass(frozen=True, slots=True)
-class FrameTimes:
+class FrameEntry:
     """The numbers of a FrameDone, without its arrays; parts of `timing` that took no time, and
     what is None, are not drawn."""
 
@@ -68,26 +68,30 @@ class Trace:
     ) -> None:
         self._file = WholeFile(path, "the trace")
         self._window, self._clock = window, clock
-        self._entries: deque[tuple[float, FrameTimes | Event]] = deque(maxlen=LONGEST)
+        self._entries: deque[tuple[float, FrameEntry | Event]] = deque(maxlen=LONGEST)
 
     def __call__(self, event: Event) -> None:
         """Keep `event`, and forget what is older than the window."""
         if isinstance(event, FrameDone):
             frame = event.frame
             self.keep(
-                FrameTimes(
+                FrameEntry(
                     frame.index, frame.text, event.took, frame.timing, event.lag, event.delay
                 )
             )
         else:
             self.keep(event)
 
-    def keep(self, entry: FrameTimes | Event) -> None:
+    def keep(self, entry: FrameEntry | Event) -> None:
         """As calling it, also with the times of a frame that is over now."""
         now, entries = self._clock(), self._entries
         entries.append((now, entry))
         while entries[0][0] < now - self._window:
             entries.popleft()
+
+    def add_frame(self, index: int, took: float, timing: Timing) -> None:
+        """Keep a frame that is over now, outside a conversation (seconds)."""
+        self.keep(FrameEntry(index, "", took, timing))
 
     def close(self) -> None:
         """Write the file. Raises MoshiError."""
@@ -118,18 +122,18 @@ class Trace:
             yield {**about, "name": "thread_sort_index", "args": {"sort_index": thread}}
         zero = min((_began(at, entry) for at, entry in self._entries), default=0.0)
         for at, entry in self._entries:
-            if isinstance(entry, FrameTimes):
+            if isinstance(entry, FrameEntry):
                 yield from _frame(at - zero, entry)
             else:
                 yield _instant(at - zero, entry)
 
 
-def _began(at: float, entry: FrameTimes | Event) -> float:
+def _began(at: float, entry: FrameEntry | Event) -> float:
     """When it began, if it was told `at`: a frame is told at its end."""
-    return at - entry.took if isinstance(entry, FrameTimes) else at
+    return at - entry.took if isinstance(entry, FrameEntry) else at
 
 
-def _frame(end: float, frame: FrameTimes) -> Iterator[dict[str, Any]]:
+def _frame(end: float, frame: FrameEntry) -> Iterator[dict[str, Any]]:
     """The whole step, its stages one after the other, and the counters at its end."""
     began = end - frame.took
     named = {"index": frame.index, "text": frame.text}

@@ -27,7 +27,7 @@ from ..events import (
     ResetDone,
     Resumed,
 )
-from ..loop import LoopReport
+from ..report import LoopReport
 
 __all__ = [
     "PHRASE_PAUSE",
@@ -149,7 +149,7 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
         f"frame p50 {frame['p50']:.1f}, p95 {frame['p95']:.1f}, p99 {frame['p99']:.1f}, "
         f"max {frame['max']:.1f} ms of {1000 * budget:.0f} ms",
     ]
-    if port := report.port:
+    if "callbacks" in (port := report.port):  # a sound card's
         lines.append(
             f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
             f"{port['restarts']} restarts, {port['input_dropped_seconds']:.2f} s of input and "

@@ -1,0 +1,188 @@
+"""Several conversations through one model: one thread loads it and makes every step.
+
+Live and file conversations have the model to themselves and step on the thread that loaded it; an
+engine is for programs that hold more than one conversation, or that live in an event loop. Knows
+nothing of sound cards, files and sockets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from moshi_mlx import Event, Frame, Moshi, Session, SessionError
+from moshi_mlx.arrays import Pcm
+from moshi_mlx.worker import Worker
+
+from .conversation import Conversation
+
+__all__ = ["Engine", "EngineConversation"]
+
+T = TypeVar("T")
+
+
+class Engine:
+    """The thread that owns a model.
+
+        with Engine(lambda: moshi_mlx.load("nano", verb="talk")) as engine:
+            with engine.open(seed=0) as conversation:
+                frame = conversation.step(pcm)                # from any thread
+                frame = await conversation.step_async(pcm)    # in an event loop
+
+    Frames are stepped in the order in which they came. Each conversation has at most one of them
+    waiting, so none can starve the others, and the queue is as long as there are conversations.
+
+    Args:
+        load: loads the model; called on the engine's thread.
+
+    Raises:
+        MoshiError: what `load` raises.
+    """
+
+    def __init__(self, load: Callable[[], Moshi]) -> None:
+        self._worker = Worker()
+        self._open: set[EngineConversation] = set()
+        self._closed = False
+        try:
+            self.moshi = self.submit(load).result()
+        except BaseException:
+            self._worker.close()
+            raise
+
+    def open(
+        self,
+        *,
+        push_to_talk: bool = False,
+        greeting_held: float = 0.0,
+        guard: bool = True,
+        **session: Any,
+    ) -> EngineConversation:
+        """A new conversation.
+
+        Args:
+            push_to_talk: as `Conversation` takes it, and `greeting_held` and `guard` too.
+            greeting_held: seconds.
+            guard: whether repetition without end is broken.
+            session: the arguments of `Moshi.session`.
+
+        Raises:
+            SessionError: the engine is closed.
+            MoshiError: what `Moshi.session` raises.
+        """
+
+        opened = self.submit(lambda: self.moshi.session(**session)).result()
+        controls = Conversation(
+            opened,
+            frame_rate=self.moshi.frame_rate,
+            push_to_talk=push_to_talk,
+            greeting_held=greeting_held,
+            guard=guard,
+        )
+        conversation = EngineConversation(self, opened, controls)
+        self._open.add(conversation)
+        return conversation
+
+    def submit(self, work: Callable[[], T]) -> Future[T]:
+        """Queues work for the engine's thread. Raises SessionError once the engine is closed."""
+        if self._closed:
+            raise SessionError("this engine is closed: make a new one")
+        return self._worker.submit(work)
+
+    def close(self) -> None:
+        """Finishes the frames that wait, closes all conversations, and ends the thread."""
+        for conversation in tuple(self._open):
+            conversation.close()
+        self._closed = True
+        self._worker.close()
+
+    def forget(self, conversation: EngineConversation) -> None:
+        """A conversation has been closed."""
+        self._open.discard(conversation)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class EngineConversation:
+    """A conversation through an engine; made by `Engine.open`. One frame at a time.
+
+    `controls` is the conversation itself, for what may be called from any thread: `mute`,
+    `toggle_mute`, `talk`, `ask_reset`.
+    """
+
+    def __init__(self, engine: Engine, session: Session, controls: Conversation) -> None:
+        self.controls = controls
+        self._engine, self._session = engine, session
+        self._turn = threading.Lock()
+        self._closed = False
+
+    def step(self, pcm: Pcm, timeout: float | None = None) -> tuple[Frame | None, Sequence[Event]]:
+        """Hears float32 [frame_size] and says a frame; blocks until it is there.
+
+        Args:
+            pcm: the other side's sound; it is copied.
+            timeout: seconds to wait at most; the frame is stepped all the same.
+
+        Returns:
+            The frame, None while the model rests, and what happened since the last one.
+
+        Raises:
+            SessionError: the conversation is closed, or another frame of it is being stepped.
+            TimeoutError: the frame was not there in time.
+        """
+        return self._submit(pcm).result(timeout)
+
+    async def step_async(self, pcm: Pcm) -> tuple[Frame | None, Sequence[Event]]:
+        """The same for an event loop. A frame whose caller is cancelled is stepped all the same."""
+        return await asyncio.shield(asyncio.wrap_future(self._submit(pcm)))
+
+    def close(self) -> None:
+        """Closes the session, once a frame that waits has been stepped. May be called again."""
+        if not self._closed:
+            self._closed = True
+            self._engine.submit(self._session.close).result()
+            self._engine.forget(self)
+
+    def _submit(self, pcm: Pcm) -> Future[tuple[Frame | None, Sequence[Event]]]:
+        if self._closed:
+            raise SessionError("this conversation is closed: open a new one")
+        if not self._turn.acquire(blocking=False):
+            raise SessionError("a frame of this conversation is still being stepped: wait for it")
+        heard = np.array(pcm, dtype=np.float32)
+
+        def work() -> tuple[Frame | None, Sequence[Event]]:
+            try:
+                return self.controls.step(heard), self.controls.take_events()
+            finally:
+                self._turn.release()
+
+        try:
+            return self._engine.submit(work)
+        except BaseException:
+            self._turn.release()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
