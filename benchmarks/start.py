@@ -24,12 +24,12 @@ def start(model: str) -> list[float]:
     """The moments at which the parts were done, on the clock of `time.time` (seconds)."""
     from rich.console import Console
 
-    from moshi_local.assembly import load, open_session
+    from moshi_local.assembly import load_model, open_session
     from moshi_local.options import ModelSource, SamplingFlags
     from moshi_local.report import warm_up
 
     moments = [time.time()]
-    moshi, _ = load(ModelSource(model), Console(stderr=True))
+    moshi, _ = load_model(ModelSource(model), Console(stderr=True))
     moments.append(time.time())
     with open_session(moshi, 0, SamplingFlags(), None) as session:
         warm_up(session, moshi.frame_size)

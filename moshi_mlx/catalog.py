@@ -8,9 +8,9 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["bf16", "q8", "q4"]
+PrecisionName = Literal["bf16", "q8", "q4"]
 
-BITS: dict[Precision, int] = {"bf16": 16, "q8": 8, "q4": 4}
+PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q4": 4}
 """Bits per weight, the most exact first; 16 is not quantized."""
 
 
@@ -36,7 +36,7 @@ class Entry:
     name: str
     about: str
     family: str
-    precision: Precision
+    precision: PrecisionName
     nbytes: int
     licence: str
     repository: str | None = None
@@ -49,7 +49,7 @@ class Entry:
     @property
     def bits(self) -> int:
         """Bits per weight."""
-        return BITS[self.precision]
+        return PRECISIONS[self.precision]
 
     @property
     def bundled(self) -> bool:
@@ -58,12 +58,12 @@ class Entry:
 
 
 _MIMI_AND_TOKENIZER = 385_000_000
-_MOSHI_BYTES: dict[Precision, int] = {
+_MOSHI_BYTES: dict[PrecisionName, int] = {
     "bf16": 15_380_000_000, "q8": 8_170_000_000, "q4": 4_810_000_000
 }  # fmt: skip
 
 
-def _moshi(series: str, voice: str, precision: Precision) -> Entry:
+def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
     return Entry(
         name=f"{series}-{precision}",
         about=f"Moshi v0.1, {voice} voice",
@@ -88,8 +88,8 @@ ENTRIES: tuple[Entry, ...] = (
         licence="MIT",
         voices=("female",),
     ),
-    *(_moshi("moshiko", "male", precision) for precision in BITS),
-    *(_moshi("moshika", "female", precision) for precision in BITS),
+    *(_moshi("moshiko", "male", precision) for precision in PRECISIONS),
+    *(_moshi("moshika", "female", precision) for precision in PRECISIONS),
 )
 """All of them, the bundled ones first."""
 

@@ -18,6 +18,11 @@ Gating = Literal[
 ZERO_TOKEN = -1  # "no token here": its embedding is zero
 UNGENERATED_TOKEN = -2  # nothing has been generated here yet
 PUBLISHED_GROUPS = {4: 32, 8: 64}  # bits of the published quantizations → group size
+QUANTIZED_BITS = (2, 3, 4, 5, 6, 8)  # that MLX can quantize to
+FLOAT_MODES: dict[str, tuple[int, int]] = {
+    "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16),
+}  # fmt: skip
+"""Floating-point quantizations → bits and group: the OCP Microscaling formats, and NVIDIA's."""
 
 
 @dataclass(frozen=True)

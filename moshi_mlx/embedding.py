@@ -10,12 +10,11 @@ from typing import Any, TypeGuard
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import numpy.typing as npt
 
+from .arrays import Tokens
 from .backend import on_gpu
 from .config import ZERO_TOKEN
 
-Tokens = npt.NDArray[np.int32]
 Table = nn.Embedding | nn.QuantizedEmbedding
 _ARRAYS = ("weight", "scales", "biases")
 

@@ -21,7 +21,7 @@ from .errors import SessionError
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
-from .state import SavedState, fingerprint
+from .state import SavedState, model_fingerprint
 from .step import Given, Recent, StepKind, TextHook, frame_step, prepared
 
 
@@ -279,7 +279,7 @@ class Generator:
         guided = self._guidance is not None
         # Of the weights: fine-tunes of one configuration differ here.
         weights = self.lm.out_norm.weight.astype(mx.float32).tolist()
-        return fingerprint(
+        return model_fingerprint(
             self.lm.config, self.batch, self.generated, self._kv_bits, guided, weights
         )
 

@@ -71,17 +71,17 @@ class Residual(nn.Module):
         return y + (self.shortcut(x) if "shortcut" in self else x)
 
 
-Layer = Conv1d | ConvTranspose1d | Elu | Residual
+SeanetLayer = Conv1d | ConvTranspose1d | Elu | Residual
 
 
-def _residuals(config: SeanetConfig, dim: int) -> list[Layer]:
+def _residuals(config: SeanetConfig, dim: int) -> list[SeanetLayer]:
     return [Residual(config, dim, config.dilation_base**j) for j in range(config.n_residual_layers)]
 
 
 class Seanet(nn.Module):
     """Layers one after the other, numbered as in the published files."""
 
-    def __init__(self, model: Sequence[Layer]) -> None:
+    def __init__(self, model: Sequence[SeanetLayer]) -> None:
         super().__init__()
         self.model = list(model)
 
@@ -99,7 +99,7 @@ class SeanetEncoder(Seanet):
 
     def __init__(self, config: SeanetConfig) -> None:
         dim = config.n_filters
-        model: list[Layer] = [Conv1d(config.channels, dim, config.kernel_size)]
+        model: list[SeanetLayer] = [Conv1d(config.channels, dim, config.kernel_size)]
         for ratio in reversed(config.ratios):
             model += _residuals(config, dim)
             model += [Elu(), Conv1d(dim, 2 * dim, 2 * ratio, stride=ratio)]
@@ -113,7 +113,7 @@ class SeanetDecoder(Seanet):
 
     def __init__(self, config: SeanetConfig) -> None:
         dim = config.n_filters * 2 ** len(config.ratios)
-        model: list[Layer] = [Conv1d(config.dimension, dim, config.kernel_size)]
+        model: list[SeanetLayer] = [Conv1d(config.dimension, dim, config.kernel_size)]
         for ratio in config.ratios:
             model += [Elu(), ConvTranspose1d(dim, dim // 2, 2 * ratio, stride=ratio)]
             dim //= 2

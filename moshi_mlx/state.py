@@ -75,7 +75,7 @@ def load_state(path: str | Path) -> SavedState:
     return SavedState(arrays, json.loads(metadata["facts"]))
 
 
-def fingerprint(config: LmConfig, *others: object) -> str:
+def model_fingerprint(config: LmConfig, *others: object) -> str:
     """What a state depends on: the configuration, and whatever else changes its meaning."""
     facts = json.dumps([asdict(config), *others], sort_keys=True, default=str)
     return hashlib.sha256(facts.encode()).hexdigest()[:16]

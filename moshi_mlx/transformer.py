@@ -195,7 +195,7 @@ class LayerScale(nn.Module):
         return self.scale * x
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Pre-norm residual layer: self-attention, cross-attention where there is one, feed-forward."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -259,7 +259,7 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.layers = [Layer(config) for _ in range(config.num_layers)]
+        self.layers = [TransformerLayer(config) for _ in range(config.num_layers)]
 
     def make_cache(self, lookahead: int = 1, bits: int | None = None) -> list[RingCache]:
         """Empty caches for a stream that brings up to `lookahead` positions at a time.

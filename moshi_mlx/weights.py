@@ -13,7 +13,7 @@ import mlx.nn as nn
 
 from .arrays import Weights
 from .backend import default_dtype, on_gpu
-from .config import PUBLISHED_GROUPS, LmConfig
+from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
 from .errors import CheckpointError
 from .layouts import detect_layout, from_mlx, from_pytorch, module_name
 from .lm import Lm
@@ -22,9 +22,7 @@ from .safetensors import read_safetensors
 from .trees import named_leaves, named_parameters
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-_BITS = (2, 3, 4, 5, 6, 8)
 _GROUPS = (16, 32, 64, 128)
-_FLOAT_MODES = {(4, 32): "mxfp4", (8, 32): "mxfp8", (4, 16): "nvfp4"}  # by bits and group
 
 
 def merge_lora(weights: Weights, adapter: Weights, scaling: float, where: str) -> Weights:
@@ -235,14 +233,15 @@ def _quantization(
         )
     bits, rest = divmod(32 * packed.shape[1], inputs)
     group, left = divmod(inputs, scales.shape[1])
-    if rest or left or bits not in _BITS or group not in _GROUPS:
+    if rest or left or bits not in QUANTIZED_BITS or group not in _GROUPS:
         raise CheckpointError(
             f"{fail} {packed.shape} with scales {scales.shape} is no quantization of {shape}: the "
             "file doesn't match its config"
         )
     # Scales of the floating-point modes are bytes, and each mode has bits and a group of its own.
     bytewise = scales.dtype == mx.uint8
-    mode = _FLOAT_MODES.get((bits, group), "unknown") if bytewise else "affine"
+    modes = {kind: mode for mode, kind in FLOAT_MODES.items()}
+    mode = modes.get((bits, group), "unknown") if bytewise else "affine"
     said = {**override, "mode": said_mode}
     for name, found in {"bits": bits, "group_size": group, "mode": mode}.items():
         if said.get(name) not in (None, found):

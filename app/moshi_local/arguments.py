@@ -12,7 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 from moshi_mlx import catalog
 from moshi_mlx.cache import KV_GROUPS
 
-from .options import Codec, EchoMode
+from .options import CodecChoice, EchoMode
 
 MODEL = "Model"
 SAMPLING = "Sampling"
@@ -67,7 +67,7 @@ def _known_bits(bits: int | None) -> int | None:
 _BUNDLED = ", ".join(catalog.bundled())
 _SERIES = " or ".join(catalog.all_series())
 
-Model = Annotated[
+ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
@@ -79,7 +79,7 @@ Model = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Quantized = Annotated[
+QuantizedOption = Annotated[
     int | None,
     typer.Option(
         "-q",
@@ -91,7 +91,7 @@ Quantized = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-HfRepo = Annotated[
+HfRepoOption = Annotated[
     str | None,
     typer.Option(
         "--hf-repo",
@@ -101,7 +101,7 @@ HfRepo = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Force = Annotated[
+ForceOption = Annotated[
     bool,
     typer.Option(
         "--force",
@@ -109,15 +109,15 @@ Force = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-CodecName = Annotated[
-    Codec,
+CodecNameOption = Annotated[
+    CodecChoice,
     typer.Option(
         help="Encode and decode sound with this implementation of Mimi; auto takes the faster one, "
         "which is measured once per machine.",
         rich_help_panel=MODEL,
     ),
 ]
-Lora = Annotated[
+LoraOption = Annotated[
     Path | None,
     typer.Option(
         metavar="PATH",
@@ -126,7 +126,7 @@ Lora = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-KvBits = Annotated[
+KvBitsOption = Annotated[
     int | None,
     typer.Option(
         "--kv-bits",
@@ -137,7 +137,7 @@ KvBits = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
-Float16 = Annotated[
+Float16Option = Annotated[
     bool,
     typer.Option(
         "--float16",
@@ -148,7 +148,7 @@ Float16 = Annotated[
 
 # ---------------------------------------------------------------------------- sampling
 
-Seed = Annotated[
+SeedOption = Annotated[
     int | None,
     typer.Option(
         min=0,
@@ -158,7 +158,7 @@ Seed = Annotated[
         rich_help_panel=SAMPLING,
     ),
 ]
-SeedZero = Annotated[
+SeedZeroOption = Annotated[
     int,
     typer.Option(
         min=0,
@@ -181,36 +181,36 @@ def _sampling(option: str, metavar: str, what: str, high: float | None = None) -
     )
 
 
-Temperature = Annotated[
+TemperatureOption = Annotated[
     float | None,
     _sampling("--temperature", "T", "Sample the voice at this temperature; 0 is greedy."),
 ]
-TemperatureText = Annotated[
+TemperatureTextOption = Annotated[
     float | None,
     _sampling("--temperature-text", "T", "Sample the text at this temperature; 0 is greedy."),
 ]
-TopK = Annotated[
+TopKOption = Annotated[
     int | None,
     _sampling("--top-k", "K", "Sample the voice from the K likeliest tokens; 0 from all."),
 ]
-TopKText = Annotated[
+TopKTextOption = Annotated[
     int | None,
     _sampling("--top-k-text", "K", "Sample the text from the K likeliest tokens; 0 from all."),
 ]
-TopP = Annotated[
+TopPOption = Annotated[
     float | None,
     _sampling(
         "--top-p", "P", "Sample voice and text from the likeliest tokens up to this share.", 1
     ),
 ]
-MinP = Annotated[
+MinPOption = Annotated[
     float | None,
     _sampling("--min-p", "P", "Drop tokens less likely than this share of the likeliest one.", 1),
 ]
 
 # ---------------------------------------------------------------------------- conversation
 
-PushToTalk = Annotated[
+PushToTalkOption = Annotated[
     bool,
     typer.Option(
         "--push-to-talk",
@@ -218,7 +218,7 @@ PushToTalk = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
-NoGreeting = Annotated[
+NoGreetingOption = Annotated[
     bool,
     typer.Option(
         "--no-greeting",
@@ -226,7 +226,7 @@ NoGreeting = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
-NoLoopGuard = Annotated[
+NoLoopGuardOption = Annotated[
     bool,
     typer.Option(
         "--no-loop-guard",
@@ -234,7 +234,7 @@ NoLoopGuard = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
-Seconds = Annotated[
+SecondsOption = Annotated[
     float | None,
     typer.Option(
         min=0.0,
@@ -247,7 +247,7 @@ Seconds = Annotated[
 
 # ---------------------------------------------------------------------------- sound
 
-Input = Annotated[
+InputOption = Annotated[
     str | None,
     typer.Option(
         "--input",
@@ -257,7 +257,7 @@ Input = Annotated[
         rich_help_panel=SOUND,
     ),
 ]
-Output = Annotated[
+OutputOption = Annotated[
     str | None,
     typer.Option(
         "--output",
@@ -267,7 +267,7 @@ Output = Annotated[
         rich_help_panel=SOUND,
     ),
 ]
-Rate = Annotated[
+RateOption = Annotated[
     int | None,
     typer.Option(
         min=8000,
@@ -278,14 +278,14 @@ Rate = Annotated[
         rich_help_panel=SOUND,
     ),
 ]
-Echo = Annotated[
+EchoOption = Annotated[
     EchoMode,
     typer.Option(
         help="Cancel the speaker's echo; auto does so unless the output is headphones.",
         rich_help_panel=SOUND,
     ),
 ]
-NoiseSuppression = Annotated[
+NoiseSuppressionOption = Annotated[
     bool,
     typer.Option(
         "--noise-suppression",
@@ -296,7 +296,7 @@ NoiseSuppression = Annotated[
 
 # ---------------------------------------------------------------------------- files
 
-Record = Annotated[
+RecordOption = Annotated[
     Path | None,
     typer.Option(
         metavar="DIR",
@@ -313,7 +313,7 @@ RecordFormatOption = Annotated[
         rich_help_panel=FILES,
     ),
 ]
-Events = Annotated[
+EventsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
@@ -323,7 +323,7 @@ Events = Annotated[
         rich_help_panel=FILES,
     ),
 ]
-Trace = Annotated[
+TraceOption = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
@@ -335,13 +335,13 @@ Trace = Annotated[
 
 # ---------------------------------------------------------------------------- output
 
-Plain = Annotated[
+PlainOption = Annotated[
     bool,
     typer.Option(
         "--plain", help="Print plain lines instead of drawing a screen.", rich_help_panel=OUTPUT
     ),
 ]
-Json = Annotated[
+JsonOption = Annotated[
     bool,
     typer.Option("--json", help="Print the result as JSON on stdout.", rich_help_panel=OUTPUT),
 ]

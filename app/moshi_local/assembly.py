@@ -18,7 +18,7 @@ from .machine.verdict import Verdict, check_before
 from .options import ModelSource, SamplingFlags
 from .report import LoopReport
 
-__all__ = ["consoles", "load", "open_session", "print_json"]
+__all__ = ["consoles", "load_model", "open_session", "print_json"]
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
@@ -27,7 +27,9 @@ def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     return (notes if stdout_is_taken else Console(highlight=False)), notes
 
 
-def load(source: ModelSource, notes: Console, kv_bits: int | None = None) -> tuple[Moshi, Verdict]:
+def load_model(
+    source: ModelSource, notes: Console, kv_bits: int | None = None
+) -> tuple[Moshi, Verdict]:
     """The model that a command was asked for, and what its memory and speed are here.
 
     The name of a series becomes the precision that suits this machine.

@@ -16,7 +16,7 @@ from rich.console import Console
 from moshi_mlx import Moshi, MoshiError, Session
 
 from . import platform as system
-from .assembly import consoles, load, open_session, print_json
+from .assembly import consoles, load_model, open_session, print_json
 from .audio.card import LiveAudio
 from .audio.devices import choose_devices
 from .audio.portaudio import PortAudioDevice
@@ -79,7 +79,7 @@ def talk(options: TalkOptions) -> None:
     if keeping.record is not None:
         make_folder(keeping.record)
     notes.print(HONESTY, markup=False, soft_wrap=True)
-    moshi, verdict = load(options.model, notes, options.kv_bits)
+    moshi, verdict = load_model(options.model, notes, options.kv_bits)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         hints += filter(None, (system.prefer_this_thread(), system.wire_memory()))

@@ -18,13 +18,12 @@ from moshi_mlx import catalog
 from moshi_mlx.program import run_program
 
 from . import arguments as a
-from .assembly import load
+from .assembly import load_model
 from .audio.devices import list_devices, print_devices
 from .chat import TalkOptions, talk
 from .config_file import config_folder, config_path, read_defaults
 from .first_start import default_model, first_model
-from .machine.bench import bench_config, bench_model
-from .machine.bench import print_report as print_bench
+from .machine.bench import bench_config, bench_model, print_bench
 from .machine.doctor import doctor
 from .machine.models import print_models, rows_as_json, survey
 from .machine.prediction import Speeds
@@ -32,7 +31,7 @@ from .machine.profile import Profile
 from .observers.event_log import STDOUT
 from .observers.trace import Trace
 from .offline import FileOptions, answer_file
-from .options import Codec, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
+from .options import CodecChoice, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
 from .platform import machine
 
 __all__ = ["app", "main"]
@@ -55,36 +54,36 @@ def _print_version(wanted: bool) -> None:
 @app.callback(invoke_without_command=True)
 def live_command(
     context: typer.Context,
-    model: a.Model = None,
-    quantized: a.Quantized = None,
-    hf_repo: a.HfRepo = None,
-    force: a.Force = False,
-    codec: a.CodecName = Codec.auto,
-    lora: a.Lora = None,
-    kv_bits: a.KvBits = None,
-    float16: a.Float16 = False,
-    push_to_talk: a.PushToTalk = False,
-    no_greeting: a.NoGreeting = False,
-    no_loop_guard: a.NoLoopGuard = False,
-    seconds: a.Seconds = None,
-    input: a.Input = None,
-    output: a.Output = None,
-    rate: a.Rate = None,
-    echo: a.Echo = EchoMode.auto,
-    noise_suppression: a.NoiseSuppression = False,
-    record: a.Record = None,
+    model: a.ModelOption = None,
+    quantized: a.QuantizedOption = None,
+    hf_repo: a.HfRepoOption = None,
+    force: a.ForceOption = False,
+    codec: a.CodecNameOption = CodecChoice.auto,
+    lora: a.LoraOption = None,
+    kv_bits: a.KvBitsOption = None,
+    float16: a.Float16Option = False,
+    push_to_talk: a.PushToTalkOption = False,
+    no_greeting: a.NoGreetingOption = False,
+    no_loop_guard: a.NoLoopGuardOption = False,
+    seconds: a.SecondsOption = None,
+    input: a.InputOption = None,
+    output: a.OutputOption = None,
+    rate: a.RateOption = None,
+    echo: a.EchoOption = EchoMode.auto,
+    noise_suppression: a.NoiseSuppressionOption = False,
+    record: a.RecordOption = None,
     record_format: a.RecordFormatOption = a.RecordFormat.flac,
-    events: a.Events = None,
-    trace: a.Trace = None,
-    seed: a.Seed = None,
-    temperature: a.Temperature = None,
-    temperature_text: a.TemperatureText = None,
-    top_k: a.TopK = None,
-    top_k_text: a.TopKText = None,
-    top_p: a.TopP = None,
-    min_p: a.MinP = None,
-    plain: a.Plain = False,
-    as_json: a.Json = False,
+    events: a.EventsOption = None,
+    trace: a.TraceOption = None,
+    seed: a.SeedOption = None,
+    temperature: a.TemperatureOption = None,
+    temperature_text: a.TemperatureTextOption = None,
+    top_k: a.TopKOption = None,
+    top_k_text: a.TopKTextOption = None,
+    top_p: a.TopPOption = None,
+    min_p: a.MinPOption = None,
+    plain: a.PlainOption = False,
+    as_json: a.JsonOption = False,
     version: Annotated[
         bool,
         typer.Option(
@@ -129,21 +128,21 @@ def run_command(
     target: Annotated[
         Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac.")
     ],
-    model: a.Model = None,
-    quantized: a.Quantized = None,
-    hf_repo: a.HfRepo = None,
-    force: a.Force = False,
-    codec: a.CodecName = Codec.auto,
-    lora: a.Lora = None,
-    kv_bits: a.KvBits = None,
-    float16: a.Float16 = False,
-    seed: a.SeedZero = 0,
-    temperature: a.Temperature = None,
-    temperature_text: a.TemperatureText = None,
-    top_k: a.TopK = None,
-    top_k_text: a.TopKText = None,
-    top_p: a.TopP = None,
-    min_p: a.MinP = None,
+    model: a.ModelOption = None,
+    quantized: a.QuantizedOption = None,
+    hf_repo: a.HfRepoOption = None,
+    force: a.ForceOption = False,
+    codec: a.CodecNameOption = CodecChoice.auto,
+    lora: a.LoraOption = None,
+    kv_bits: a.KvBitsOption = None,
+    float16: a.Float16Option = False,
+    seed: a.SeedZeroOption = 0,
+    temperature: a.TemperatureOption = None,
+    temperature_text: a.TemperatureTextOption = None,
+    top_k: a.TopKOption = None,
+    top_k_text: a.TopKTextOption = None,
+    top_p: a.TopPOption = None,
+    min_p: a.MinPOption = None,
     tail: Annotated[
         float,
         typer.Option(
@@ -169,7 +168,7 @@ def run_command(
             rich_help_panel=a.OUTPUT,
         ),
     ] = None,
-    as_json: a.Json = False,
+    as_json: a.JsonOption = False,
 ) -> None:
     """Answer a recording: the live loop, from file to file."""
     if picture and not stereo:
@@ -197,7 +196,7 @@ def models_command(
         bool,
         typer.Option("--quick", help="Do not measure this machine to predict speeds."),
     ] = False,
-    as_json: a.Json = False,
+    as_json: a.JsonOption = False,
 ) -> None:
     """List the published models: size, licence, what is here, what fits and what is fast enough."""
     speeds = None if quick else Speeds()
@@ -211,7 +210,7 @@ def models_command(
 
 
 @app.command("devices", cls=a.Command)
-def devices_command(as_json: a.Json = False) -> None:
+def devices_command(as_json: a.JsonOption = False) -> None:
     """List the sound devices; * marks the defaults."""
     found = list_devices()
     if as_json:
@@ -223,12 +222,12 @@ def devices_command(as_json: a.Json = False) -> None:
 @app.command("doctor", cls=a.Command)
 def doctor_command(
     context: typer.Context,
-    model: a.Model = None,
-    quantized: a.Quantized = None,
-    hf_repo: a.HfRepo = None,
-    kv_bits: a.KvBits = None,
+    model: a.ModelOption = None,
+    quantized: a.QuantizedOption = None,
+    hf_repo: a.HfRepoOption = None,
+    kv_bits: a.KvBitsOption = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Time this many frames.")] = 100,
-    as_json: a.Json = False,
+    as_json: a.JsonOption = False,
 ) -> None:
     """Check whether this machine can talk with a model in real time, with numbers.
 
@@ -242,10 +241,10 @@ def doctor_command(
 @app.command("bench", cls=a.Command)
 def bench_command(
     context: typer.Context,
-    model: a.Model = None,
-    quantized: a.Quantized = None,
-    hf_repo: a.HfRepo = None,
-    force: a.Force = False,
+    model: a.ModelOption = None,
+    quantized: a.QuantizedOption = None,
+    hf_repo: a.HfRepoOption = None,
+    force: a.ForceOption = False,
     config: Annotated[
         Path | None,
         typer.Option(
@@ -264,8 +263,8 @@ def bench_command(
             rich_help_panel=a.MODEL,
         ),
     ] = 16,
-    kv_bits: a.KvBits = None,
-    float16: a.Float16 = False,
+    kv_bits: a.KvBitsOption = None,
+    float16: a.Float16Option = False,
     frames: Annotated[
         int, typer.Option(min=1, metavar="N", help="Time this many steps per round.")
     ] = 100,
@@ -305,7 +304,7 @@ def bench_command(
             rich_help_panel=a.OUTPUT,
         ),
     ] = None,
-    as_json: a.Json = False,
+    as_json: a.JsonOption = False,
 ) -> None:
     """Time a step of the language model: codes in, codes out."""
     name = _asked(context, model, quantized, hf_repo)
@@ -317,7 +316,7 @@ def bench_command(
     profile = Profile(None if trace is None else Trace(trace), flame)
     if config is None:
         source = ModelSource(name or default_model(), float16=float16, force=force)
-        moshi, _ = load(source, Console(stderr=True, highlight=False), kv_bits)
+        moshi, _ = load_model(source, Console(stderr=True, highlight=False), kv_bits)
         mine = bench_model(moshi, frames, compiled, kv_bits, profile)
     else:
         mine, theirs = bench_config(

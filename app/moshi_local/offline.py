@@ -14,8 +14,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moshi_mlx.program import INTERRUPTED
 
-from .assembly import consoles, load, open_session, print_json
-from .audio.files import FileAudio, check_files
+from .assembly import consoles, load_model, open_session, print_json
+from .audio.files import FileAudio, check_sound_files
 from .events import Event, FrameDone
 from .loop import run_loop, stop_on_signals
 from .observers.picture import draw_conversation
@@ -51,8 +51,8 @@ def answer_file(options: FileOptions) -> None:
     """Lets the model hear a recording, and writes what it says."""
     source, target = options.source, options.target
     screen, notes = consoles(options.as_json)
-    check_files(source, target)
-    moshi, verdict = load(options.model, notes, options.kv_bits)
+    check_sound_files(source, target)
+    moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
         source,

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from moshi_mlx import Sampling
 
-__all__ = ["Codec", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
+__all__ = ["CodecChoice", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
 
 
 class EchoMode(StrEnum):
@@ -20,7 +20,7 @@ class EchoMode(StrEnum):
     off = "off"
 
 
-class Codec(StrEnum):
+class CodecChoice(StrEnum):
     """Which implementation of Mimi turns sound into codes and back."""
 
     auto = "auto"
@@ -37,7 +37,7 @@ class ModelSource:
     """
 
     name: str
-    codec: Codec = Codec.auto
+    codec: CodecChoice = CodecChoice.auto
     lora: Path | None = None
     float16: bool = False
     force: bool = False

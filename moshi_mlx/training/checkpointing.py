@@ -7,7 +7,7 @@ import mlx.core as mx
 
 from ..cache import Cache
 from ..lm import Lm
-from ..transformer import CrossKv, Layer
+from ..transformer import CrossKv, TransformerLayer
 
 
 class _PassedCache:
@@ -29,7 +29,7 @@ class _PassedCache:
         return []
 
 
-class CheckpointedLayer(Layer):
+class CheckpointedLayer(TransformerLayer):
     """A layer that keeps only its input and parameters for the backward pass."""
 
     def __call__(
@@ -40,7 +40,7 @@ class CheckpointedLayer(Layer):
 
         def inner(parameters: dict[str, object], x: mx.array) -> mx.array:
             self.update(parameters)
-            return Layer.__call__(self, x, _PassedCache(0), mask, cross)
+            return TransformerLayer.__call__(self, x, _PassedCache(0), mask, cross)
 
         return mx.checkpoint(inner)(self.trainable_parameters(), x)
 

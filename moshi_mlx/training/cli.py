@@ -21,7 +21,7 @@ from .distributed import Peers
 from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
 from .losses import objective
 from .plots import plot_losses
-from .settings import RunConfig, describe, read_settings
+from .settings import RunConfig, describe_fields, read_settings
 from .trainer import Trainer, evaluation, save_weights
 
 
@@ -146,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     given = parser.parse_args(arguments)
     if given.fields:
-        _say("\n".join(describe()))
+        _say("\n".join(describe_fields()))
         return 0
     if given.config is None:
         parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")

@@ -20,7 +20,7 @@ from ..lora import LoraLinear, attach, linear_layers, linear_shape
 from ..safetensors import write_safetensors
 from ..trees import flat
 from ..weights import read_adapter
-from .losses import Prepared, Teacher, logits_of, loss_sums
+from .losses import Prepared, TeacherLogits, logits_of, loss_sums
 
 
 def add_lora(
@@ -93,7 +93,7 @@ def rehearsing_objective(lm: Lm, scales: mx.array, *arrays: mx.array) -> tuple[m
     with without_adapters(lm):
         text, audio = logits_of(lm, prepared)
     text = mx.stop_gradient(text)
-    teacher = Teacher(sequences, text, None if audio is None else mx.stop_gradient(audio))
+    teacher = TeacherLogits(sequences, text, None if audio is None else mx.stop_gradient(audio))
     sums = loss_sums(lm, prepared, teacher)
     return (sums[:3] * scales).sum(), sums
 

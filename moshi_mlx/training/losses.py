@@ -21,7 +21,7 @@ from ..lm import Lm
 Counts = npt.NDArray[np.float64]
 
 # The terms of the loss and their hits, in the order of `loss_sums` and of the counts.
-PARTS = ("text", "semantic", "acoustic")
+LOSS_PARTS = ("text", "semantic", "acoustic")
 
 
 @dataclass(frozen=True)
@@ -167,7 +167,7 @@ def loss_scales(counts: Counts, loss: LossConfig) -> Counts:
     return scales
 
 
-class Teacher(NamedTuple):
+class TeacherLogits(NamedTuple):
     """What another model says to a batch, to be followed in some sequences instead of the targets.
 
     sequences: bool [B], those in which it is followed.
@@ -190,8 +190,8 @@ def logits_of(lm: Lm, batch: Prepared) -> tuple[mx.array, mx.array | None]:
     return text_logits, lm.depformer.forward(flat, batch.before)
 
 
-def loss_sums(lm: Lm, batch: Prepared, teacher: Teacher | None = None) -> mx.array:
-    """Float32 [6]: sums of the cross-entropies of `PARTS`, text weighted, and of right guesses.
+def loss_sums(lm: Lm, batch: Prepared, teacher: TeacherLogits | None = None) -> mx.array:
+    """Sums of cross-entropies of `LOSS_PARTS`, text weighted, and of right guesses: float32 [6].
 
     Where a teacher is followed, cross-entropies are with its distributions (Li and Hoiem 2016,
     arXiv 1606.09282).
@@ -249,6 +249,6 @@ def metrics(sums: npt.ArrayLike, counts: Counts, loss: LossConfig) -> dict[str, 
     terms = np.asarray(sums, dtype=np.float64)
     means = terms / np.maximum(counts, 1e-9)
     out = {"loss": float((terms[:3] * loss_scales(counts, loss)).sum())}
-    out |= {part: float(mean) for part, mean in zip(PARTS, means[:3], strict=True)}
-    hits = zip(PARTS, means[3:], strict=True)
+    out |= {part: float(mean) for part, mean in zip(LOSS_PARTS, means[:3], strict=True)}
+    hits = zip(LOSS_PARTS, means[3:], strict=True)
     return out | {f"{part}_accuracy": float(mean) for part, mean in hits}

@@ -18,11 +18,11 @@ _GATE_SECONDS = 0.02
 
 
 def gain(db: float) -> float:
-    """The factor of a level difference."""
+    """The factor of a speech_level difference."""
     return float(10.0 ** (db / 20.0))
 
 
-def level(pcm: Pcm, sample_rate: int) -> float:
+def speech_level(pcm: Pcm, sample_rate: int) -> float:
     """Loudness of what sounds: RMS in dBFS over the 20 ms that aren't silent; −inf if all are."""
     size = round(_GATE_SECONDS * sample_rate)
     blocks = pcm[: len(pcm) // size * size].reshape(-1, size)
@@ -33,7 +33,7 @@ def level(pcm: Pcm, sample_rate: int) -> float:
 
 def levelled(pcm: Pcm, db: float, sample_rate: int) -> Pcm:
     """The sound at a loudness of `db`, or as near as it gets without clipping; silence stays."""
-    now = level(pcm, sample_rate)
+    now = speech_level(pcm, sample_rate)
     if now == -math.inf:
         return pcm
     peak = float(np.abs(pcm).max())
@@ -48,7 +48,7 @@ class UserSide:
 
     gain_db: how much louder or softer, in dB.
     noise_db: white noise that is added, in dBFS.
-    echo_db: level of Moshi's voice in the user's microphone, in dB relative to itself.
+    echo_db: speech_level of Moshi's voice in the user's microphone, in dB relative to itself.
     echo_seconds: how late that echo comes.
     echo_share: share of the recordings in which it leaks.
     """
@@ -108,7 +108,7 @@ class MixConfig:
 
 
 @dataclass(frozen=True)
-class Conversation:
+class TwoSides:
     """Two sides, float32 [2, samples], Moshi's first; and Moshi's words."""
 
     pcm: Pcm
@@ -120,7 +120,7 @@ def conversation(
     config: MixConfig,
     sample_rate: int,
     rng: np.random.Generator,
-) -> Conversation:
+) -> TwoSides:
     """Puts utterances one after the other on two sides.
 
     Args:
@@ -145,4 +145,4 @@ def conversation(
         if own:
             offset = start / sample_rate
             words += [Word(w.text, w.start + offset, w.end + offset) for w in clip.words]
-    return Conversation(np.clip(pcm, -1.0, 1.0), tuple(sorted(words, key=lambda w: w.start)))
+    return TwoSides(np.clip(pcm, -1.0, 1.0), tuple(sorted(words, key=lambda w: w.start)))

@@ -1,7 +1,7 @@
 """A run's YAML file → dataclasses: every field typed, documented and checked by name.
 
 The fields are those of `RunConfig` and of the dataclasses in it; their docstrings say what they
-do (`describe` prints them).
+do (`describe_fields` prints them).
 """
 
 import re
@@ -151,7 +151,7 @@ def _number(value: Any) -> float | None:
         return None
 
 
-def describe(kind: type[Any] = RunConfig, indent: str = "") -> list[str]:
+def describe_fields(kind: type[Any] = RunConfig, indent: str = "") -> list[str]:
     """All fields with their defaults and what they do, as commented YAML."""
     lines: list[str] = []
     hints, texts = get_type_hints(kind), documentation(kind)
@@ -163,7 +163,7 @@ def describe(kind: type[Any] = RunConfig, indent: str = "") -> list[str]:
         lines.append(f"{indent}# {texts[each.name]}")
         if inner is not None:
             lines.append(f"{indent}{each.name}:")
-            lines += describe(inner, indent + "  ")  # type: ignore[arg-type]
+            lines += describe_fields(inner, indent + "  ")  # type: ignore[arg-type]
         elif each.default is MISSING:
             lines.append(f"{indent}{each.name}: …  # must be given")
         else:

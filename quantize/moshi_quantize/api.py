@@ -18,9 +18,10 @@ from . import gptq, report, sensitivity
 from .card import write_card
 from .convert import Emit, Plan, Progress, make_plan, write_model, write_rest
 from .dialogues import Dialogues, find_dialogues
+from .listening import can_listen
 from .recipe import Assignment, Recipe, layers_of
 from .recipe import recipe as find_recipe
-from .replies import Replies, can_listen
+from .replies import Replies
 
 _PROBED = 4  # calibration dialogues that sensitivity is measured on
 LISTENED = 12  # evaluation dialogues whose replies are listened to
@@ -144,7 +145,7 @@ def measured_bits(
     """What a recipe gives each layer, by measuring where it asks for that."""
     if chosen.target_bits is None:
         return plan.assignment
-    costs = sensitivity.measure(
+    costs = sensitivity.measure_sensitivity(
         plan.source, plan.layers, tokens.calibration[:_PROBED], progress=progress
     )
     fixed = chosen.fixed(plan.layers)

@@ -31,9 +31,10 @@ from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
 from .dialogues import find_dialogues
+from .listening import can_listen
 from .recipe import RECIPES, Precision, Predicate, parse_precision
 from .recipe import recipe as find_recipe
-from .replies import Replies, can_listen
+from .replies import Replies
 from .speaker import Speaker
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
@@ -46,8 +47,8 @@ def about() -> None:
     """moshi-quantize SOURCE TARGET makes a model small; moshi-quantize report says what it cost."""
 
 
-@app.command()
-def quantize(
+@app.command("quantize")
+def quantize_command(
     source: Annotated[
         str, typer.Argument(help="a folder, a file, a hub repository, an alias, or nano")
     ],
@@ -115,8 +116,8 @@ def quantize(
     print(f"{target}: {result.nbytes / 1e6:.1f} MB; try it: moshi-local --model {target}")
 
 
-@app.command()
-def report(
+@app.command("report")
+def report_command(
     original: Annotated[str, typer.Argument(help="what to compare with")],
     others: Annotated[list[str], typer.Argument(help="models made from it")],
     dialogue: Annotated[str, typer.Option(help="tokens (.npz) or a recording to measure on")] = "",

@@ -34,7 +34,7 @@ class Dialogues:
     origin: str
 
 
-def fingerprint(*paths: Path) -> str:
+def codec_fingerprint(*paths: Path) -> str:
     """Of the files that give tokens their meaning: codec and tokenizer."""
     digest = hashlib.sha256()
     for path in paths:
@@ -63,7 +63,9 @@ def find_dialogues(
         return _checked(read_dialogues(Path(given)), source, str(given))
     if given is None and SHIPPED.is_file():
         with np.load(SHIPPED, allow_pickle=False) as file:
-            if str(file["fingerprint"]) == fingerprint(source.files.mimi, source.files.tokenizer):
+            if str(file["codec_fingerprint"]) == codec_fingerprint(
+                source.files.mimi, source.files.tokenizer
+            ):
                 return read_dialogues(SHIPPED)
     recording = Path(given or QUESTION)
     codes = Speaker(speaker or source).hear(recording)

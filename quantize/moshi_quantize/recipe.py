@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import mlx.core as mx
 
-from moshi_mlx.config import PUBLISHED_GROUPS
+from moshi_mlx.config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.footprint import uses_per_frame
 from moshi_mlx.layouts import to_mlx
@@ -20,15 +20,10 @@ from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_leaves
 
 Part = Literal["temporal", "depth", "embeddings", "heads", "conditions"]
-PARTS: tuple[Part, ...] = ("temporal", "depth", "embeddings", "heads", "conditions")
+LAYER_PARTS: tuple[Part, ...] = ("temporal", "depth", "embeddings", "heads", "conditions")
 
 Mode = Literal["affine", "mxfp4", "mxfp8", "nvfp4"]
-BITS = (2, 3, 4, 5, 6, 8)
 GROUPS = (32, 64, 128)
-# Bits and group of the floating-point modes: the OCP Microscaling formats, and NVIDIA's.
-_FLOAT_MODES: dict[str, tuple[int, int]] = {
-    "mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16),
-}  # fmt: skip
 # Groups where none is asked for: 4 and 8 as published, few bits with small groups.
 _DEFAULT_GROUP = {2: 32, 3: 32, 5: 64, 6: 64} | PUBLISHED_GROUPS
 
@@ -46,13 +41,13 @@ class Precision:
     mode: Mode = "affine"
 
     def __post_init__(self) -> None:
-        known = _FLOAT_MODES.get(self.mode)
+        known = FLOAT_MODES.get(self.mode)
         if known is not None and (self.bits, self.group_size) != known:
             raise RecipeError(f"{self.mode} has {known[0]} bits in groups of {known[1]}")
-        if known is None and (self.bits not in BITS or self.group_size not in GROUPS):
+        if known is None and (self.bits not in QUANTIZED_BITS or self.group_size not in GROUPS):
             raise RecipeError(
                 f"There is no precision of {self.bits} bits in groups of {self.group_size}: bits "
-                f"are {', '.join(map(str, BITS))}, groups {', '.join(map(str, GROUPS))}."
+                f"are {', '.join(map(str, QUANTIZED_BITS))}, groups {', '.join(map(str, GROUPS))}."
             )
 
     def __str__(self) -> str:
@@ -107,13 +102,14 @@ def parse_precision(text: str) -> Precision | None:
     """
     if text == "none":
         return None
-    if text in _FLOAT_MODES:
-        return Precision(*_FLOAT_MODES[text], mode=text)  # type: ignore[arg-type]
+    if text in FLOAT_MODES:
+        return Precision(*FLOAT_MODES[text], mode=text)  # type: ignore[arg-type]
     match = re.fullmatch(r"q?(\d)(?::(\d+))?", text)
     if match is None:
         raise RecipeError(
-            f"'{text}' is no precision: say bits ({', '.join(map(str, BITS))}), bits:group (4:64), "
-            f"{', '.join(_FLOAT_MODES)} or none."
+            f"'{text}' is not a precision: give bits ({', '.join(map(str, QUANTIZED_BITS))}), "
+            "bits:group (4:64), "
+            f"{', '.join(FLOAT_MODES)} or none."
         )
     bits = int(match[1])
     return Precision(bits, int(match[2]) if match[2] else _DEFAULT_GROUP.get(bits, 32))
@@ -248,9 +244,9 @@ class Recipe:
                 for layer in layers
                 if layer.part == what or any(fnmatch.fnmatchcase(n, what) for n in layer.names)
             ]
-            if not hit and what not in PARTS:
+            if not hit and what not in LAYER_PARTS:
                 raise RecipeError(
-                    f"No layer is called '{what}': say {', '.join(PARTS)}, or a layer's name, "
+                    f"No layer is called '{what}': give {', '.join(LAYER_PARTS)} or a layer's name "
                     "with * for any part of it."
                 )
             assignment |= {layer.path: precision for layer in hit}

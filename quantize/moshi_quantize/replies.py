@@ -4,7 +4,7 @@ The other side's codes of the evaluation dialogues go in, the model answers in i
 sampling, and each stretch of its speech is recognized. Knows nothing of quantizing.
 """
 
-import importlib.util
+from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -14,17 +14,15 @@ from moshi_mlx.activity import audible_spans
 from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
+from .listening import recognize, transcribe
 from .speaker import Speaker
 
 _WINDOW_SECONDS = 0.02
 _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
 _MARGIN_SECONDS = 0.06
-_NANO_TEXT_CARD = 512
 
 
-def can_listen() -> bool:
-    """Whether the recognizer is installed."""
-    return importlib.util.find_spec("pocketsphinx") is not None
+SENTENCES = "sentences.txt"
 
 
 class Replies:
@@ -38,16 +36,23 @@ class Replies:
         speaker = Speaker(source, kv_bits)
         tokens = speaker.answer(self._codes[:, 1 + speaker.own :])
         said = np.array(speaker.mimi.decode(mx.array(tokens[:, 1:])))[:, 0]
-        # Nano says whole sentences that are known: a closed grammar hears these best.
-        closed = source.config.lm.text_card == _NANO_TEXT_CARD
-        return [self._heard(pcm, speaker.sample_rate, closed) for pcm in said]
+        sentences = known_sentences(source)
+        return [self._heard(pcm, speaker.sample_rate, sentences) for pcm in said]
 
-    def _heard(self, pcm: npt.NDArray[np.float32], rate: int, closed: bool) -> tuple[str, ...]:
-        from recipes.nano.recognize import recognize, transcribe
-
+    def _heard(
+        self, pcm: npt.NDArray[np.float32], rate: int, sentences: Sequence[str]
+    ) -> tuple[str, ...]:
         margin = int(_MARGIN_SECONDS * rate)
         heard = []
         for start, end in audible_spans(pcm, rate, window=_WINDOW_SECONDS, pause=_PAUSE_SECONDS):
             part = pcm[max(0, start - margin) : end + margin]
-            heard.append((recognize(part, rate) if closed else transcribe(part, rate)) or "?")
+            heard.append(
+                (recognize(part, rate, sentences) if sentences else transcribe(part, rate)) or "?"
+            )
         return tuple(heard)
+
+
+def known_sentences(source: Checkpoint) -> list[str]:
+    """What a model can say, where its folder lists that: a closed grammar hears these best."""
+    listed = source.files.tokenizer.parent / SENTENCES
+    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []

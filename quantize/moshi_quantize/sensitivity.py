@@ -34,7 +34,7 @@ class Sensitivity:
     cost: Mapping[str, Mapping[Precision | None, float]]
 
 
-def measure(
+def measure_sensitivity(
     source: Checkpoint,
     layers: Sequence[Layer],
     codes: Codes,

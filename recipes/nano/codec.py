@@ -1,6 +1,6 @@
 """Training of nano's codec: a small Mimi, in PyTorch, by the reference's own classes.
 
-    python -m recipes.nano.codec {prepare,train,decoder,export,evaluate} --out build/nano
+    python -m recipes.nano.codec {prepare,train,decoder,export} --out build/nano
 
 `prepare` synthesizes the corpus, `train` learns encoder, quantizer and decoder together, `decoder`
 goes on with the decoder alone (the codes no longer change, so a language model can be trained on
@@ -588,7 +588,7 @@ def prepare(out: Path, processes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train nano's codec, a small Mimi.")
-    parser.add_argument("stage", choices=("prepare", "train", "decoder", "export", "evaluate"))
+    parser.add_argument("stage", choices=("prepare", "train", "decoder", "export"))
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--minutes", type=float, help="default: 40 for train, 20 for decoder")
     parser.add_argument("--start", type=Path, help="train: mimi.safetensors to start from")
@@ -603,12 +603,8 @@ def main() -> None:
         train(args.out, args.minutes or 40, args.start)
     elif args.stage == "decoder":
         train_decoder(args.out, args.minutes or 20)
-    elif args.stage == "export":
-        export(args.out)
     else:
-        from .codec_evaluation import evaluate
-
-        evaluate(args.out)
+        export(args.out)
 
 
 if __name__ == "__main__":

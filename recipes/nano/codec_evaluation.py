@@ -1,10 +1,13 @@
 """Figures of nano's codec, as Mimi in MLX runs it: on renditions, texts and voices not trained on.
 
+    python -m recipes.nano.codec_evaluation --out build/nano
+
 Knows how to score a codec; nothing of its training or of the language model.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +20,11 @@ from moshi_mlx.files import read_json
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.published import read_mimi_config
 from moshi_mlx.weights_mimi import load_mimi
+from moshi_quantize.listening import recognize, transcribe
 
+from . import script
 from .codec_data import FRAME_SIZE, corpus
-from .recognize import intelligibility, recognize, transcribe, word_error_rate
+from .recognize import intelligibility, word_error_rate
 from .speech import NOISE_KINDS, SAMPLE_RATE, decibels, noise, speak
 from .tokens import CARD, CODEBOOKS
 
@@ -59,7 +64,9 @@ def through(mimi: Mimi, recordings: Sequence[np.ndarray]) -> tuple[list[np.ndarr
 def recognized(texts: Sequence[str], audio: Sequence[np.ndarray]) -> float:
     """Share of replies that the closed grammar recognizes."""
     pairs = zip(texts, audio, strict=True)
-    return float(np.mean([recognize(pcm, SAMPLE_RATE) == text for text, pcm in pairs]))
+    return float(
+        np.mean([recognize(pcm, SAMPLE_RATE, script.replies()) == text for text, pcm in pairs])
+    )
 
 
 def open_word_errors(texts: Sequence[str], audio: Sequence[np.ndarray]) -> float:
@@ -130,3 +137,13 @@ def evaluate(out: Path) -> dict[str, dict[str, Any]]:
     (folder / "evaluation.json").write_text(text + "\n", encoding="utf-8")
     print(text)
     return json.loads(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Score nano's codec, after `codec export`.")
+    parser.add_argument("--out", type=Path, default=Path("build/nano"))
+    evaluate(parser.parse_args().out)
+
+
+if __name__ == "__main__":
+    main()

@@ -25,11 +25,11 @@ import moshi_mlx
 from moshi_mlx.activity import audible_spans
 from moshi_mlx.families import Moshi
 from moshi_mlx.generate import Generator
+from moshi_quantize.listening import plain_words, recognize
 
 from . import script
 from .codec_data import FRAME_SIZE, canonical_rendition
 from .codec_evaluation import ADDED_ERRORS, AS_TRAINED, OWN_VOICE, codec_figures
-from .recognize import plain_words, recognize
 from .renditions import Line, evaluation_lines, one_speaker, rng_for, unheard_engine_lines
 from .report import Goal, markdown, plot, write_card
 from .speech import NOISE_KINDS, SAMPLE_RATE, augment, decibels, noise, speak
@@ -181,7 +181,11 @@ def answers(moshi: Moshi, lines: Sequence[Line], cache: Path, wait: float) -> li
         conversations = converse(moshi, [pcm for pcm, _ in recordings])
         for line, (_, end), conversation in zip(chosen, recordings, conversations, strict=True):
             spans = audible_seconds(conversation.nano, pause=1.0)
-            heard = recognize(cut(conversation.nano, *spans[0]), SAMPLE_RATE) if spans else None
+            heard = (
+                recognize(cut(conversation.nano, *spans[0]), SAMPLE_RATE, script.replies())
+                if spans
+                else None
+            )
             delay = spans[0][0] - end if spans else None
             text = said_text(conversation.text_tokens, moshi.text)
             out.append(Answer(line, text, heard, delay))
@@ -349,7 +353,7 @@ def interruptions(moshi: Moshi, cache: Path, size: Size) -> tuple[dict[str, Any]
         heard = None
         if later:
             answer = cut(conversation.nano, max(later[0][0], end), later[-1][1])
-            heard = recognize(answer, SAMPLE_RATE)
+            heard = recognize(answer, SAMPLE_RATE, script.replies())
         replies.append(same_words(reply, heard))
     figures = {
         "stops within 1 s": share([s <= 1.0 for s in stops]),
@@ -390,7 +394,11 @@ def long_turns(moshi: Moshi, cache: Path, size: Size) -> dict[str, Any]:
             murmurs.append(bool(near))
             held_back.append(all(s[1] - s[0] < 1.0 for s in near))
         last = [s for s in audible_seconds(conversation.nano, 1.0) if s[0] > ends[-1]]
-        heard = recognize(cut(conversation.nano, *last[0]), SAMPLE_RATE) if last else None
+        heard = (
+            recognize(cut(conversation.nano, *last[0]), SAMPLE_RATE, script.replies())
+            if last
+            else None
+        )
         replies.append(same_words(script.MONOLOGUE_REPLY, heard))
     return {
         "murmurs in pauses": share(murmurs),

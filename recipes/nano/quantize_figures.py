@@ -20,7 +20,7 @@ import mlx.core as mx
 from moshi_mlx.checkpoint import WEIGHTS, open_checkpoint
 from moshi_quantize import report, sensitivity
 from moshi_quantize.convert import make_plan, write_model, write_rest
-from moshi_quantize.dialogues import SHIPPED, find_dialogues, fingerprint
+from moshi_quantize.dialogues import SHIPPED, codec_fingerprint, find_dialogues
 from moshi_quantize.gptq import quantize_layers
 from moshi_quantize.recipe import RECIPES, Recipe, recipe
 from moshi_quantize.replies import Replies
@@ -52,7 +52,7 @@ def work(scratch: Path) -> None:
     """All of it, on a copy of nano, so that another may take its place meanwhile."""
     nano = open_checkpoint("nano").folder
     source = replace(open_checkpoint(shutil.copytree(nano, scratch / "nano")), name="nano")
-    known = SHIPPED.is_file() and quantize_dialogues.fingerprint_of(SHIPPED) == fingerprint(
+    known = SHIPPED.is_file() and quantize_dialogues.fingerprint_of(SHIPPED) == codec_fingerprint(
         source.files.mimi, source.files.tokenizer
     )
     if not known:
@@ -62,7 +62,7 @@ def work(scratch: Path) -> None:
     reference = Teacher(source)(mx.array(tokens.evaluation))
     first = make_plan(source, RECIPES["q4"], mx.bfloat16)
     print("measuring sensitivity", file=sys.stderr)
-    costs = sensitivity.measure(source, first.layers, tokens.calibration[:2])
+    costs = sensitivity.measure_sensitivity(source, first.layers, tokens.calibration[:2])
     figures = []
     for chosen in recipes():
         folder = scratch / chosen.name.replace(":", "-")

@@ -11,8 +11,6 @@ which `moshi_mlx.load` runs.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from moshi_mlx.checkpoint import write_companions
 from moshi_mlx.config import UNGENERATED_TOKEN, LmConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
@@ -249,10 +248,15 @@ def export(out: Path) -> Path:
     model = out / "model"
     model.mkdir(exist_ok=True)
     save_weights(lm, model / "model.safetensors", mx.bfloat16)
-    (model / "config.json").write_text(json.dumps(CONFIG, indent=1) + "\n", encoding="utf-8")
-    for name in ("mimi.safetensors", "mimi_config.json"):
-        shutil.copyfile(out / "codec" / name, model / name)
-    shutil.copyfile(token_folder(out) / "tokenizer.model", model / "tokenizer.model")
+    codec = out / "codec"
+    write_companions(
+        model,
+        CONFIG,
+        mimi=codec / "mimi.safetensors",
+        tokenizer=token_folder(out) / "tokenizer.model",
+        mimi_config=codec / "mimi_config.json",
+    )
+    (model / "sentences.txt").write_text("\n".join(script.replies()) + "\n", encoding="utf-8")
     size = sum(f.stat().st_size for f in model.iterdir())
     print(f"{model}: step {checkpoint.name[-8:]}, {size / 1e6:.2f} MB")
     return model

@@ -465,5 +465,5 @@ def scan_of(cache: Path) -> Any:
 def test_this_machine_has_numbers_for_all() -> None:
     """No stand-in: the verdict on memory of every published precision, from this machine."""
     here = machine()
-    for kind in catalog.BITS:
+    for kind in catalog.PRECISIONS:
         assert check_before(f"moshiko-{kind}", here=here, force=True).fits is not None

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from moshi_local.events import Event, Opened, Resumed
-from moshi_local.observers.event_log import EventLog, describe, to_json
+from moshi_local.observers.event_log import EventLog, event_as_dict, to_json
 from moshi_mlx import MoshiError
 from tests.fakes.frames import frame_done, spoken
 
@@ -34,14 +34,18 @@ class Odd(Event):
 def test_any_dataclass_becomes_json() -> None:
     odd = Odd(1.00004, np.zeros(3), np.float32(0.25), Path("a"), (math.nan, np.int64(2)))  # type: ignore[arg-type]
     expected = {"number": 0.25, "path": "a", "pair": [None, 2], "nothing": None}
-    assert describe(odd) == {"event": "Odd", "time": 1.0, **expected}
+    assert event_as_dict(odd) == {"event": "Odd", "time": 1.0, **expected}
     assert to_json({1: {True}}) == {"1": [True]}
 
 
 def test_a_word_and_a_frame() -> None:
     word = {"text": "hé", "start": 0.4, "end": 0.8}
-    assert describe(spoken("hé", 0.4, 0.8)) == {"event": "WordSpoken", "time": 0.8, "word": word}
-    assert describe(frame_done(3, lag=0.123456)) == {
+    assert event_as_dict(spoken("hé", 0.4, 0.8)) == {
+        "event": "WordSpoken",
+        "time": 0.8,
+        "word": word,
+    }
+    assert event_as_dict(frame_done(3, lag=0.123456)) == {
         "event": "FrameDone",
         "time": 0.32,
         "index": 3,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from moshi_local.audio.files import FileAudio, check_files
+from moshi_local.audio.files import FileAudio, check_sound_files
 from moshi_local.loop import run_loop
 from moshi_local.report import LoopReport
 from moshi_mlx import AudioFileError
@@ -102,11 +102,11 @@ def test_what_is_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
     ]
     for source, target, message in cases:
         with pytest.raises(AudioFileError, match=message):
-            check_files(source, target)
+            check_sound_files(source, target)
     link = tmp_path / "link.wav"
     link.symlink_to(good)
     with pytest.raises(AudioFileError, match="same file"):
-        check_files(good, link)
+        check_sound_files(good, link)
 
 
 def test_a_truncated_flac_is_an_error(tmp_path: Path) -> None:

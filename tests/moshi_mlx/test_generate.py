@@ -18,7 +18,7 @@ from moshi_mlx.guidance import Guidance
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.state import load_state
-from moshi_mlx.transformer import Layer
+from moshi_mlx.transformer import TransformerLayer
 from moshi_mlx.weights import load_lm
 from tests import conformance
 
@@ -432,13 +432,13 @@ def test_functions_are_traced_once_per_model_and_sampling(monkeypatch: pytest.Mo
     """They outlive resets and serve new conversations; other weights are noticed."""
     lm = load("lm/moshi")
     traced: list[int] = []
-    finish = Layer.finish
+    finish = TransformerLayer.finish
 
-    def watched(layer: Layer, *args: object) -> mx.array:
+    def watched(layer: TransformerLayer, *args: object) -> mx.array:
         traced.append(1)
         return finish(layer, *args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Layer, "finish", watched)
+    monkeypatch.setattr(TransformerLayer, "finish", watched)
 
     def make(**given: object) -> Generator:
         return Generator(lm, text=HOT, audio=HOT, compiled=True, **given)  # type: ignore[arg-type]

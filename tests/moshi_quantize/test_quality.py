@@ -20,7 +20,7 @@ from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
 from moshi_quantize.gptq import pack, quantize_for
 from moshi_quantize.recipe import UPGRADES, Layer, layers_of
 from moshi_quantize.report import sizes
-from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure
+from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure_sensitivity
 from moshi_quantize.teacher import Logits, Teacher, distance
 
 FRAMES = 10
@@ -116,7 +116,9 @@ def test_bits_are_given_out_as_well_as_can_be() -> None:
 
 def test_sensitivity_costs_more_where_bits_are_fewer(source: Checkpoint, tokens: Path) -> None:
     layers = [layer for layer in layers_of(source.skeleton()) if layer.name == "text_linear"]
-    costs = measure(source, layers, read_dialogues(tokens).calibration).cost["text_linear"]
+    costs = measure_sensitivity(source, layers, read_dialogues(tokens).calibration).cost[
+        "text_linear"
+    ]
     assert costs[Precision(2, 32)] > costs[Precision(4, 32)] > costs[Precision(8, 64)] > 0
     assert costs[None] == 0
     assert [_probe(inputs) for inputs in (96, 528, 264)] == [Precision(4, 32), NARROW, None]
@@ -274,7 +276,7 @@ def test_interrupted(
 def test_hears_a_recording(
     source: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model's answer to a recording of any rate becomes tokens to measure on."""
+    """A model's answer to a recording of any rate becomes tokens to measure_sensitivity on."""
     recording, path = tmp_path / "noise.wav", tmp_path / "tokens.npz"
     noise = 0.1 * np.random.default_rng(0).standard_normal((16_000, 2))
     soundfile.write(recording, noise, 16_000)

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from recipes.nano.recognize import plain_words, recognize
+from moshi_mlx.hub import bundled_folder
+from moshi_quantize.listening import plain_words, recognize
 from tests.fixtures.make_question import DEFAULT as QUESTION
 
+KNOWN = (bundled_folder("nano") / "sentences.txt").read_text(encoding="utf-8").splitlines()
 REPLIES = ("Hello! How can I help you?", "My name is Moshi.", "One, two, three, four, five.")
 """Nano's answers to make_question.TALK."""
 
@@ -87,7 +89,7 @@ def test_the_sound_is_heard_as_the_right_replies(
     pytest.importorskip("pocketsphinx")
     summary, both, rate = demo
     heard = [
-        recognize(both[int((start - MARGIN) * rate) : int((stop + MARGIN) * rate), 1], rate)
+        recognize(both[int((start - MARGIN) * rate) : int((stop + MARGIN) * rate), 1], rate, KNOWN)
         for _, start, stop in phrases(summary["words"])
     ]
     assert heard == list(REPLIES)
@@ -95,4 +97,4 @@ def test_the_sound_is_heard_as_the_right_replies(
 
 def test_silence_is_no_reply() -> None:
     pytest.importorskip("pocketsphinx")
-    assert recognize(np.zeros(24_000, np.float32), 24_000) not in REPLIES
+    assert recognize(np.zeros(24_000, np.float32), 24_000, KNOWN) not in REPLIES

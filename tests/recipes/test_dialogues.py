@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from moshi_mlx.hub import bundled_folder
 from recipes.nano import script
 from recipes.nano.dialogues import (
     REPLY_DELAY,
@@ -161,3 +162,9 @@ def test_changed_wordings_are_never_held_out_ones(
     wordings = {w for intent in script.INTENTS for w in intent.train_wordings}
     assert sum(text not in wordings for text in said) > 100, "many were changed"
     assert not maker.reserved & set(said)
+
+
+def test_what_nano_can_say_comes_with_it() -> None:
+    """Its folder lists it, for recognizers with a closed grammar."""
+    listed = (bundled_folder("nano") / "sentences.txt").read_text(encoding="utf-8")
+    assert tuple(listed.splitlines()) == script.replies()

@@ -17,7 +17,7 @@ from moshi_mlx.training.data import write_manifest, write_words
 from moshi_mlx.training.settings import (
     LoraSection,
     RunConfig,
-    describe,
+    describe_fields,
     documentation,
     read_settings,
 )
@@ -84,7 +84,7 @@ def test_no_settings_are_named(tmp_path: Path) -> None:
 
 def test_every_field_is_documented(capsys: pytest.CaptureFixture[str]) -> None:
     assert documentation(RunConfig)["accumulation"] == "micro-batches per step."
-    lines = describe()
+    lines = describe_fields()
     assert "# micro-batches per step." in lines
     assert "  level_db: -23.0" in lines
     assert "model: …  # must be given" in lines

@@ -32,8 +32,8 @@ from moshi_mlx.training.mixing import (
     UserSide,
     conversation,
     late_by,
-    level,
     levelled,
+    speech_level,
     varied,
 )
 
@@ -256,8 +256,8 @@ def test_the_cache_tells_what_differs(tmp_path: Path) -> None:
 
 def test_levels() -> None:
     sound = np.concatenate([np.zeros(RATE, np.float32), tone(1.0, 0.1)])
-    assert level(sound, RATE) == pytest.approx(20 * np.log10(0.1 / 2**0.5), abs=0.05)
-    assert level(levelled(sound, -30.0, RATE), RATE) == pytest.approx(-30.0, abs=0.05)
+    assert speech_level(sound, RATE) == pytest.approx(20 * np.log10(0.1 / 2**0.5), abs=0.05)
+    assert speech_level(levelled(sound, -30.0, RATE), RATE) == pytest.approx(-30.0, abs=0.05)
     assert np.abs(levelled(sound, 0.0, RATE)).max() == pytest.approx(0.99, abs=1e-4)
     silence = np.zeros(RATE, np.float32)
     assert levelled(silence, -20.0, RATE) is silence

@@ -29,7 +29,7 @@ AEC3_DELAY = 223
 """Samples at 24 kHz by which AEC3's output is later than its input, measured."""
 NOISE_DELAY = 175
 """The same for noise suppression alone."""
-BLOCK_SECONDS = 0.02
+AEC_SECONDS = 0.02
 TAIL_SECONDS = 0.5
 """How late an echo may be, with the latencies of both directions, for the linear filter. Beyond,
 AEC3 is alone."""
@@ -116,7 +116,7 @@ class EchoCanceller:
     ) -> None:
         from pywebrtc_audio import AudioProcessor
 
-        self._block = round(BLOCK_SECONDS * sample_rate)
+        self._block = round(AEC_SECONDS * sample_rate)
         if frame_size % self._block:
             raise ValueError(f"a frame of {frame_size} samples is not whole blocks of 20 ms")
         self._lateness = round(AEC3_DELAY * sample_rate / 24_000)
@@ -135,7 +135,7 @@ class EchoCanceller:
             self._noise = AudioProcessor(
                 sample_rate=sample_rate, noise_suppression=True, ns_level=1, high_pass_filter=True
             )
-        self._linear = LinearCanceller(self._block, round(TAIL_SECONDS / BLOCK_SECONDS))
+        self._linear = LinearCanceller(self._block, round(TAIL_SECONDS / AEC_SECONDS))
         self._left = np.zeros(self._lateness + frame_size, np.float32)
         self._powers = [1e-10, 1e-10]
         self._removed = 0.0
@@ -164,7 +164,7 @@ class EchoCanceller:
 
     def _watch(self, heard: Pcm, left: Pcm, played: Pcm) -> None:
         """How much the linear filter removes, at its best of late (decibels)."""
-        self._removed = max(0.0, self._removed - TRUST_FALL * BLOCK_SECONDS)
+        self._removed = max(0.0, self._removed - TRUST_FALL * AEC_SECONDS)
         if float(np.max(np.abs(played))) < 10 * SILENCE:
             return
         for i, pcm in enumerate((heard, left)):

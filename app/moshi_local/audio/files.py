@@ -22,10 +22,10 @@ from moshi_mlx.files import partial_name
 
 from ..port import Read
 
-__all__ = ["FileAudio", "check_files"]
+__all__ = ["FileAudio", "check_sound_files"]
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-BLOCK = 1 << 16
+READ_SAMPLES = 1 << 16
 """Samples read from a file at a time."""
 
 
@@ -46,7 +46,7 @@ class FileAudio:
         tail: float = 0.0,
         stereo: bool = False,
     ) -> None:
-        check_files(source, target)
+        check_sound_files(source, target)
         self._source, self._target = source, target
         self._rate, self._frame_size, self._stereo = sample_rate, frame_size, stereo
         self._input = _open_input(source)
@@ -133,7 +133,7 @@ class FileAudio:
         read = 0
         while True:
             try:
-                block = self._input.read(BLOCK, dtype="float32", always_2d=True).mean(axis=1)
+                block = self._input.read(READ_SAMPLES, dtype="float32", always_2d=True).mean(axis=1)
             except soundfile.SoundFileError as error:
                 raise AudioFileError(
                     f"{self._source} is damaged at {read / rate:.2f} s: {_reason(error)}"
@@ -144,7 +144,7 @@ class FileAudio:
                     f"{self._source} has a sample at {at:.3f} s that is not a finite number"
                 )
             read += len(block)
-            last = len(block) < BLOCK
+            last = len(block) < READ_SAMPLES
             yield resampler.resample_chunk(block, last=last) if resampler else block
             if last:
                 return
@@ -155,7 +155,7 @@ def _samples_at(rate: int, file: soundfile.SoundFile) -> int:
     return math.ceil(file.frames * rate / file.samplerate)
 
 
-def check_files(source: Path, target: Path) -> None:
+def check_sound_files(source: Path, target: Path) -> None:
     """Raises AudioFileError if `source` is not sound or `target` is no place for some."""
     if not source.exists():
         raise AudioFileError(f"there is no file {source}")

@@ -33,7 +33,7 @@ from ..report import percentiles
 from .mlx_counters import counting
 from .profile import Profile
 
-__all__ = ["Report", "bench_config", "bench_model", "compare", "print_report"]
+__all__ = ["Report", "bench_config", "bench_model", "compare", "print_bench"]
 
 WARM_UP = 20
 # As published; top-k of a small vocabulary is cut to its size.
@@ -154,7 +154,7 @@ def make_generator(
     )
 
 
-def report(
+def make_report(
     name: str,
     lm: Lm,
     times: Sequence[float],
@@ -210,7 +210,7 @@ def bench_model(
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
     }
-    return report(moshi.files.name, moshi.lm, times, stages, generated, compiled, kv_bits)
+    return make_report(moshi.files.name, moshi.lm, times, stages, generated, compiled, kv_bits)
 
 
 def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
@@ -249,7 +249,7 @@ def bench_config(
         profile: also look inside our frames, after all was timed.
 
     Returns:
-        Our report, and upstream's figures if asked for.
+        Our make_report, and upstream's figures if asked for.
     """
     if bits not in (*PUBLISHED_GROUPS, 16):
         raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
@@ -275,7 +275,7 @@ def bench_config(
             generator = make_generator(lm, compiled=compiled, kv_bits=kv_bits)
             profile.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
         name = f"{config_path.stem}, {bits} bits"
-        mine = report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
+        mine = make_report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None
 
 
@@ -312,7 +312,7 @@ def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> dict[s
     return found
 
 
-def print_report(mine: Report, theirs: Upstream | None) -> None:
+def print_bench(mine: Report, theirs: Upstream | None) -> None:
     """A few readable lines."""
     ms = mine.frame_ms
     print(

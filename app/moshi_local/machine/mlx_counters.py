@@ -17,7 +17,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-__all__ = ["VIEWS", "Counts", "counting", "primitives"]
+__all__ = ["VIEWS", "MlxCounts", "counting", "primitives"]
 
 _VIEWS = """AsStrided Broadcast BroadcastAxes ExpandDims Flatten NumberOfElements Reshape Slice
 Split Squeeze StopGradient Transpose Unflatten View"""
@@ -36,7 +36,7 @@ def primitives(*arrays: mx.array) -> Counter[str]:
 
 
 @dataclass
-class Counts:
+class MlxCounts:
     """What was seen while counting.
 
     syncs: evaluations that Python waited for.
@@ -60,13 +60,13 @@ class Counts:
 
 
 @contextmanager
-def counting(graphs: bool = True) -> Iterator[Counts]:
-    """Counts all evaluations by any thread inside the block; not to be nested.
+def counting(graphs: bool = True) -> Iterator[MlxCounts]:
+    """MlxCounts all evaluations by any thread inside the block; not to be nested.
 
     Args:
         graphs: also count primitives, which takes time: times measured then mean nothing.
     """
-    counts = Counts()
+    counts = MlxCounts()
     inside = False
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,7 @@ from moshi_mlx import MoshiError
 from ..events import Event, FrameDone
 from .closing import Closing
 
-__all__ = ["EventLog", "describe", "to_json"]
+__all__ = ["EventLog", "event_as_dict", "to_json"]
 
 STDOUT = "-"
 
@@ -52,7 +52,7 @@ def to_json(value: object) -> Any:
     return str(value)
 
 
-def describe(event: Event) -> dict[str, Any]:
+def event_as_dict(event: Event) -> dict[str, Any]:
     """An event as a JSON object: its name as "event", then its fields; times in seconds.
 
     FrameDone has the frame's numbers beside its own, times of work in milliseconds, and not the
@@ -115,7 +115,7 @@ class EventLog(Closing):
         """Write the line of `event`."""
         if self._descriptor < 0:
             return
-        line = json.dumps(describe(event), ensure_ascii=False).encode() + b"\n"
+        line = json.dumps(event_as_dict(event), ensure_ascii=False).encode() + b"\n"
         try:
             while line:
                 line = line[os.write(self._descriptor, line) :]

@@ -25,7 +25,7 @@ from moshi_mlx import AudioFileError, WordSpoken, __version__
 from moshi_mlx.files import partial_name
 
 from ..events import Event, FrameDone, Paused, RecordingStopped, ResetDone
-from .event_log import describe
+from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
 from .wav import MAX_BYTES, WavWriter, to_pcm16
 
@@ -38,9 +38,9 @@ SAVE_BYTES_PER_SECOND = 100_000
 """What saving a large one may write on average."""
 FILL_FRAMES = 50
 """Frames of silence written at a time."""
-CLOSE_SECONDS = 2.0
+DISK_SECONDS = 2.0
 """So long `close` waits for a disk that another thread waits for."""
-BLOCK = 1 << 16
+FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
 
 
@@ -176,10 +176,10 @@ class Recorder:
     def close(self, convert: bool = True) -> None:
         """Write what is left, and with `convert` make FLAC if that is wanted.
 
-        Never raises for the disk's sake: see `problem`. Waits CLOSE_SECONDS at most for a thread
+        Never raises for the disk's sake: see `problem`. Waits DISK_SECONDS at most for a thread
         that is still in here; then the files stay as they are, which is readable.
         """
-        if not self._lock.acquire(timeout=CLOSE_SECONDS):
+        if not self._lock.acquire(timeout=DISK_SECONDS):
             self.problem = self.problem or "the disk does not answer"
             return
         try:
@@ -248,7 +248,7 @@ class Recorder:
         return time + (self._base or 0) * self._frame_size / self._rate
 
     def _add_event(self, event: Event) -> None:
-        about = describe(event)
+        about = event_as_dict(event)
         self._transcript.add_event({**about, "time": round(max(0.0, self._at(event.time)), 3)})
 
     def _fill_to(self, index: int) -> None:
@@ -357,7 +357,7 @@ class Recorder:
                 file.software = f"moshi-local {__version__}"
                 file.date = f"{self._started:%Y-%m-%d}"
                 for part in self._parts:
-                    for block in soundfile.blocks(part.path, BLOCK, dtype="int16"):
+                    for block in soundfile.blocks(part.path, FLAC_SAMPLES, dtype="int16"):
                         file.write(block)
             partial.replace(flac)
         finally:

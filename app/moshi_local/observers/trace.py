@@ -20,7 +20,7 @@ from moshi_mlx import MoshiError, Timing, WordSpoken
 from moshi_mlx.files import WholeFile
 
 from ..events import Event, FrameDone
-from .event_log import describe
+from .event_log import event_as_dict
 
 __all__ = ["FrameEntry", "Trace"]
 
@@ -167,7 +167,7 @@ def _slice(track: str, began: float, took: float, args: dict[str, Any]) -> dict[
 
 def _instant(at: float, event: Event) -> dict[str, Any]:
     spoken = isinstance(event, WordSpoken)
-    args = describe(event)
+    args = event_as_dict(event)
     return {
         "ph": "i",
         "s": "t",

@@ -16,9 +16,9 @@ from moshi_mlx.files import replace_file
 
 __all__ = ["Subtitles", "TranscriptFile", "vtt_time"]
 
-PHRASE_PAUSE = 1.0
+CUE_PAUSE = 1.0
 """Seconds without a word after which a new phrase begins."""
-LONGEST_PHRASE = 6.0
+LONGEST_CUE = 6.0
 """Seconds after which a phrase is cut in two."""
 PATIENCE = 2.0
 """Seconds after which a phrase is written even if no other word came."""
@@ -80,9 +80,7 @@ class Subtitles:
 
     def add_word(self, text: str, start: float, end: float) -> None:
         """The next word, from `start` to `end` (seconds of the recording)."""
-        if self._words and (
-            start - self._end >= PHRASE_PAUSE or end - self._start > LONGEST_PHRASE
-        ):
+        if self._words and (start - self._end >= CUE_PAUSE or end - self._start > LONGEST_CUE):
             self.end_phrase()
         if not self._words:
             self._start = start

@@ -70,7 +70,7 @@ BAD = Style(color="red", bold=True)
 CHIP = Style(color="black", bgcolor="yellow")
 RECORDING = Style(color="white", bgcolor="red", bold=True)
 
-Row = list[Segment]
+ScreenRow = list[Segment]
 
 
 def can_draw(console: Console) -> bool:
@@ -238,7 +238,7 @@ class ScreenState:
 
     def rows(
         self, width: int, height: int, levels: Sequence[float] = (0.0, 0.0), fancy: bool = True
-    ) -> list[Row]:
+    ) -> list[ScreenRow]:
         """The picture: `height` rows of `width` cells each, for any size of at least 1 × 1.
 
         `levels` are how full the meters of the user and of Moshi are, 0 … 1. Without `fancy`
@@ -263,7 +263,7 @@ class ScreenState:
             middle += [[] for _ in range(left - len(middle))]
         return [Segment.adjust_line_length(row, width) for row in (*top, *middle, *rows)]
 
-    def _title(self) -> Row:
+    def _title(self) -> ScreenRow:
         minutes, seconds = divmod(int(self._time), 60)
         row = [
             Segment(" moshi-local ", BOLD),
@@ -281,11 +281,11 @@ class ScreenState:
                 row += [Segment(" ", PLAIN), Segment(f" {text} ", style)]
         return row
 
-    def _transcript(self, width: int, height: int) -> list[Row]:
+    def _transcript(self, width: int, height: int) -> list[ScreenRow]:
         """The last rows of the transcript, at most `height`."""
         indent = CLOCK_WIDTH if width >= CLOCK_FROM_WIDTH else 0
         room = max(1, width - indent)
-        rows: list[Row] = []
+        rows: list[ScreenRow] = []
 
         def put(line: Line, texts: Sequence[str], partial: str = "") -> None:
             """In front of the rows there are: the rows of `line`, the last one first."""
@@ -317,7 +317,7 @@ class ScreenState:
 
     def _meter(
         self, who: str, style: Style, device: int, level: float, width: int, fancy: bool
-    ) -> Row:
+    ) -> ScreenRow:
         """Who, a bar that is full by `level`, and the device's name."""
         on, off = ("━", "━") if fancy else ("#", "-")
         mark = ("●" if fancy else "*") if self._speaking[who] else " "
@@ -332,7 +332,7 @@ class ScreenState:
             Segment(f"  {self._devices[device]}", DIM),
         ]
 
-    def _infos(self, width: int) -> list[Row]:
+    def _infos(self, width: int) -> list[ScreenRow]:
         """Times and echo cancellation, in as many rows as they need."""
         budget = 1000 * self._budget
         style = DIM
@@ -349,7 +349,7 @@ class ScreenState:
             (f"mouth to ear {delay}", DIM),
             (f"echo filter {'on' if self._echo_cancelled else 'off'}", DIM),
         ]
-        rows: list[Row] = []
+        rows: list[ScreenRow] = []
         used = width
         for text, style in items:
             cells = INFO_GAP + cell_len(text)
@@ -360,7 +360,7 @@ class ScreenState:
             used += cells
         return rows
 
-    def _key_row(self) -> Row:
+    def _key_row(self) -> ScreenRow:
         if not self._keys:
             return [Segment("   Ctrl-C", BOLD), Segment(" quit", DIM)]
         keys = [("m", "mute"), ("r", "reset"), ("q", "quit")]
@@ -425,7 +425,7 @@ class Screen:
         self._lock = threading.RLock()  # a signal's handler may find its own thread holding it
         self._on = False
         self._size = (0, 0)
-        self._shown: list[Row] = []
+        self._shown: list[ScreenRow] = []
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run, name="screen", daemon=True)
         self._failure: Exception | None = None
