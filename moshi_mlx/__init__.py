@@ -1,11 +1,14 @@
-"""Moshi, the full-duplex speech-text model, in MLX.
+"""Moshi, the full-duplex speech-text model, in MLX: the library of moshi-local.
 
 `load` gives a model, `Moshi.session` a conversation: sound in, sound and words out, 80 ms at a
 time. `load_mimi` gives the codec alone.
 """
 
+import warnings
+
 from .codec import Codec
 from .config import LmConfig, MimiConfig, ModelConfig
+from .distributions import installation_problem
 from .errors import (
     AudioDeviceError,
     AudioFileError,
@@ -27,6 +30,9 @@ from .text import TextTokenizer, Word
 from .weights_mimi import load_mimi
 
 __version__ = "0.1.0"
+
+if (_problem := installation_problem()) is not None:
+    warnings.warn(_problem, stacklevel=2)
 
 __all__ = [
     "AudioDeviceError",

@@ -1,7 +1,18 @@
-"""`python -m moshi_local` is `moshi-local`."""
+"""`python -m moshi_local`, and the command `moshi-local`."""
 
 import sys
 
-from .cli import main
+from moshi_mlx.distributions import refuse_foreign_files
 
-sys.exit(main())
+
+def main() -> int:
+    """The program; returns its exit code."""
+    if refuse_foreign_files("moshi-local"):
+        return 2
+    from .cli import main as run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

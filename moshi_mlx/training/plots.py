@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ..distributions import install_hint
 from ..errors import MoshiError
 
 
@@ -15,7 +16,7 @@ def plot_losses(log: Path, picture: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise MoshiError("plots need matplotlib: pip install 'moshi-local[train]'") from error
+        raise MoshiError(f"plots need matplotlib: {install_hint('train')}") from error
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..codec import CodecName
+from ..distributions import install_hint
 from ..errors import ConfigError
 from .data import DataConfig
 from .trainer import TrainConfig
@@ -78,7 +79,7 @@ def read_settings(path: Path) -> RunConfig:
     try:
         import yaml
     except ImportError as error:
-        raise ConfigError("YAML needs PyYAML: pip install 'moshi-local[train]'") from error
+        raise ConfigError(f"YAML needs PyYAML: {install_hint('train')}") from error
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

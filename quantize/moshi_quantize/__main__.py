@@ -1,8 +1,18 @@
-"""`python -m moshi_quantize`."""
+"""`python -m moshi_quantize`, and the command `moshi-quantize`."""
 
 import sys
 
-from .cli import main
+from moshi_mlx.distributions import refuse_foreign_files
+
+
+def main() -> int:
+    """The program; returns its exit code."""
+    if refuse_foreign_files("moshi-quantize"):
+        return 2
+    from .cli import main as run
+
+    return run()
+
 
 if __name__ == "__main__":
     sys.exit(main())

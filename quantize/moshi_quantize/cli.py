@@ -24,6 +24,7 @@ from rich.progress import (
 
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
+from moshi_mlx.distributions import install_hint
 from moshi_mlx.errors import HubError, MoshiError
 from moshi_mlx.program import run_program
 
@@ -139,7 +140,7 @@ def report_command(
     with _interruptible():
         tokens = find_dialogues(source, dialogue or None, models[-1])
         if listen and not can_listen():
-            raise MoshiError("listening needs pocketsphinx: pip install pocketsphinx")
+            raise MoshiError(f"listening needs pocketsphinx: {install_hint('listen')}")
         replies = Replies(tokens.evaluation[:LISTENED]) if listen else None
         figures = report_of.measure(
             source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]

@@ -13,6 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.distributions import install_hint
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
@@ -185,7 +186,7 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     try:
         import matplotlib
     except ImportError as error:
-        raise MoshiError("a plot needs matplotlib: pip install 'moshi-local[train]'") from error
+        raise MoshiError(f"a plot needs matplotlib: {install_hint('train')}") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -34,6 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "backend": set(),
     "catalog": set(),
     "config": set(),
+    "distributions": set(),
     "files": set(),
     "program": set(),
     "text": set(),
@@ -223,7 +224,16 @@ def test_a_name_is_defined_once() -> None:
 
 def test_config_needs_no_mlx() -> None:
     for name, imported in modules("moshi_mlx"):
-        if name in ("catalog", "config", "errors", "files", "hub", "published", "text"):
+        if name in (
+            "catalog",
+            "config",
+            "distributions",
+            "errors",
+            "files",
+            "hub",
+            "published",
+            "text",
+        ):
             assert not uses(imported, {"mlx"}), name
 
 

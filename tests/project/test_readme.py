@@ -1,31 +1,73 @@
-"""The README's Python code runs, block after block, as somebody would type it."""
+"""README, contributing guide and docs: their code runs, their links and commands lead somewhere."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+import typer
 
-README = Path(__file__).parents[2] / "README.md"
-BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+from moshi_local import cli
+from moshi_quantize import cli as quantize_cli
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = [
+    README,
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SAFETY.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
-def test_python_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    text = README.read_text(encoding="utf-8")
-    blocks = list(BLOCK.finditer(text))
+def test_python_blocks_run() -> None:
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
     assert blocks
-    names: dict[str, object] = {"__name__": "readme"}
     for block in blocks:
-        line = text.count("\n", 0, block.start(1))  # so that a traceback shows the README's line
-        exec(compile("\n" * line + block[1], str(README), "exec"), names)
-    assert not list(tmp_path.iterdir()), "an example leaves no files behind"
+        exec(compile(block, str(README), "exec"), {"__name__": "readme"})
 
 
-def test_first_lines_are_the_two_commands() -> None:
-    lines = README.read_text(encoding="utf-8").splitlines()
-    assert [line.split("#")[0].strip() for line in lines[1:3]] == ["make demo", "make test"]
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+        assert "://" in target or (page.parent / target).exists(), target
 
 
-def test_links_lead_somewhere() -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")):
-        assert "://" in target or (README.parent / target).exists(), target
+def commands(page: Path) -> list[str]:
+    """Lines of shell blocks, and inline code."""
+    text = page.read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:sh|bash|shell|console)?\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return lines + re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+
+
+def options_of(command: object) -> set[str]:
+    return {option for p in command.params for option in (*p.opts, *p.secondary_opts)}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page: Path) -> None:
+    """Those of the programs with their options, modules that are run, targets of make."""
+    programs = {
+        "moshi-local": typer.main.get_command(cli.app),
+        "moshi-quantize": typer.main.get_command(quantize_cli.app),
+    }
+    for line in commands(page):
+        line = re.sub(r"(^|\s)#.*", "", line).strip().removeprefix("$ ")
+        if match := re.match(r"make (\w[\w-]*)", line):
+            assert re.search(rf"^{match[1]}:", MAKEFILE, re.MULTILINE), line
+        if match := re.match(r"python3? -m (\w+(?:\.\w+)+)", line):
+            path = ROOT / match[1].replace(".", "/")
+            assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), line
+        for name, program in programs.items():
+            if not line.startswith(f"{name} "):
+                continue
+            words = shlex.split(line.replace("…", ""))[1:]
+            inner = getattr(program, "commands", {})
+            default = inner.get("quantize", program) if name == "moshi-quantize" else program
+            command = inner.get(words[0], default) if words else program
+            known = options_of(command) | {"--help", "--install-completion", "--show-completion"}
+            for word in words:
+                if re.match(r"--?[a-z]", word):
+                    assert word.partition("=")[0] in known, f"{line}: {word}"

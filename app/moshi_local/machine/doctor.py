@@ -19,6 +19,7 @@ from rich.text import Text
 
 import moshi_mlx
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
+from moshi_mlx.distributions import installation_problem
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
 
@@ -49,6 +50,7 @@ class Diagnosis:
 
     sound: the devices; `sound_problem` says why there are none.
     cached: Moshi models that were fetched before and are complete.
+    installation_problem: what is wrong with the program's own files, if anything.
     verdict: of the model that was asked for.
     others: predictions for the published ones, `moshiko` for both voices.
     """
@@ -59,11 +61,13 @@ class Diagnosis:
     cached: Sequence[str]
     verdict: Verdict
     others: Sequence[Verdict]
+    installation_problem: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
             "machine": self.machine.as_dict() | {"usable_memory": self.machine.usable_memory},
+            "installation_problem": self.installation_problem,
             "sound": [asdict(device) for device in self.sound],
             "sound_problem": self.sound_problem,
             "models": {"bundled": catalog.bundled(), "cached": list(self.cached)},
@@ -120,7 +124,8 @@ def diagnose(
         verdict = replace(verdict, advice=_advice(verdict, others))
     elif verdict.predicted:
         verdict = replace(verdict, advice=shortage(verdict, here))
-    return Diagnosis(here, sound, problem, cached_models(), verdict, others)
+    installed = installation_problem()
+    return Diagnosis(here, sound, problem, cached_models(), verdict, others, installed)
 
 
 def _devices(
@@ -234,6 +239,8 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
     gpu = f", {gb(here.gpu_memory)} at most for the GPU" if here.gpu_memory else ""
     row("memory", f"{gb(here.memory_total)}, {gb(here.memory_available)} free now{gpu}")
     row("system", f"{here.os}; Python {here.python}; MLX {here.mlx} on the {here.backend}")
+    if found.installation_problem:
+        row("installation", found.installation_problem)
     if found.sound_problem:
         row("sound", found.sound_problem)
     else:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from moshi_mlx import MoshiError, Timing
+from moshi_mlx.distributions import install_hint
 from moshi_mlx.files import WholeFile
 
 __all__ = ["FrameTrace", "Profile"]
@@ -49,7 +50,7 @@ class Profile:
                 import pyinstrument  # noqa: F401
             except ImportError as error:
                 raise MoshiError(
-                    "--flame needs pyinstrument: pip install 'moshi-local[profile]'"
+                    f"--flame needs pyinstrument: {install_hint('profile')}"
                 ) from error
 
     def look(self, step: Callable[[], Timing], frames: int) -> None:

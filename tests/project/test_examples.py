@@ -1,0 +1,37 @@
+"""The examples run, but for the one that needs a sound card."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moshi_mlx.hub import bundled_folder
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+QUESTION = str(bundled_folder("nano") / "question.wav")
+RUNS = {
+    "answer_a_file.py": ([QUESTION, "answer.wav"], "Hello!"),
+    "event_loop.py": ([], "frame 11: "),
+    "save_and_resume.py": (["state.safetensors"], "the same to the last bit: True"),
+    "two_at_once.py": ([], ""),
+}
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
+def test_example(name: str, tmp_path: Path) -> None:
+    path = EXAMPLES / name
+    usage = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert usage is not None
+    assert f"python examples/{name}" in usage
+    if name not in RUNS:
+        assert name == "live_words.py"
+        return
+    arguments, said = RUNS[name]
+    done = subprocess.run(
+        [sys.executable, str(path), *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
