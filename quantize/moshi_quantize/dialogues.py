@@ -63,7 +63,7 @@ def find_dialogues(
         return _checked(read_dialogues(Path(given)), source, str(given))
     if given is None and SHIPPED.is_file():
         with np.load(SHIPPED, allow_pickle=False) as file:
-            if str(file["codec_fingerprint"]) == codec_fingerprint(
+            if str(file["fingerprint"]) == codec_fingerprint(
                 source.files.mimi, source.files.tokenizer
             ):
                 return read_dialogues(SHIPPED)

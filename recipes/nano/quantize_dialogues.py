@@ -4,7 +4,7 @@
 
 Dialogues of 12.8 s as nano is trained on, put together from synthetic speech (flite, festival,
 espeak-ng) encoded by nano's codec: half for calibration, half for evaluation, of different
-recordings where there are several of a sentence. The file carries a codec_fingerprint of codec and
+recordings where there are several of a sentence. The file carries a fingerprint of codec and
 tokenizer; it is not used for a nano with another one.
 """
 
@@ -38,7 +38,7 @@ def every_other(bank: Bank, first: int) -> Bank:
 def fingerprint_of(path: Path) -> str:
     """Of the codec and tokenizer that a file's tokens are of."""
     with np.load(path, allow_pickle=False) as file:
-        return str(file["codec_fingerprint"])
+        return str(file["fingerprint"])
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def main() -> None:
         halves[name] = np.stack([d.codes for d in maker.dialogues(0)]).astype(np.int16)
     np.savez_compressed(
         SHIPPED,
-        codec_fingerprint=np.array(codec_fingerprint(files.mimi, files.tokenizer)),
+        fingerprint=np.array(codec_fingerprint(files.mimi, files.tokenizer)),
         origin=np.array(
             f"dialogues of {FRAMES * 0.08:.1f} s with nano, synthetic speech (flite, "
             "espeak-ng), made by recipes/nano/quantize_dialogues.py"

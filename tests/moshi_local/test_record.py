@@ -329,7 +329,7 @@ def test_ctrl_c_does_not_wait_for_flac(tmp_path: Path) -> None:
 
 
 def test_close_does_not_wait_for_a_disk_that_hangs(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("moshi_local.record.DISK_SECONDS", 0.1)
+    monkeypatch.setattr("moshi_local.observers.record.DISK_SECONDS", 0.1)
     with recorder(tmp_path) as record:
         record(frame_done(0))
         entered, answers = threading.Event(), threading.Event()
