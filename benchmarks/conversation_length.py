@@ -56,7 +56,7 @@ def times(args: argparse.Namespace) -> None:
         print(
             f"frame {args.frames} / frame {context}: {ratio:.3f} "
             f"({1e3 * np.median(at_end):.2f} / {1e3 * np.median(at_context):.2f} ms, p50 of "
-            f"{len(at_end)} in turn)"
+            f"{len(at_end)} interleaved)"
         )
         runs = {"moshi-mlx": ours[WARM_UP:]}
         if args.upstream:
@@ -139,7 +139,7 @@ def main() -> None:
     some.add_argument("--config", type=Path, default=SMALL)
     some.add_argument("--bits", type=int, default=16)
     some.add_argument("--frames", type=int, default=10_000)
-    some.add_argument("--turns", type=int, default=400, help="frames in turn at the end")
+    some.add_argument("--turns", type=int, default=400, help="interleaved frames at the end")
     some.add_argument("--upstream", type=Path, metavar="PYTHON", help="has moshi_mlx 0.3.0")
     some.add_argument("--picture", type=Path)
     some.set_defaults(run=times)

@@ -105,7 +105,7 @@ def make_scene(
 
 
 def late(pcm: Pcm, samples: int = AEC3_DELAY) -> Pcm:
-    """`pcm`, later by so many samples."""
+    """`pcm`, delayed by some samples."""
     return np.concatenate([np.zeros(samples, np.float32), pcm])[: len(pcm)]
 
 
@@ -196,7 +196,7 @@ def main() -> int:
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=list(WAYS))
     options = parser.parse_args()
     print(f"{'':34} echo reduced by (dB)        STOI of the near voice")
-    print(f"{'gain, way':34} first 2 s  4-12 s  after   both speak  alone   ms a frame")
+    print(f"{'gain, way':34} first 2 s  4-12 s  after   both speak  alone  ms per frame")
     failed = False
     for gain in options.gain:
         scene = make_scene(

@@ -112,7 +112,7 @@ def inspect(folder: Path, given: float) -> Report:
     return report
 
 
-# ------------------------------------------------------------------- a recorder of its own
+# ------------------------------------------------------------------ a recorder by itself
 
 
 def record_for_ever(folder: Path, speed: float) -> None:

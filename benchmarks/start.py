@@ -40,7 +40,7 @@ def start(model: str) -> list[float]:
 
 
 def once(model: str, environment: dict[str, str]) -> list[float]:
-    """Seconds since the start of a process of its own, at the end of each part."""
+    """Seconds since the start of a new process, at the end of each part."""
     command = [sys.executable, "-m", "benchmarks.start", "--serve", "--model", model]
     began = time.time()
     done = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""In an event loop: frames arrive from somewhere, the model works on a thread of its own.
+"""In an event loop: frames arrive from somewhere, the model works on its own thread.
 
 python examples/event_loop.py
 """

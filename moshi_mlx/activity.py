@@ -75,5 +75,5 @@ class Activity:
         return [self.active, self._last]
 
     def restore(self, saved: Sequence[Any]) -> None:
-        """Goes on where `save` was called."""
+        """Continues where `save` was called."""
         self.active, self._last = saved

@@ -164,7 +164,7 @@ class RingCache:
         return list(self._held)
 
     def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
-        """Goes on where a cache of the same kind was that had this offset and these arrays."""
+        """Continues where a cache of the same kind had this offset and these arrays."""
         self.offset = offset
         # Copies: a step writes in place.
         self._held = [mx.array(array) for array in arrays]

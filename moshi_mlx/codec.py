@@ -65,7 +65,7 @@ class Codec(Protocol[State]):
         """The stream as a value. Raises SessionError if this codec cannot give it."""
 
     def restore_state(self, saved: SavedState) -> State:
-        """A stream that goes on where `save_state` was called. Raises SessionError likewise."""
+        """A stream that continues where `save_state` was called. Raises SessionError likewise."""
 
     def encode_step(self, pcm: npt.ArrayLike, state: State) -> Codes:
         """float32 [N · frame_size] → int32 [num_codebooks, N]; ValueError for other shapes."""
@@ -74,7 +74,7 @@ class Codec(Protocol[State]):
         """int32 [num_codebooks, N] → float32 [N · frame_size].
 
         Raises:
-            ValueError: another shape, or a code that is no code (−1, −2).
+            ValueError: another shape, or a code out of range (−1, −2).
         """
 
 
@@ -117,7 +117,7 @@ class MlxCodec:
 
 
 class RustCodec:
-    """rustymimi. Its stream lives inside its tokenizer, so every state is a tokenizer of its own.
+    """rustymimi. Its stream lives inside its tokenizer, so every state is a separate tokenizer.
 
     A state thus holds all weights (385 MB). One that was used never becomes new again: after its
     own `reset` (0.4.1) the first codes differ. Steps release the GIL. After 125 frames its
@@ -278,7 +278,7 @@ def _record_choice(key: str, chosen: str) -> None:
 
 
 def seconds_per_frame(codec: Codec[Any]) -> float:
-    """What a codec takes for a frame, there and back: the best of few, after one to warm up."""
+    """What a codec takes per frame, there and back: the best of few, after a warm-up."""
     state = codec.init_state()
     pcm = np.random.default_rng(0).uniform(-0.1, 0.1, codec.frame_size)
     times = []

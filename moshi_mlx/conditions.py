@@ -129,7 +129,7 @@ class ConditionProvider(nn.Module):
         """
         for name in {name for value in values for name in value} - set(self.conditioners):
             raise ConfigError(
-                f"there is no conditioner '{name}': there are {', '.join(self.conditioners)}"
+                f"there is no conditioner '{name}'; known are {', '.join(self.conditioners)}"
             )
         given = {
             name: conditioner([value.get(name) for value in values])

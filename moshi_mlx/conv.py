@@ -26,7 +26,7 @@ class ConvState:
         return [] if self.past is None else [self.past]
 
     def restore(self, arrays: Sequence[mx.array]) -> None:
-        """Goes on from what `arrays` gave."""
+        """Continues from what `arrays` gave."""
         self.past = arrays[0] if arrays else None
 
 
@@ -117,7 +117,9 @@ class Conv1d(nn.Module):
             ValueError: T is not a whole number of strides.
         """
         if x.shape[1] % self.stride:
-            raise ValueError(f"{x.shape[1]} positions are no whole strides of {self.stride}")
+            raise ValueError(
+                f"{x.shape[1]} positions are not a whole number of strides of {self.stride}"
+            )
         x = _with_past(x, self.past, state, self.padding)
         y = _convolve(x, self.weight, self.stride, self.dilation)
         return y + self.bias if "bias" in self else y

@@ -1,7 +1,7 @@
 """The depth transformer: within one frame, from the temporal state and the text to the codes.
 
 Inner position k reads the temporal state and the token before (text first), and gives the logits
-of codebook k. It starts afresh every frame. Weights lie in sets: codebook k uses the set that the
+of codebook k. It starts over every frame. Weights lie in sets: codebook k uses the set that the
 schedule names. Knows nothing of time, delays or sampling.
 """
 

@@ -93,7 +93,7 @@ class ProjectedEmbedding(Embedding):
         dim: width of the result.
         low_rank: width of the table, where that is less than `dim`.
         demux: a token may hold two, left + rows · (right + 1), which share the table and have
-            projections of their own; right is −1 where there is only one.
+            separate projections; right is −1 where there is only one.
     """
 
     def __init__(self, rows: int, dim: int, low_rank: int | None, demux: bool) -> None:

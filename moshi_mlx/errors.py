@@ -1,6 +1,6 @@
 """The errors that moshi_mlx raises on purpose. Knows nothing of the rest of the package.
 
-Each message says what is wrong, where, and the way out; a program can show it as it is.
+Each message says what is wrong, where, and how to fix it; a program can show it unchanged.
 """
 
 __all__ = [

@@ -62,9 +62,9 @@ class WholeFile:
     def __init__(self, path: Path, what: str) -> None:
         self._path, self._what = path, what
         if path.exists() and not path.is_file():  # a device would be replaced
-            raise self._cannot("it is a folder" if path.is_dir() else "it is no plain file")
+            raise self._cannot("it is a folder" if path.is_dir() else "it is not a regular file")
         if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise self._cannot(f"{path.parent} is no folder that can be written to")
+            raise self._cannot(f"{path.parent} is not a folder that can be written to")
 
     def write(self, text: str) -> None:
         """Put `text` there, in UTF-8. Raises MoshiError."""
@@ -133,7 +133,7 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
         folder.rename(target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise CheckpointError(f"{target}: has been made by somebody else") from error
+            raise CheckpointError(f"{target}: was made by another program meanwhile") from error
         raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -132,8 +132,9 @@ class Generator:
     ) -> Step:
         """Hears one frame and says one: the frame given is heard in this very step.
 
-        Step s reads position s of all streams and writes position s + 1 of its own. Codebook k of
-        position p is part of frame p − delays[1 + k], and the text of frame p − delays[0].
+        Step s reads position s of all streams and writes position s + 1 of those it generates.
+        Codebook k of position p is part of frame p − delays[1 + k], the text of frame
+        p − delays[0].
 
         Args:
             codes: integers [B, given]: the other side's codes of frame s; −1 for none.
@@ -141,9 +142,9 @@ class Generator:
                 none, −2 to draw. With two streams in one token, the multiplexed token. The codes
                 follow it: the padding token makes the model pause.
             audio: codes to write, [B, generated] or [generated]: −1 for none, −2 to draw. The depth
-                transformer goes on from them.
-            overwrite: codes to write, likewise, that the depth transformer does not see: it goes on
-                from what it drew, which is then lost. −2 keeps what was chosen.
+                transformer continues from them.
+            overwrite: codes to write, likewise, that the depth transformer does not see: it
+                continues from what it drew, which is then lost. −2 keeps what was chosen.
             null_mask: with guidance, streams that the null half reads as none in this step: bool
                 [1 + n_q] or [B, 1 + n_q], text first.
             on_text: given the text tokens int32 [B], drawn or forced, before the depth transformer
@@ -170,7 +171,7 @@ class Generator:
         return Step(self._ring.say(tokens), tokens, logits, z)
 
     def prefill(self, frames: npt.ArrayLike) -> mx.array:
-        """Goes through frames that are known, at once and without the depth transformer.
+        """Takes frames that are known, in one pass without the depth transformer.
 
         The same as stepping through them with every token forced. T frames give T − 1 steps, since
         step s writes position s + 1: the next step draws the text and the undelayed codes of the
@@ -233,7 +234,7 @@ class Generator:
         return self.lm.text_linear(z)
 
     def save(self) -> SavedState:
-        """All that this conversation consists of, as a value; what it goes on with is not in it."""
+        """The whole state of this conversation, as a value that does not change afterwards."""
         arrays = {"ring": mx.array(self._ring.tokens)}
         for i, cache in enumerate(self._cache):
             # Copies: a step writes into the arrays themselves.
@@ -250,7 +251,7 @@ class Generator:
         return SavedState(arrays, facts)
 
     def restore(self, state: SavedState) -> None:
-        """Goes on where `save` was called, to the bit: here, or on the same model elsewhere.
+        """Continues where `save` was called, to the bit: here, or on the same model elsewhere.
 
         Raises:
             SessionError: the state is of another model, or of another number of conversations.
@@ -349,7 +350,7 @@ class Generator:
         return given.astype(np.int32)
 
     def _checked(self, name: str, tokens: npt.NDArray[np.generic], limit: int, least: int) -> None:
-        """Refuses what is no token: by name and value."""
+        """Refuses invalid tokens, by name and value."""
         if not tokens.size:
             return
         low, high = tokens.min(), tokens.max()
@@ -384,7 +385,7 @@ class Generator:
         return Recent(text, audio)
 
     def _said(self, stream: int, size: int, window: int) -> npt.NDArray[np.bool_]:
-        """Tokens of the stream's last steps, bool [B, size]; padding is no repetition."""
+        """Tokens of the stream's last steps, bool [B, size]; padding does not count."""
         mask = np.zeros((self.batch, size), dtype=np.bool_)
         for tokens in list(self._recent)[-window:]:
             said = tokens[:, stream]

@@ -1,4 +1,4 @@
-"""Mimi, the codec: 24 kHz sound to codes, 12.5 frames a second, and back.
+"""Mimi, the codec: 24 kHz sound to codes, 12.5 frames per second, and back.
 
 The streaming state is a value the caller holds; offline is one long step from a fresh state.
 Computes in float32. Knows nothing of files, sound cards or the language model.
@@ -18,7 +18,7 @@ from .state import SavedState, joined
 from .transformer import Transformer
 from .vq import SplitResidualQuantizer
 
-# Offline passes go through in blocks of so many frames: memory doesn't grow with their length.
+# Offline passes go through in blocks of this many frames, so that memory does not grow with length.
 _BLOCK = 50
 
 
@@ -59,7 +59,7 @@ class _Half:
 class MimiState:
     """A stream, or `batch` of them side by side: what encoder and decoder remember of it.
 
-    The two directions don't touch each other's half. A fresh state is a stream that starts anew.
+    The two directions don't touch each other's half. A fresh state is a new stream.
     """
 
     batch: int
@@ -71,11 +71,11 @@ class MimiState:
         return self.encoder.arrays() + self.decoder.arrays()
 
     def save(self) -> SavedState:
-        """Both directions, as a value that does not change when the stream goes on."""
+        """Both directions, as a value that does not change when the stream continues."""
         return joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
 
     def restore(self, state: SavedState) -> None:
-        """Goes on where `save` was called."""
+        """Continues where `save` was called."""
         self.encoder.restore(state.part("encoder"))
         self.decoder.restore(state.part("decoder"))
 

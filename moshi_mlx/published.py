@@ -83,7 +83,7 @@ _ONLY = {
 
 
 class _Fields:
-    """Reads fields out of a dict, one by one; what nobody asked for is an error that names it."""
+    """Reads fields out of a dict, one by one; one that was not asked for is an error."""
 
     def __init__(self, data: Mapping[str, Any], where: str) -> None:
         self.left = dict(data)

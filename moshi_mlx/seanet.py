@@ -13,8 +13,8 @@ from .backend import on_gpu
 from .config import SeanetConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
 
-# Compiled for each shape: without shapes MLX broadcasts every number in a step of its own, and cuts
-# what has so many steps into several kernels.
+# Compiled for each shape: without shapes MLX broadcasts every number in a separate step, and cuts
+# what has too many steps into several kernels.
 
 
 @mx.compile

@@ -76,7 +76,7 @@ class Session:
         tokenizer: of the inner monologue.
         generator: fresh, and this session's alone.
         worker: the one thread that does the work of `stream`.
-        state: a saved conversation to go on with.
+        state: a saved conversation to resume.
 
     Raises:
         SessionError: the state is of another model, or the codec cannot resume one.
@@ -178,10 +178,10 @@ class Session:
         self._begin()
 
     def save(self) -> SavedState:
-        """The whole conversation as a value, to go on with later: `Moshi.session(state=…)`.
+        """The whole conversation as a value, to be resumed later: `Moshi.session(state=…)`.
 
-        It is as large as the keys and values so far, and does not change when this session goes on.
-        `SavedState.save` writes it to a file.
+        It is as large as the keys and values so far, and does not change when this session
+        continues. `SavedState.save` writes it to a file.
 
         Raises:
             SessionError: the session is closed or being streamed, or its codec is rustymimi.

@@ -55,7 +55,7 @@ class SavedState:
 
 
 def joined(parts: Mapping[str, SavedState], **facts: Any) -> SavedState:
-    """Several states under names of their own, and facts beside them."""
+    """Several states, each under its name, and further facts."""
     arrays = {f"{name}.{k}": v for name, state in parts.items() for k, v in state.arrays.items()}
     return SavedState(arrays, {**{name: state.facts for name, state in parts.items()}, **facts})
 

@@ -170,7 +170,7 @@ class FrameStep:
             mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
             q, k, v = heads
             y = layer.self_attn.mix_heads((q, k, v), cache[i], None)
-            del q, k, v  # the cache writes in place what nobody else holds
+            del q, k, v  # the cache writes in place what has no other owner
             cross = [] if stepped.cross is None else [*stepped.cross[i]]
             if layer is layers[-1]:
                 break

@@ -93,7 +93,7 @@ class WordStream:
     The stream says when a word starts, not when its sound ends, so `end` is the best bound
     that it gives: where the next word starts (EPAD stands in the frame before it), or
     `patience` frames after the last piece, whichever comes first. A piece without a word
-    boundary that comes after its word was finished makes a word of its own.
+    boundary that comes after its word was finished makes a new word.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class WordStream:
         }
 
     def restore(self, saved: Mapping[str, Any]) -> None:
-        """Goes on where `save` was called."""
+        """Continues where `save` was called."""
         self._frame, self._start = saved["frame"], saved["start"]
         self._last, self._text = saved["last"], saved["text"]
         self._decoder.setstate((bytes.fromhex(saved["bytes"]), saved["flag"]))

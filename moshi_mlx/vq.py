@@ -1,6 +1,6 @@
 """Split residual vector quantizer: latents to codes and back.
 
-One semantic codebook and the acoustic ones, each side with a projection of its own; the acoustic
+One semantic codebook and the acoustic ones, each with its own projection; the acoustic
 codebooks quantize what the ones before them left over (Défossez et al. 2024, section 3.3). Has no
 state. Knows nothing of frames or of training.
 """

@@ -235,10 +235,10 @@ def _quantization(
     group, left = divmod(inputs, scales.shape[1])
     if rest or left or bits not in QUANTIZED_BITS or group not in _GROUPS:
         raise CheckpointError(
-            f"{fail} {packed.shape} with scales {scales.shape} is no quantization of {shape}: the "
-            "file doesn't match its config"
+            f"{fail} {packed.shape} with scales {scales.shape} is not a quantization of {shape}: "
+            "the file doesn't match its config"
         )
-    # Scales of the floating-point modes are bytes, and each mode has bits and a group of its own.
+    # Scales of the floating-point modes are bytes, and each mode has its own bits and group.
     bytewise = scales.dtype == mx.uint8
     modes = {kind: mode for mode, kind in FLOAT_MODES.items()}
     mode = modes.get((bits, group), "unknown") if bytewise else "affine"

@@ -15,7 +15,7 @@ _Job = tuple[Callable[[], Any], "Future[Any]"]
 
 
 class Worker:
-    """Runs what it is given, one after the other, on a thread of its own.
+    """Runs what it is given, one after the other, on its own thread.
 
     The thread begins with the first job, and ends with the worker or before the process does:
     MLX's streams belong to their thread, which must give them back before Python shuts down.

@@ -43,8 +43,8 @@ RECORDER_EVENTS = 1000
 """What may wait for a slow disk: about a minute."""
 
 HONESTY = (
-    "This is an AI voice, running on this machine: it may be wrong, and nothing that you say "
-    "leaves the machine or is kept unless you ask for it."
+    "This is an AI voice, running on this machine. It may be wrong. Nothing that you say leaves "
+    "this machine, and nothing is kept unless you ask for it."
 )
 
 
@@ -132,7 +132,7 @@ class _Live:
             stack.enter_context(keys)
             if options.push_to_talk and not keys.active:
                 raise MoshiError(
-                    "--push-to-talk needs a terminal: the space bar opens the microphone"
+                    "--push-to-talk needs a terminal, since the space bar opens the microphone"
                 )
             stack.enter_context(port)  # a card that does not open is told on the plain terminal
             reader = self._reader(stack, words, port, keys)
@@ -196,7 +196,7 @@ class _Live:
             journal = stack.enter_context(EventLog(keeping.events))
 
             def failed(_: Listener, error: Exception) -> None:
-                reader(Notice(0.0, f"events are written no more: {error}"))
+                reader(Notice(0.0, f"events are no longer written: {error}"))
 
             listeners.append(stack.enter_context(Dispatcher([journal], on_failure=failed)))
         return listeners

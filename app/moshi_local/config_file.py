@@ -43,7 +43,7 @@ def read_defaults(command: Any, path: Path) -> dict[str, Any]:
         path: the TOML file.
 
     Raises:
-        ConfigError: the file is not TOML, names something that is no option, or gives an option a
+        ConfigError: the file is not TOML, names an unknown option, or gives an option a
             value that it does not take; names file and key.
     """
     try:
@@ -81,7 +81,7 @@ def _checked(parameter: Any, context: Any, value: Any, where: str) -> Any:
     if parameter.is_flag and not isinstance(value, bool):
         raise ConfigError(f"{where}: must be true or false, is {value!r}")
     if not parameter.is_flag and isinstance(value, bool | dict | list):
-        raise ConfigError(f"{where}: must be a text or a number, is {value!r}")
+        raise ConfigError(f"{where}: must be a string or a number, is {value!r}")
     if isinstance(value, str) and value.startswith("~"):
         value = str(Path(value).expanduser())
     try:

@@ -68,12 +68,12 @@ class LoopGuard:
         return None
 
     def clear(self) -> None:
-        """What was said until now is no part of a loop."""
+        """Forget what was said until now."""
         self._words.clear()
 
 
 def needed(words: int) -> int:
-    """How often in a row a phrase of so many words must come to be a loop."""
+    """How often in a row a phrase of `words` words must come to be a loop."""
     return 6 if words == 1 else 4
 
 
@@ -84,7 +84,7 @@ class Conversation:
         session: what hears and speaks.
         frame_rate: frames per second.
         push_to_talk: the microphone is open only while `talk(True)` holds.
-        greeting_held: Moshi says nothing before the user has sounded, or so many seconds have
+        greeting_held: Moshi says nothing before the user has spoken, or this many seconds have
             passed; 0 lets it begin by itself.
         guard: whether loops are broken.
     """
@@ -141,7 +141,7 @@ class Conversation:
         self._talking = talking
 
     def ask_reset(self) -> None:
-        """Begin anew at the next frame."""
+        """Start over at the next frame."""
         self._reset_asked = True
 
     # --------------------------------------------------------------- on the loop's thread

@@ -92,7 +92,7 @@ class Lag(Event):
 
 @dataclass(frozen=True)
 class Resumed(Event):
-    """The machine or the program had been asleep for so many seconds."""
+    """The machine or the program was asleep for `slept` seconds."""
 
     slept: float
 
@@ -106,14 +106,14 @@ class MicrophoneClosed(Event):
 
 @dataclass(frozen=True)
 class Paused(Event):
-    """The model rests, since the microphone is closed and Moshi silent; or goes on."""
+    """The model rests, since the microphone is closed and Moshi silent; or resumes."""
 
     paused: bool
 
 
 @dataclass(frozen=True)
 class ResetDone(Event):
-    """The conversation was begun anew; the session's clock starts at 0 again."""
+    """The conversation was restarted; the session's clock starts at 0 again."""
 
 
 @dataclass(frozen=True)

@@ -92,7 +92,7 @@ def run_loop(
     """Step `session` with what `port` brings until its end, a stop, or `seconds` of real time.
 
     `frame_size` is in samples, `frame_rate` in frames per second. A bare session is a
-    conversation that nobody controls, without a guard. While the model rests, `port` is given
+    conversation without controls and without a guard. While the model rests, `port` is given
     silence. Words that are still open at the end are told as events too.
 
     Raises:

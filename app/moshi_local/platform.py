@@ -6,7 +6,7 @@ fast cores, weights that stay in memory. Knows nothing of models and sound strea
 What talks to macOS goes through ctypes, without further packages. It was written from Apple's
 headers and has never run on a Mac: there was none. What could be tried without one is the calls'
 arguments, against stand-ins for the libraries (`tests/moshi_local/test_platform.py`). So every
-failure becomes a note of what was not possible, and the program goes on.
+failure becomes a note of what was not possible, and the program continues.
 """
 
 from __future__ import annotations
@@ -368,7 +368,7 @@ def _library(path: str) -> Any:
 
 
 def _function(library: Any, name: str, result: Any, *arguments: Any) -> Any:
-    """A function of its own with these types, not the one that the library shares."""
+    """A separate function with these types, not the one that the library shares."""
     function = library[name]
     function.restype = result
     function.argtypes = arguments
@@ -430,7 +430,7 @@ def _core_audio() -> Callable[[int], int]:
         ctypes.c_uint32,
         ctypes.c_void_p,
     )
-    # A program without a run loop hears of no change unless CoreAudio may use a thread of its own;
+    # A program without a run loop hears of no change unless CoreAudio may use its own thread;
     # jackd asks for the same. If it refuses, the first answer still holds.
     address = _Address(_RUN_LOOP, _GLOBAL_SCOPE, 0)
     no_loop = ctypes.c_void_p(None)
@@ -466,7 +466,7 @@ def microphone_advice() -> str:
     """What to do when the microphone gives nothing but silence."""
     if MACOS:
         return (
-            "allow the terminal program to use the microphone: System Settings, Privacy & "
+            "allow your terminal program to use the microphone: System Settings, Privacy & "
             "Security, Microphone; then quit that program and open it again"
         )
     return "is it muted, or is another one the default? `pactl list sources short` lists them"

@@ -42,16 +42,16 @@ class Moshi(Model):
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
     ) -> Session:
-        """A new conversation, or one that goes on.
+        """A new conversation, or a saved one that is resumed.
 
         Args:
             seed: the same seed and sound give the same conversation.
             text: how text is drawn; the model's own way if None.
             audio: how codes are drawn; the model's own way if None.
             conditions: of a model with conditioners: name to value.
-            kv_bits: what the model keeps of the conversation in 8 or 4 bits a number, so that a
+            kv_bits: quantize keys and values to 8 or 4 bits, so that a
                 long one takes less memory; None: as it is computed.
-            state: what `Session.save` gave, or the file it was written to; its seed goes on.
+            state: what `Session.save` gave, or the file it was written to; it keeps its seed.
 
         Raises:
             ConfigError: a condition is not one of the model's.

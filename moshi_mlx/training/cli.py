@@ -31,13 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("config", nargs="?", type=Path, help="the run's YAML file")
     parser.add_argument("--fields", action="store_true", help="print all fields of the file")
     parser.add_argument(
-        "--fresh", action="store_true", help="begin anew, though the run's folder has checkpoints"
+        "--fresh", action="store_true", help="start over, even if the run's folder has checkpoints"
     )
     return parser
 
 
 def run(config: RunConfig, *, fresh: bool = False) -> Path:
-    """Trains, and writes the adapter or the model; a run that was stopped goes on.
+    """Trains, and writes the adapter or the model; a run that was stopped resumes.
 
     Returns the folder with the result: `adapter` (for `load(…, lora=folder)`) or `model` (for
     `load(folder)`) in the run's folder.

@@ -144,7 +144,7 @@ def inner_monologue(
 ) -> Tokens:
     """The text stream of words with times, int32 [num_frames].
 
-    A word's pieces stand from the frame in which it starts, one a frame; where the word before is
+    A word's pieces stand from the frame in which it starts, one per frame; where the word before is
     not through yet, as soon as it is. All other frames have PAD, the one before a word EPAD if it
     is free (Moshi paper, arXiv 2410.00037, section 3.4.4). Words that start outside are left out.
     """

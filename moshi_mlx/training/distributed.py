@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ..trees import Tree, flat, unflat
 
-# Gradients travel in pieces of about so many numbers: few messages, little extra memory.
+# Gradients travel in pieces of about this many numbers: few messages, little extra memory.
 _PIECE = 1 << 24
 
 

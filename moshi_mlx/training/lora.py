@@ -50,7 +50,7 @@ def add_lora(
 
 
 def continue_lora(lm: Lm, path: Path, scaling: float, train_embeddings: bool = False) -> None:
-    """As `add_lora`, with an adapter that was saved: training goes on from it."""
+    """As `add_lora`, with a saved adapter that training resumes from."""
     adapter, full = read_adapter(path, lm.config)
     attach(lm, adapter, scaling, str(path))
     lm.load_weights(list(full.items()), strict=False)

@@ -96,7 +96,7 @@ class MixConfig:
 
     pause: seconds between turns, drawn in this range.
     overlap_share: share of the turns that begin before the other's is over,
-    overlap: by so many seconds, drawn in this range.
+    overlap: by a number of seconds drawn from this range.
     lead, tail: seconds of silence at both ends.
     """
 

@@ -32,7 +32,7 @@ class OptimConfig:
     weight_decay: of both, decoupled from the gradient.
     momentum: Muon's.
     max_norm: gradients are scaled down to this norm over all weights; 0 doesn't clip.
-    warmup_steps: the learning rate rises linearly for so long.
+    warmup_steps: steps over which the learning rate rises linearly.
     schedule: how the learning rate falls: constant, linear or cosine.
     decay_start: share of the run, in steps or in time, after which it falls.
     final: what is left of it at the end, as a share.

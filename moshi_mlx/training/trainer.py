@@ -1,7 +1,7 @@
 """The trainer: steps, evaluation, progress, checkpoints, and going on where it stopped.
 
 A run is a folder: `log.jsonl`, `loss.png`, `checkpoints/step_…`. Everything random comes from
-(seed, step), so a run that goes on from a checkpoint makes the very steps it would have made.
+(seed, step), so a run resumed from a checkpoint makes exactly the steps it would have made.
 Knows nothing of sound, nor of what the sequences are about.
 """
 
@@ -200,7 +200,7 @@ class Trainer:
         if saved != self.step and self.step:
             self.save()
         if self.stopped:
-            self._say(f"stopped at step {self.step}; the same command goes on from there")
+            self._say(f"stopped at step {self.step}; run the same command to resume")
         return last
 
     def stop(self) -> None:

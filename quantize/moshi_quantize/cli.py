@@ -38,57 +38,111 @@ from .recipe import recipe as find_recipe
 from .replies import Replies
 from .speaker import Speaker
 
-app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "keep": None}
 
 
 @app.callback()
 def about() -> None:
-    """moshi-quantize SOURCE TARGET makes a model small; moshi-quantize report says what it cost."""
+    """Make a model small with moshi-quantize SOURCE TARGET, and see what that cost with report."""
 
 
 @app.command("quantize")
 def quantize_command(
     source: Annotated[
-        str, typer.Argument(help="a folder, a file, a hub repository, an alias, or nano")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="A folder, a weights file, an adapter, org/repo on the hub, or a name from "
+            "`moshi-local models`.",
+        ),
     ],
-    target: Annotated[Path, typer.Argument(help="a folder that isn't there yet")],
+    target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to make.")],
     bits: Annotated[
         str,
         typer.Option(
-            "--bits", "-b", help="2, 3, 4, 5, 6, 8; with a group as 4:64; mxfp4, mxfp8, nvfp4; none"
+            "--bits",
+            "-b",
+            metavar="BITS",
+            help="Quantize to this precision: 2, 3, 4, 5, 6 or 8; with a group as 4:64; mxfp4, "
+            "mxfp8, nvfp4; or none to convert only.",
+            show_default="4",
         ),
     ] = "",
-    recipe: Annotated[str, typer.Option(help=", ".join(RECIPES))] = "",
-    dtype: Annotated[str, typer.Option(help=f"of the rest: {', '.join(_DTYPES)}")] = "bfloat16",
-    base: Annotated[str, typer.Option(help="the model that an adapter is for")] = "",
+    recipe: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help=f"Use this recipe: {', '.join(RECIPES)}.", show_default="q4"
+        ),
+    ] = "",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="TYPE",
+            help=f"Store what is not quantized as {', '.join(_DTYPES)} (keep: as it is).",
+        ),
+    ] = "bfloat16",
+    base: Annotated[
+        str,
+        typer.Option(metavar="MODEL", help="Merge an adapter into this model.", show_default=False),
+    ] = "",
     sets: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
-            help="WHAT=PRECISION: a part (temporal, depth, embeddings, heads) or layers by name, "
-            "with *; may be given several times",
+            metavar="WHAT=PRECISION",
+            help="Give a part (temporal, depth, embeddings, heads) or layers by name, with *, "
+            "another precision; may be repeated.",
+            show_default=False,
         ),
     ] = None,
     predicate: Annotated[
-        str, typer.Option(help="FILE.py with predicate(name, layer): True, False or a dict")
+        str,
+        typer.Option(
+            metavar="FILE.py",
+            help="Ask a function predicate(name, layer) in this file for True, False or a dict.",
+            show_default=False,
+        ),
     ] = "",
     target_bits: Annotated[
-        float, typer.Option(help="bits a weight on average, given out by measuring (auto: 4.5)")
+        float,
+        typer.Option(
+            metavar="BITS",
+            help="Spend this many bits per weight on average, where measuring shows that they pay.",
+            show_default="the recipe's",
+        ),
     ] = 0.0,
-    learned: Annotated[bool, typer.Option("--learned", help="learn the values (GPTQ)")] = False,
-    dialogue: Annotated[str, typer.Option(help="tokens (.npz) or a recording to measure on")] = "",
+    learned: Annotated[
+        bool, typer.Option("--learned", help="Learn the quantized values (GPTQ).")
+    ] = False,
+    dialogue: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Measure on these tokens (.npz) or this recording.",
+            show_default=False,
+        ),
+    ] = "",
     measured: Annotated[
-        bool, typer.Option("--report/--no-report", help="compare at the end")
+        bool, typer.Option("--report/--no-report", help="Compare the result with the original.")
     ] = True,
-    link_mimi: Annotated[bool, typer.Option(help="link the codec instead of copying it")] = False,
-    offline: Annotated[bool, typer.Option(help="never use the network")] = False,
-    upload: Annotated[str, typer.Option(help="org/repo of the hub to put the result into")] = "",
+    link_mimi: Annotated[
+        bool, typer.Option("--link-mimi", help="Link the codec instead of copying it.")
+    ] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
+    upload: Annotated[
+        str,
+        typer.Option(
+            metavar="ORG/REPO",
+            help="Upload the result to this repository on the hub.",
+            show_default=False,
+        ),
+    ] = "",
 ) -> None:
-    """Convert a checkpoint of any layout and quantize it: q4 as published, if nothing is said."""
+    """Convert a checkpoint of any layout and quantize it; by default to 4 bits, as published."""
     if bits and recipe:
-        raise typer.BadParameter("say --bits or --recipe, not both")
+        raise typer.BadParameter("give --bits or --recipe, not both")
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
     chosen = find_recipe(recipe or {"4": "q4", "8": "q8"}.get(bits, bits) or "q4")
@@ -114,25 +168,45 @@ def quantize_command(
         print(f"not quantized, no group divides its {layer.shape[1]} inputs: {layer.name}")
     if len(result.plan.skipped) > 3:
         print(f"and {len(result.plan.skipped) - 3} more like these")
-    print(f"{target}: {result.nbytes / 1e6:.1f} MB; try it: moshi-local --model {target}")
+    print(f"{target}: {result.nbytes / 1e6:.1f} MB. Try it: moshi-local --model {target}")
 
 
 @app.command("report")
 def report_command(
-    original: Annotated[str, typer.Argument(help="what to compare with")],
-    others: Annotated[list[str], typer.Argument(help="models made from it")],
-    dialogue: Annotated[str, typer.Option(help="tokens (.npz) or a recording to measure on")] = "",
-    json_file: Annotated[Path | None, typer.Option("--json", help="all figures")] = None,
-    plot: Annotated[Path | None, typer.Option(help="quality against size, a PNG")] = None,
-    listen: Annotated[bool, typer.Option(help="recognize what they answer")] = False,
+    original: Annotated[str, typer.Argument(metavar="ORIGINAL", help="The model to compare with.")],
+    others: Annotated[list[str], typer.Argument(metavar="MODEL...", help="Models made from it.")],
+    dialogue: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE",
+            help="Measure on these tokens (.npz) or this recording.",
+            show_default=False,
+        ),
+    ] = "",
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json", metavar="FILE", help="Write all figures to this file.", show_default=False
+        ),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.png", help="Plot quality against size.", show_default=False),
+    ] = None,
+    listen: Annotated[
+        bool,
+        typer.Option("--listen", help="Recognize what the models answer (needs pocketsphinx)."),
+    ] = False,
     kv_bits: Annotated[
         list[int] | None,
         typer.Option(
-            help="8 or 4: run the models with keys and values in so many bits; may be given twice"
+            metavar="BITS",
+            help="Also run the models with keys and values in 8 or 4 bits; may be repeated.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Compare models with the original: KL and top-1 on real dialogue tokens, size, speed."""
+    """Compare models with their original: KL and top-1 on dialogue tokens, and size."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
     source = open_checkpoint(original)
@@ -155,11 +229,13 @@ def report_command(
 
 @app.command(name="hear")
 def hear_recording(
-    model: Annotated[str, typer.Argument(help="who answers")],
-    recording: Annotated[Path, typer.Argument(help="a sound file")],
-    tokens: Annotated[Path, typer.Argument(help="the .npz to write, for --dialogue")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="The model that answers.")],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="A sound file.")],
+    tokens: Annotated[
+        Path, typer.Argument(metavar="TOKENS.npz", help="The file to write, for --dialogue.")
+    ],
 ) -> None:
-    """Let a model answer a recording, and write the dialogue's tokens."""
+    """Let a model answer a recording, and write the tokens of the dialogue."""
     with _interruptible():
         np.savez_compressed(
             tokens, codes=Speaker(open_checkpoint(model)).hear(recording).astype(np.int16)
@@ -178,7 +254,7 @@ def _predicate(path: str) -> Predicate:
     """One's own rule, from a Python file of one's own."""
     try:
         found = runpy.run_path(path).get("predicate")
-    except Exception as error:  # whatever somebody's file raises
+    except Exception as error:  # whatever the user's file raises
         raise MoshiError(f"{path}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise MoshiError(f"{path}: has no function 'predicate'")

@@ -1,4 +1,4 @@
-"""What a model answers, heard by somebody else: pocketsphinx (an optional package).
+"""What a model answers, as an independent recognizer hears it (pocketsphinx, optional).
 
 The other side's codes of the evaluation dialogues go in, the model answers in its own way of
 sampling, and each stretch of its speech is recognized. Knows nothing of quantizing.

@@ -30,10 +30,10 @@ CHIPS = ("M1", "M4", "M4 Pro")
 class Figures:
     """One model's. Sizes are of the language model alone; KL is against the original.
 
-    kl, top1: text first, then each codebook: nats a token; share of tokens with the same first
-    choice. frame_kl: nats a frame, the sum over text and codebooks. floor_ms: bytes read a frame
-    over the memory's bandwidth: no frame can be faster, every frame is slower. kv_bits: of keys and
-    values; kv_bytes: of those of a full context, floats in 16 bits.
+    kl, top1: text first, then each codebook: nats per token; share of tokens with the same first
+    choice. frame_kl: nats per frame, the sum over text and codebooks. floor_ms: bytes read per
+    frame over the memory's bandwidth: no frame can be faster, every frame is slower. kv_bits: of
+    keys and values; kv_bytes: of those of a full context, floats in 16 bits.
     """
 
     name: str
@@ -83,7 +83,7 @@ def measure(
         original: what they are compared with.
         others: the models.
         dialogues: tokens of the original's codec and tokenizer.
-        replies: listens to what they answer; None: nobody listens.
+        replies: listens to what they answer; None: no listening.
         reference: the original's logits on the evaluation, where they are known.
         kv_bits: each model with keys and values in each of these; the original's are not quantized.
     """
@@ -125,8 +125,8 @@ def table(figures: Sequence[Figures]) -> str:
     unit, scale = ("GB", 1e9) if big else ("MB", 1e6)
     chips = list(CHIPS)
     head = [
-        "model", unit, "bits a weight", f"{unit} a frame",
-        *(f"floor {chip}, ms" for chip in chips), "KL a frame, nats", "KL text",
+        "model", unit, "bits per weight", f"{unit} per frame",
+        *(f"floor {chip}, ms" for chip in chips), "KL per frame, nats", "KL text",
         "KL codebooks, mean", "top-1 text", "top-1 codebooks",
     ]  # fmt: skip
     head += ["same replies heard"] if listened else []
@@ -204,7 +204,7 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
                       textcoords="offset points", fontsize=7)  # fmt: skip
     axes.set_yscale("log")
     axes.set_xlabel("language model, MB")
-    axes.set_ylabel("KL to the original, nats a frame")
+    axes.set_ylabel("KL to the original, nats per frame")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend()

@@ -29,7 +29,7 @@ CHOICES = (
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """By a layer's path: the cost, in nats a frame, of each precision that fits it (or of None)."""
+    """By a layer's path: the cost, in nats per frame, of each precision that fits it, or None."""
 
     cost: Mapping[str, Mapping[Precision | None, float]]
 
@@ -94,7 +94,7 @@ def give_out(
     target_bits: float,
     fixed: Assignment | None = None,
 ) -> Assignment:
-    """Precisions of the least cost with at most so many bits a weight on average.
+    """The precisions of least cost with at most `bits` bits per weight on average.
 
     Args:
         sensitivity: what each costs.
@@ -109,7 +109,7 @@ def give_out(
     budget -= sum(layer.nbytes(fixed[layer.path]) for layer in counted if layer.path in fixed)
 
     def at(price: float) -> Assignment:
-        """The best choices where a byte costs so many nats."""
+        """The best choices at this price of a byte, in nats."""
         return {
             layer.path: min(
                 costs, key=lambda p: (costs[p] + price * layer.nbytes(p), layer.nbytes(p))

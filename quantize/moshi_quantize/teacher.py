@@ -65,7 +65,7 @@ class Teacher:
     Args:
         source: the checkpoint, quantized or not.
         in_memory: bytes that the weights have in float32, up to which they are kept.
-        kv_bits: quantize keys and values, as in a conversation with so many.
+        kv_bits: quantize keys and values, as in a conversation with `--kv-bits`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Teacher:
             value.size for leaf in leaves.values() for value in named_parameters(leaf).values()
         )
         self.streams = 4 * size > in_memory
-        """Whether the weights are read anew for each pass."""
+        """Whether the weights are read again for each pass."""
         if not self.streams:
             self._kept = {path: self.read(path) for path in leaves}
             mx.eval(self._kept)
@@ -154,7 +154,7 @@ class Distance(NamedTuple):
 
     @property
     def frame_kl(self) -> float:
-        """Nats a frame: by the chain rule, the KL of all that is said in a frame."""
+        """Nats per frame: by the chain rule, the KL of all that is said in a frame."""
         return sum(self.kl)
 
 

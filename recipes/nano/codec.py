@@ -177,7 +177,7 @@ class Quantized:
 def quantize(
     model: MimiModel, latent: torch.Tensor, acoustic_levels: int | None, enabled: bool
 ) -> Quantized:
-    """Straight-through quantization with so many acoustic levels; only projections if disabled."""
+    """Straight-through quantization with a number of acoustic levels, or projections alone."""
     first, rest = model.quantizer.rvq_first, model.quantizer.rvq_rest
     semantic, acoustic = first.input_proj(latent), rest.input_proj(latent)
     commitment = torch.zeros(())

@@ -43,7 +43,7 @@ class SpectralLoss:
 
     The logarithm's floor `epsilon` lies just under quiet speech, else silence makes up most of the
     loss. Spectral convergence covers all bins up to 12 kHz and keeps the treble quiet. Of the four
-    sizes `sizes_per_call` are used in turn.
+    sizes `sizes_per_call` are used in rotation.
     """
 
     SIZES = ((256, 24), (512, 48), (1024, 80), (2048, 96))

@@ -27,7 +27,7 @@ _OWN, _USER = slice(1, 1 + CODEBOOKS), slice(1 + CODEBOOKS, 1 + 2 * CODEBOOKS)
 _BEGINNINGS = ("please ",)
 _ENDINGS = (" please", " moshi", " today", " now")
 _WORD_FRAMES = 3
-"""So many frames after a word's end nano is to know it."""
+"""Frames after a word's end by which nano is to know it."""
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ from .train_lm import expected_reply, said_text
 _SIDE_BY_SIDE = 48
 _AT_ONCE = 4 * _SIDE_BY_SIDE  # conversations kept in memory
 _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
-_STOPPED_SECONDS = 0.32  # so long silent: has stopped
+_STOPPED_SECONDS = 0.32  # silent for this long: has stopped
 _LONG_REPLY_SECONDS = 2.3
 _RIGHT = "right reply heard"
 _UNHEARD_VOICES, _UNHEARD_ENGINE = "unheard voices", "unheard engine (Pico)"
@@ -52,7 +52,7 @@ class Size:
     """How much is examined.
 
     `each` is how many of each kind at most, all if None. Nano has `answer` seconds for an answer,
-    and nobody speaks for `still` seconds.
+    and there is silence for `still` seconds.
     """
 
     each: int | None = None
@@ -173,7 +173,7 @@ def placed(line: Line, cache: Path, wait: float) -> tuple[np.ndarray, float]:
 
 
 def answers(moshi: Moshi, lines: Sequence[Line], cache: Path, wait: float) -> list[Answer]:
-    """Nano's answers to lines, each in a conversation of its own."""
+    """Nano's answers to lines, each in a separate conversation."""
     out = []
     for first in range(0, len(lines), _AT_ONCE):
         chosen = lines[first : first + _AT_ONCE]
@@ -271,7 +271,7 @@ def backgrounds(seconds: float) -> dict[str, np.ndarray]:
 
 
 def stillness(moshi: Moshi, cache: Path, size: Size) -> dict[str, Any]:
-    """How quiet nano stays when nobody speaks, at once and after an answer."""
+    """How quiet nano stays without a speaker, from the start and after an answer."""
     recordings = dict(islice(backgrounds(size.still).items(), size.each))
     first = dict.fromkeys(recordings, 0.0)
     lines = evaluation_lines(["hello", "tell me a joke", "who are you"], True, salt="still")
@@ -313,7 +313,7 @@ def stillness(moshi: Moshi, cache: Path, size: Size) -> dict[str, Any]:
 
 
 def interruptions(moshi: Moshi, cache: Path, size: Size) -> tuple[dict[str, Any], list[float]]:
-    """How fast nano falls silent when somebody speaks into its answer, and what it says then.
+    """How fast nano falls silent when it is interrupted, and what it says then.
 
     Figures, and how long nano spoke on each time (seconds).
     """

@@ -4,7 +4,7 @@
 
 Where build/nano is there, it makes nano's dialogue tokens first.
 
-Run it after nano was trained anew; it takes ten minutes of one core. Needs pocketsphinx and
+Run it after nano was trained again; it takes ten minutes of one core. Needs pocketsphinx and
 matplotlib (the extra `dev`).
 """
 

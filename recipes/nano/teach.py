@@ -45,7 +45,7 @@ from .speech import (
 )
 
 _VOICES = tuple(v for v in TRAIN_USER_VOICES if not v.startswith("festival:"))
-"""Nobody should have to install a third synthesizer for an example."""
+"""An example should not need a third synthesizer."""
 
 SECONDS = 9.6
 """Length of a recording: room for two questions and their answers."""
@@ -90,7 +90,7 @@ class Exchange:
 
 
 def asked(text: str, voices: Sequence[str], count: int, salt: str) -> list[Rendition]:
-    """Renditions of a question by voices in turn."""
+    """Renditions of a question by one voice after another."""
     rng = rng_for(text, salt)
     order = rng.permutation(len(voices))
     return [vary(text, voices[order[i % len(voices)]], rng) for i in range(count)]
@@ -171,7 +171,7 @@ def make_data(
 
 
 def answers(moshi: Moshi, questions: Sequence[Rendition], cache: Path) -> list[str]:
-    """What the text stream says to questions, each in a conversation of its own, greedily."""
+    """What the text stream says to questions, each in a separate conversation, greedily."""
     pcm = np.zeros((len(questions), 1, _CHECK_FRAMES * FRAME_SIZE), np.float32)
     for row, question in enumerate(questions):
         rng = rng_for(question.text, f"check {question.voice}")

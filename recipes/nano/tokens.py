@@ -250,7 +250,7 @@ def make_replies(encoder: Encoder, out: Path, folder: Path) -> None:
 
 
 def make_noises(encoder: Encoder, folder: Path, seed: int) -> None:
-    """Silence, four kinds of noise at many levels, and sounds that are no speech."""
+    """Silence, four kinds of noise at many levels, and sounds that are not speech."""
     rng = np.random.default_rng([seed, 1])
     length = _NOISE_FRAMES * FRAME_SIZE
     recordings: list[np.ndarray] = [np.zeros(length, np.float32)]
@@ -407,7 +407,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Turn renditions into Mimi tokens.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--encodings", type=int, default=2, help="of every rendition")
-    parser.add_argument("--shards", type=int, help="stop after so many (to try things)")
+    parser.add_argument("--shards", type=int, help="stop after this many (to try things)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -403,7 +403,7 @@ def test_json_of_a_model_that_is_not_here(
         ("moshiko-q4", True),
     ]
     if code:
-        assert verdict["advice"] == "use --model moshika-q4, which is predicted to hold"
+        assert verdict["advice"] == "use --model moshika-q4, which is predicted to run in real time"
 
 
 def test_nothing_holds(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ REFERENCE_CUSHION_SECONDS = 0.03
 """With two clocks, the reference is kept about this much ahead of the microphone, so that it is
 there when a frame is. An echo is later: two blocks and the air are between."""
 REFERENCE_JUMP_SECONDS = 0.1
-"""Beyond this the reference is set anew; up to it, only its drift is followed."""
+"""Beyond this the reference is aligned again; up to it, only its drift is followed."""
 REFERENCE_SETTLE_FRAMES = 64
 """So long the reference is left where it is, and its mean place is taken for its right one."""
 REFERENCE_DRIFT_SECONDS = 60.0

@@ -2,7 +2,7 @@
 
 Joins the two sides, the echo canceller, and a watch over the stream: a card that is lost, asleep
 or dumb is noticed, told as an event, and opened again. Knows nothing of models. `read` and
-`write` belong to one thread and never wait long; opening again has a thread of its own.
+`write` belong to one thread and never wait long; reopening has its own thread.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ CALLBACK_SECONDS = 1.0
 REOPEN_SECONDS = 0.5
 """Between two attempts to open a lost card."""
 SILENT_STARTS = 5
-"""A card that has never called is given up after so many starts."""
+"""A card that has never called is given up after this many starts."""
 CATCH_UP_SECONDS = 0.6
 """A backlog that takes longer to work off is dropped: with what the speaker's side needs then,
 all is as before within a second."""
@@ -62,11 +62,11 @@ class LiveAudio:
     """Frames from a microphone and to a speaker: an `AudioPort` over a `SoundDevice`.
 
     sample_rate (Hz) and frame_size (samples) are the model's. echo says when to cancel the echo.
-    default_changed is asked once a second whether the system's own devices are others now; if
+    default_changed is asked once per second whether the system's own devices are others now; if
     so, the card is opened again. clock and wall give seconds; tests put others there.
 
-    Entering it opens the card: AudioDeviceError. After that, a lost card is tried again for
-    ever, unless it never made a sound.
+    Entering it opens the card: AudioDeviceError. After that, a lost card is reopened, however
+    often that takes, unless it never made a sound.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class LiveAudio:
         return max(0, min(int(spare), INPUT_LIMIT_FRAMES - 1))
 
     def _notice_sleep(self, line: _Line) -> None:
-        """A machine or a program that slept goes on with what is heard now."""
+        """After sleep of the machine or the program, resume with what is heard now."""
         capture, now = line.capture, self._wall()
         slept = max(capture.longest_pause, now - capture.called_at)
         if slept < SLEEP_SECONDS or not capture.calls:
@@ -226,7 +226,7 @@ class LiveAudio:
             self._dead_told = True
             self._events.append(
                 MicrophoneDead(
-                    0.0, f'"{line.info.input_name}" gives nothing but zeros: {microphone_advice()}'
+                    0.0, f'"{line.info.input_name}" gives only silence: {microphone_advice()}'
                 )
             )
 
@@ -265,22 +265,24 @@ class LiveAudio:
         )
 
     def _watch(self, line: _Line) -> None:
-        """Give the card up for lost when it ended, does not call, or is no more the default."""
+        """Give the card up for lost when it ended, does not call, or is no longer the default."""
         now = self._clock()
         started = line.check_calls(now)
         self._ever_called |= started
         if self._device.ended:
             return self._lose("the device is gone")
         if line.silent_for(now) > (CALLBACK_SECONDS if started else FIRST_CALLBACK_SECONDS):
-            return self._lose("it stopped calling" if started else "it started but never called")
+            return self._lose(
+                "it stopped calling back" if started else "it started but never called back"
+            )
         if len(line.others_delay) == DELAYS_KEPT:
             surplus = min(line.others_delay) - line.least_delay
             if surplus > PILED_UP_SECONDS:
-                return self._lose(f"the sound system holds {1000 * surplus:.0f} ms back")
+                return self._lose(f"the sound system holds back {1000 * surplus:.0f} ms")
         if self._default_changed is not None and now - self._default_asked > DEFAULT_POLL_SECONDS:
             self._default_asked = now
             if self._default_changed():
-                return self._lose("the system's own device is another one now")
+                return self._lose("the system's default device has changed")
         return None
 
     def _lose(self, reason: str) -> None:
@@ -288,7 +290,7 @@ class LiveAudio:
         assert self._line is not None
         info, self._line = self._line.info, None
         if not self._ever_called and self._starts == SILENT_STARTS:
-            raise _dumb(info, "it never called")
+            raise _dumb(info, "it never called back")
         self.counters.restarts += 1
         self._events.append(DeviceLost(0.0, reason))
         self._reopened.clear()
@@ -347,7 +349,7 @@ class _Line:
         ):
             if frame_size * rate % sample_rate:
                 raise AudioDeviceError(
-                    f'"{name}" runs at {rate} Hz, where a frame is no whole number of samples; '
+                    f'"{name}" runs at {rate} Hz, where a frame is not a whole number of samples; '
                     "use a common rate, such as 48000"
                 )
         self.info = info

@@ -24,7 +24,7 @@ BLEND = 0.3
 TRUST_DECIBELS = 20.0
 """So much must the linear filter have been seen to remove for BLEND; less brings less."""
 TRUST_FALL = 0.2
-"""Decibels a second by which what has been seen is forgotten."""
+"""Decibels per second by which what has been seen is forgotten."""
 AEC3_DELAY = 223
 """Samples at 24 kHz by which AEC3's output is later than its input, measured."""
 NOISE_DELAY = 175
@@ -49,14 +49,14 @@ class LinearCanceller:
 
     The partitioned-block frequency-domain Kalman filter (Enzner and Vary 2006; Kuech, Mabande
     and Enzner 2014): each weight has a variance, which sets its step, so that it learns fast at
-    first, and hardly while somebody else speaks. `block` is in samples, `tail` in blocks.
+    first, and hardly while another person speaks. `block` is in samples, `tail` in blocks.
     """
 
     MEMORY = 0.999
     """What a weight keeps from block to block; the rest is how an echo path may change."""
     NOISE_MEMORY = 0.5
     TURNS = 4
-    """Weights are held to be causal in turn, a fourth of them each block: it costs the most."""
+    """Weights are made causal in rotation, a quarter of them each block: it costs the most."""
 
     def __init__(self, block: int, tail: int) -> None:
         self._block = block

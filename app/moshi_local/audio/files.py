@@ -156,7 +156,7 @@ def _samples_at(rate: int, file: soundfile.SoundFile) -> int:
 
 
 def check_sound_files(source: Path, target: Path) -> None:
-    """Raises AudioFileError if `source` is not sound or `target` is no place for some."""
+    """Raises AudioFileError if `source` is not sound or `target` cannot be written."""
     if not source.exists():
         raise AudioFileError(f"there is no file {source}")
     if not source.is_file():

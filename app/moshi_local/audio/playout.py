@@ -32,12 +32,12 @@ CALM_SECONDS = 60.0
 """So long without a hole, and with slack to spare, lowers the cushion."""
 SPARE_SECONDS = 0.01
 GAP_MEMORY_SECONDS = 600.0
-"""One hole in so long is a stall, which no cushion of three frames may be meant for; the second
+"""One hole in this time is a stall, which no cushion of three frames can cover; the second
 one raises the cushion."""
 LIMIT_SECONDS = 0.24
 """What may wait before a write; a frame that comes then is left out."""
 WINDOW_WRITES = 6
-"""The slack that counts is the least before so many writes."""
+"""The slack that counts is the least before this many writes."""
 QUIET = 0.01
 """A frame with a lower peak is shortened without anybody hearing it."""
 QUIET_SURPLUS_SECONDS = 0.01
@@ -45,14 +45,14 @@ LOUD_SURPLUS_SECONDS = 0.02
 FADE_SECONDS = 0.005
 DRIFT_SECONDS = 20.0
 SINK = 0.0005
-"""Seconds a second by which the slack sinks to a lower cushion, where a resampler can do it."""
+"""Seconds per second by which the slack sinks to a lower cushion, if a resampler can do it."""
 
 
 class Playout:
     """What the speaker plays.
 
     `play` is called on the sound card's thread, all else on one other thread. `device_rate` is
-    the card's (Hz), `clock` gives seconds. With `follow` the card has a clock of its own. All
+    the card's (Hz), `clock` gives seconds. With `follow` the card has its own clock. All
     that is played goes to `played` too, the ring of an echo canceller's reference.
     """
 

@@ -82,7 +82,7 @@ class SoundDevice(Protocol):
         """Find the devices as they are now, and open them; raises AudioDeviceError."""
 
     def start(self, play: Play, hear: Hear) -> None:
-        """Start what was opened: from now on, threads of its own call; raises AudioDeviceError."""
+        """Start what was opened: from now on, its own threads call; raises AudioDeviceError."""
 
     def stop(self) -> None:
         """Stop and close; no callback comes after it. Never raises."""
@@ -155,7 +155,7 @@ class PortAudioDevice:
                 stream.start()
         except sd.PortAudioError as error:
             self.stop()
-            raise AudioDeviceError(f"the sound does not start: {reason_of(error)}") from error
+            raise AudioDeviceError(f"the sound devices do not start: {reason_of(error)}") from error
 
     def stop(self) -> None:
         """Stop and close."""

@@ -20,7 +20,7 @@ HOLD_INPUTS = 24
 MAX_CORRECTION = 0.001
 """Where the ratio may go: 1.7 cents of pitch. Two clocks at their worst differ by 0.0002."""
 SMOOTHING_SECONDS = 2.0
-"""Levels are read while blocks come and go: 20 ms up or down are no drift."""
+"""Levels are read while blocks come and go: 20 ms up or down are not drift."""
 
 
 class Resampler:

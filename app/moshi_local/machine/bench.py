@@ -1,7 +1,7 @@
 """What a step of the language model costs on this machine, also beside upstream's.
 
-Codes in, codes out: the codec is timed apart. Both implementations run the same weights in turn,
-so that what else the machine does falls on both.
+Codes in, codes out: the codec is timed separately. Both implementations run the same weights,
+interleaved, so that other load on the machine affects both.
 """
 
 import json
@@ -241,8 +241,8 @@ def bench_config(
         config_path: a config.json.
         bits: 4, 8 or 16 (bfloat16 weights).
         frames: steps per round.
-        upstream: a Python with upstream's moshi_mlx, to be timed on the same weights in turn.
-        rounds: how often, in turn.
+        upstream: a Python with upstream's moshi_mlx, to be timed on the same weights, interleaved.
+        rounds: how often each is run.
         compiled: as `Generator` takes it.
         kv_bits: as `Generator` takes it; upstream's has all bits.
         dtype: what ours computes in, as `load_lm` takes it.
@@ -317,7 +317,7 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
     ms = mine.frame_ms
     print(
         f"{mine.name}: p50 {ms['p50']:.2f}  p95 {ms['p95']:.2f}  p99 {ms['p99']:.2f}  "
-        f"max {ms['max']:.2f} ms a step, {mine.frames} steps"
+        f"max {ms['max']:.2f} ms per step, {mine.frames} steps"
     )
     if theirs is not None:
         print(
@@ -331,10 +331,10 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
         print(_asked("upstream", theirs))
     print(
         f"  reads {mine.weight_bytes_per_frame / 1e6:.1f} MB of weights and "
-        f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values a step; "
+        f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values per step; "
         f"peak memory {mine.peak_memory_bytes / 1e6:.0f} MB"
     )
-    print("  prediction, measured nowhere: the least a step can take there, by memory bandwidth")
+    print("  lower bound of a step by memory bandwidth, predicted, not measured:")
     floors = [f"{chip} {ms:.2f}" for chip, ms in mine.predicted_roofline_ms.items()]
     print(f"    {'; '.join(floors)} ms")
 
@@ -342,5 +342,5 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
 def _asked(whose: str, counts: Report | Upstream) -> str:
     return (
         f"  {whose}: {counts.host_syncs_per_frame} host synchronisations and "
-        f"{counts.primitives_per_frame} primitives a step ({counts.views_per_frame} views apart)"
+        f"{counts.primitives_per_frame} primitives per step (and {counts.views_per_frame} views)"
     )

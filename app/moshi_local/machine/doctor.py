@@ -198,7 +198,7 @@ def _advice(verdict: Verdict, others: Sequence[Verdict]) -> str:
     best = max(holding, key=size_of).model
     bits = {e.name: e.bits for e in catalog.ENTRIES}
     same_voice = [e.name for e in relatives(verdict.model) if e.bits == bits[best]]
-    return f"use --model {(same_voice or [best])[0]}, which is predicted to hold"
+    return f"use --model {(same_voice or [best])[0]}, which is predicted to run in real time"
 
 
 def doctor(
@@ -256,10 +256,10 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
             else f"measured, {verdict.frames} frames, codec {verdict.codec}"
         )
         times = "  ".join(f"{key} {value:.1f}" for key, value in verdict.frame_ms.items())
-        row("a frame", f"{times} ms ({how}), of {verdict.budget_ms:.0f} ms")
+        row("per frame", f"{times} ms ({how}), of {verdict.budget_ms:.0f} ms")
     screen.print(rows)
     if found.others:
-        table = Table("published", "memory", "a frame, p50 / p95 ms", "holds", box=None)
+        table = Table("published", "memory", "ms per frame, p50 / p95", "real time", box=None)
         table.title, table.title_justify = "predicted for this machine, not measured", "left"
         for other in found.others:
             ms = other.frame_ms

@@ -150,7 +150,7 @@ class Prediction:
 class Speed:
     """What this machine does with a shape's matrices: p50 and p95 of measured times.
 
-    weights, attention: seconds a byte, of weights and of keys and values.
+    weights, attention: seconds per byte, of weights and of keys and values.
     launches: seconds for all of a frame's operations on next to nothing.
     codec: seconds for a frame of the published Mimi, both ways.
     """
@@ -232,11 +232,11 @@ def long_conversation_ms(lm: Lm, kv_bits: int | None = None) -> float:
 
 
 Pass = Callable[[int], None]
-"""Work done so many times over in one evaluation, as a frame is."""
+"""Work repeated a number of times in one evaluation, as in a frame."""
 
 
 def _per_byte(work: Pass, size: int) -> tuple[float, float]:
-    """Seconds a byte, p50 and p95. Each sample takes about as long as a frame may.
+    """Seconds per byte, p50 and p95. Each sample takes about as long as a frame may.
 
     Args:
         work: what to time.

@@ -81,9 +81,10 @@ class Verdict:
     @property
     def line(self) -> str:
         """One line for a person."""
-        start = f"holds {self.budget_ms:.0f} ms with {self.model}"
+        start = f"{self.model} in real time ({self.budget_ms:.0f} ms per frame)"
         if self.fits is False:
-            return f"{start}: no, it needs {gb(size_of(self))} of memory of {gb(self.memory)}"
+            needed, usable = gb(size_of(self)), gb(self.memory)
+            return f"{start}: no, it needs {needed} of memory and {usable} can be used"
         if self.frame_ms is None:
             return f"{start}: unknown, it is not on this machine"
         answer = f"{start}: {'yes' if self.holds else 'no'}, p95 {self.frame_ms['p95']:.0f} ms"
@@ -125,7 +126,7 @@ def check_before(
         kv_bits: the conversation's, as `Moshi.session` takes it.
 
     Raises:
-        MoshiError: the model does not fit in memory; with the numbers and the way out.
+        MoshiError: the model does not fit in memory; with the numbers and how to fix it.
         CheckpointError: its files are broken.
     """
     here = here or machine()
@@ -216,7 +217,7 @@ def needs_of(name: str, kv_bits: int | None = None) -> Needs | None:
 
 
 def late_warning(name: str, seconds: Sequence[float], budget_ms: float = BUDGET_MS) -> str | None:
-    """A line to show before a conversation if frames take too long (p95), with the way out.
+    """A line to show before a conversation if frames take too long (p95), and what to do.
 
     Args:
         name: the model's.
@@ -227,7 +228,7 @@ def late_warning(name: str, seconds: Sequence[float], budget_ms: float = BUDGET_
     if p95 <= budget_ms:
         return None
     return (
-        f"{name} takes {p95:.0f} ms a frame here (p95), {budget_ms:.0f} ms is what there is: the "
+        f"{name} takes {p95:.0f} ms per frame here (p95), and real time is {budget_ms:.0f} ms: the "
         f"sound will have gaps. Close other programs, or use {_lighter(name)}"
     )
 

@@ -21,11 +21,11 @@ CAPACITY = 256
 
 
 class Dispatcher(Closing):
-    """A listener that hands events on to `listeners`, in order, on a thread of its own.
+    """A listener that passes events on to `listeners`, in order, on its own thread.
 
     Args:
         listeners: they are called one after the other; give one that must not wait for the
-            others a Dispatcher of its own.
+            others its own Dispatcher.
         capacity: events that may wait. Beyond it the oldest FrameDone is lost, or if none
             waits, the oldest event.
         on_failure: called on the dispatcher's thread with a listener that raised, and the error;

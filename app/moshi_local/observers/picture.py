@@ -62,7 +62,7 @@ def _x(seconds: float) -> float:
 
 
 def _time_line(seconds: float, height: float) -> list[str]:
-    """A line a second, numbered."""
+    """A line per second, numbered."""
     parts = []
     for second in range(int(seconds) + 1):
         x = _x(second)

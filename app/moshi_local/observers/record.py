@@ -2,7 +2,7 @@
 
 While it runs the sound is a WAV file, and all files are valid after every frame, so a program
 that is killed leaves them readable. An orderly end makes FLAC of the WAV. Times in the files are
-those of the recording, which goes on where the session's clock starts again.
+those of the recording, which continue when the session's clock starts again.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Recorder:
         on_stopped: told when nothing more can be recorded, or at the end, when the WAV could
             not be made FLAC; from the thread that tells the events, or that closes.
         now: local time with its zone.
-        max_bytes: of a WAV file; the sound goes on in a second one.
+        max_bytes: of a WAV file; the sound continues in a second one.
 
     Raises:
         AudioFileError: on entering, if the folder cannot be written to.

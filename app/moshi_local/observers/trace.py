@@ -90,7 +90,7 @@ class Trace:
             entries.popleft()
 
     def add_frame(self, index: int, took: float, timing: Timing) -> None:
-        """Keep a frame that is over now, outside a conversation (seconds)."""
+        """Keep a frame that just ended, outside a conversation (seconds)."""
         self.keep(FrameEntry(index, "", took, timing))
 
     def close(self) -> None:

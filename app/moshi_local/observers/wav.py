@@ -24,7 +24,7 @@ BYTES_PER_SAMPLE = 2
 
 
 def to_pcm16(sound: NDArray[np.float32]) -> NDArray[np.int16]:
-    """float32 in −1 … 1 as int16; what is no finite number is silence, the rest is clipped."""
+    """float32 in −1 … 1 as int16; what is not finite becomes silence, the rest is clipped."""
     finite = np.nan_to_num(sound, nan=0.0, posinf=0.0, neginf=0.0)
     return np.clip(np.rint(32768.0 * finite), -32768, 32767).astype(np.int16)
 

@@ -2,7 +2,7 @@
 
 Knows nothing of what they mean. The terminal is in cbreak mode meanwhile: keys come at once and
 unseen, and Ctrl-C and Ctrl-Z are signals as ever. POSIX only; where standard input is no
-terminal, or the program is in the background, there are no keys.
+terminal, or when the program is in the background, there are no keys.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ __all__ = [
 ]
 
 HELD_SECONDS = 0.7
-"""A key counts as held for so long after it came: a terminal tells no release, and a held key
-comes again after about 0.5 s, then many times a second."""
+"""A key counts as held for this long after it came: terminals report no release, and a held key
+repeats after about 0.5 s, then many times per second."""
 BACKGROUND_SECONDS = 0.5
 """How often a program in the background looks whether the terminal is its own again."""
 
@@ -93,7 +93,7 @@ class TerminalUser(Protocol):
 
 
 class Keys:
-    """Calls `actions[key]` for each key that comes, from a thread of its own.
+    """Calls `actions[key]` for each key that comes, from its own thread.
 
     Args:
         actions: what to do, by key in lower case.
@@ -146,7 +146,7 @@ class Keys:
         trace: TracebackType | None,
     ) -> None:
         # The thread first: a key that is flushed between its `select` and its `read` would let it
-        # wait for ever.
+        # wait indefinitely.
         if self._thread is not None:
             os.close(self._waker)
             self._thread.join(1.0)
@@ -214,7 +214,7 @@ def give_back_on_stop(*users: TerminalUser) -> Iterator[None]:
         for user in reversed(users):
             user.suspend()
         signal.signal(number, signal.SIG_DFL)
-        signal.raise_signal(number)  # stops here, and goes on here
+        signal.raise_signal(number)  # stops here, and resumes here
         signal.signal(number, stop)
         go_on(number, frame)
 

@@ -94,23 +94,23 @@ def describe(event: Event) -> str | None:
             echo = ", echo cancelled" if cancelled else ""
             return f'listening: input "{input}", output "{output}"{echo}'
         case DeviceLost(_, reason):
-            return f"no sound: {reason}; opening it again"
+            return f"no sound: {reason}; reopening it"
         case MicrophoneDead(_, advice):
-            return f"the microphone gives nothing but silence: {advice}"
+            return f"the microphone gives only silence: {advice}"
         case Lag(_, heard, spoken):
             return (
                 f"late: {1000 * heard:.0f} ms of input and {1000 * spoken:.0f} ms of output dropped"
             )
         case Resumed(_, slept):
-            return f"back after {slept:.0f} s of sleep"
+            return f"resumed after {slept:.0f} s of sleep"
         case MicrophoneClosed(_, closed):
             return "microphone closed" if closed else "microphone open"
         case Paused(_, paused):
-            return "the model rests" if paused else "the model goes on"
+            return "the model pauses" if paused else "the model resumes"
         case ResetDone():
-            return "the conversation begins anew"
+            return "the conversation starts over"
         case GreetingHeld(_, held):
-            return "Moshi waits for you to begin" if held else None
+            return "Moshi waits for you to speak first" if held else None
         case LoopBroken(_, phrase, times):
             return f'"{phrase}" {times} times in a row: Moshi was made to pause'
         case RecordingStopped(_, reason):
@@ -130,7 +130,7 @@ def clock(seconds: float) -> str:
 
 
 def print_words(console: Console, words: Sequence[Word]) -> None:
-    """A line a word: start, end (seconds), text."""
+    """A line per word: start, end (seconds), text."""
     for word in words:
         console.print(
             f"{word.start:8.2f} {word.end:8.2f}  {word.text}",
@@ -145,7 +145,7 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
     frame = report.times.summary()["frame"]
     lines = [
         f"{report.frames} frames, {report.seconds:.1f} s of sound, "
-        f"{report.real_time_factor:.2f} s of work for each second",
+        f"{report.real_time_factor:.2f} s of work per second",
         f"frame p50 {frame['p50']:.1f}, p95 {frame['p95']:.1f}, p99 {frame['p99']:.1f}, "
         f"max {frame['max']:.1f} ms of {1000 * budget:.0f} ms",
     ]

@@ -1,8 +1,8 @@
 """The screen of a live conversation: transcript, levels, times, state, keys.
 
 Events are put into a `ScreenState` on whatever thread they come; a thread of the screen's own
-draws it ten times a second, and only the rows that changed. Knows nothing of sound cards, models
-and keys. The terminal is left as it was in every way out, and the transcript stays on it.
+draws it ten times per second, and only the rows that changed. Knows nothing of sound cards, models
+and keys. The terminal is always left as it was, and the transcript stays on it.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Screen", "ScreenState", "can_draw"]
 DRAW_SECONDS = 0.1
 KEPT_LINES = 500
 LINE_CHARACTERS = 600
-"""A phrase longer than this goes on in a new line, so that each is soon finished."""
+"""A phrase longer than this continues on a new line, so that each is soon finished."""
 TIMED_FRAMES = 250
 """Frames that the percentiles on the screen are of: 20 s."""
 FLOOR_DB = -60.0
@@ -57,7 +57,7 @@ CLOCK_FROM_WIDTH = 30
 RULE_FROM_HEIGHT = 14
 INFO_GAP = 2
 TRANSCRIPT_ROWS = 2
-"""Rows of the transcript that nothing else may take, as long as there are so many."""
+"""Rows that are kept for the transcript, where the terminal has that many."""
 
 PLAIN = Style()
 DIM = Style(dim=True)
@@ -436,7 +436,7 @@ class Screen:
         """Take in `event`; nothing is drawn here."""
         self.state(event)
         if isinstance(event, DeviceLost | Opened):
-            self._size = (0, 0)  # PortAudio may have written its own lines: all of it anew
+            self._size = (0, 0)  # PortAudio may have written its own lines: redraw all of it
 
     def __enter__(self) -> Screen:
         self._console.file.flush()
@@ -469,7 +469,7 @@ class Screen:
                 self._write([Control.show_cursor(True), Control.alt_screen(False)])
 
     def resume(self) -> None:
-        """Draw from here on, everything anew; not in the background."""
+        """Draw from here on, starting with everything; not in the background."""
         if self._end.is_set() or not in_foreground(self._fd):
             return
         with self._hold(), suppress(OSError):
@@ -496,7 +496,7 @@ class Screen:
 
     @contextmanager
     def _hold(self) -> Iterator[None]:
-        """Keeps the drawing thread off; not for ever, since Ctrl-S may have stopped its write."""
+        """Keeps the drawing thread off, but not indefinitely: Ctrl-S may have stopped its write."""
         got = self._lock.acquire(timeout=1.0)
         try:
             yield
