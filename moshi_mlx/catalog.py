@@ -66,7 +66,7 @@ _MOSHI_BYTES: dict[PrecisionName, int] = {
 def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
     return Entry(
         name=f"{series}-{precision}",
-        about=f"Moshi v0.1, {voice} voice",
+        about=f"Moshi, {voice} voice",
         family="moshi",
         precision=precision,
         nbytes=_MOSHI_BYTES[precision] + _MIMI_AND_TOKENIZER,
@@ -81,7 +81,7 @@ def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="nano",
-        about="demonstration model: answers some dozens of sentences, always in the same words",
+        about="demonstration model",
         family="moshi",
         precision="bf16",
         nbytes=19_238_066,

@@ -156,7 +156,7 @@ def _controlling() -> None:
 # ------------------------------------------------------------------------- moshi-local models
 
 WORDY = Entry(
-    name="wordy-q4", about="writes down what it hears", family="stt", precision="q4",
+    name="wordy-q4", about="writes down", family="stt", precision="q4",
     nbytes=700_000_000, licence="CC-BY 4.0", repository="somebody/wordy-q4", series="wordy",
     languages=("en", "fr"),
 )  # fmt: skip
@@ -170,7 +170,7 @@ def test_a_row_is_all_that_a_model_needs(
     assert cli.main(["models", "--quick"]) == 0
     said = capsys.readouterr().out
     row = next(line for line in said.splitlines() if line.startswith("wordy-q4"))
-    assert row.split()[1:7] == ["0.7", "GB", "CC-BY", "4.0", "no", "1.0"]
+    assert row.split()[-6:] == ["0.7", "GB", "CC-BY", "4.0", "no", "yes"]
     assert "wordy: the best of wordy-q4" in said
     assert cli.main(["models", "--quick", "--json"]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}

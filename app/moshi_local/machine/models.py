@@ -57,21 +57,19 @@ def rows_as_json(rows: list[Row]) -> str:
 
 def print_models(console: Console, rows: list[Row]) -> None:
     """A table for a person."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("model", "download", "licence", "here", "memory", "fits", "ms per frame"):
-        table.add_column(column, no_wrap=True)
-    table.add_column("about", overflow="fold")
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for column in ("model", "about", "download", "licence", "here", "fits", "ms per frame"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         entry, verdict = row.entry, row.verdict
         table.add_row(
             entry.name,
+            entry.about,
             "bundled" if entry.bundled else gb(entry.nbytes),
             entry.licence,
             "yes" if row.local else "no",
-            gb(verdict.needs.total) if verdict.needs else "?",
             {True: "yes", False: "no", None: "?"}[verdict.fits],
             _frame(verdict),
-            entry.about,
         )
     console.print(table)
     if any(row.verdict.predicted for row in rows):
