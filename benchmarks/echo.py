@@ -29,7 +29,7 @@ from pystoi import stoi
 
 from moshi_local.audio.echo import AEC3_DELAY, EchoCanceller
 from moshi_mlx.arrays import Pcm
-from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 
 Process = Callable[[Pcm, Pcm], Pcm]
 

@@ -31,8 +31,8 @@ from moshi_local.events import FrameDone
 from moshi_local.observers.dispatcher import Dispatcher
 from moshi_local.observers.record import Recorder
 from moshi_mlx.hub import bundled_folder
+from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE, FRAMES_PER_WORD, SAMPLE_RATE, FakeSession
 from tests import rig
-from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FRAMES_A_WORD, SAMPLE_RATE, FakeSession
 
 MAY_LACK = 1.1
 """Seconds of sound that may be missing at the end."""
@@ -180,7 +180,7 @@ def kill_fake(folder: Path, after: float, speed: float) -> Report:
         expected = np.array([level(n) for n in range(len(frames))])
         if not np.array_equal(frames, np.broadcast_to(expected[:, None, None], frames.shape)):
             report.faults.append("the sound is not what was given")
-        due = int((report.seconds - TRANSCRIPT_MAY_LACK) * FRAME_RATE / FRAMES_A_WORD)
+        due = int((report.seconds - TRANSCRIPT_MAY_LACK) * FRAME_RATE / FRAMES_PER_WORD)
         if report.words < due:
             report.faults.append(f"{report.words} words of {due}")
     return report

@@ -21,7 +21,7 @@ from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.portaudio import PortAudioDevice
 from moshi_local.options import EchoMode
 from moshi_local.port import Read
-from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 
 
 def main() -> int:

@@ -34,7 +34,7 @@ from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
 from .terminal.screen import Screen, ScreenState, can_draw
 
-__all__ = ["TalkOptions", "talk"]
+__all__ = ["ChatOptions", "chat"]
 
 GREETING_SECONDS = 30.0
 """So long --no-greeting keeps Moshi from speaking first."""
@@ -49,7 +49,7 @@ HONESTY = (
 
 
 @dataclass(frozen=True, slots=True)
-class TalkOptions:
+class ChatOptions:
     """What a live conversation is asked for; `seconds` ends it by itself.
 
     kv_bits: as `Moshi.session` takes it.
@@ -69,7 +69,7 @@ class TalkOptions:
     as_json: bool = False
 
 
-def talk(options: TalkOptions) -> None:
+def chat(options: ChatOptions) -> None:
     """The conversation; ends by the key q, Ctrl-C, SIGTERM or after `options.seconds`."""
     keeping = options.keeping
     words, notes = consoles(options.as_json or keeping.events == STDOUT)
@@ -100,7 +100,7 @@ class _Live:
     """The parts around one run of the loop."""
 
     def __init__(
-        self, options: TalkOptions, model: str, seed: int, moshi: Moshi, hints: Sequence[str]
+        self, options: ChatOptions, model: str, seed: int, moshi: Moshi, hints: Sequence[str]
     ) -> None:
         self._options, self._model, self._seed = options, model, seed
         self._moshi, self._hints = moshi, hints
@@ -193,12 +193,12 @@ class _Live:
             recorder = Dispatcher([self.recorder], capacity=RECORDER_EVENTS)
             listeners.append(stack.enter_context(recorder))
         if keeping.events is not None:
-            journal = stack.enter_context(EventLog(keeping.events))
+            event_log = stack.enter_context(EventLog(keeping.events))
 
             def failed(_: Listener, error: Exception) -> None:
                 reader(Notice(0.0, f"events are no longer written: {error}"))
 
-            listeners.append(stack.enter_context(Dispatcher([journal], on_failure=failed)))
+            listeners.append(stack.enter_context(Dispatcher([event_log], on_failure=failed)))
         return listeners
 
 

@@ -20,7 +20,7 @@ from moshi_mlx.program import run_program
 from . import arguments as a
 from .assembly import load_model
 from .audio.devices import list_devices, print_devices
-from .chat import TalkOptions, talk
+from .chat import ChatOptions, chat
 from .config_file import config_folder, config_path, read_defaults
 from .first_start import default_model, first_model
 from .machine.bench import bench_config, bench_model, print_bench
@@ -101,8 +101,8 @@ def live_command(
     if events == STDOUT and as_json:
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
     name = _asked(context, model, quantized, hf_repo) or _first()
-    talk(
-        TalkOptions(
+    chat(
+        ChatOptions(
             model=ModelSource(name, codec, lora, float16, force),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),

@@ -72,7 +72,7 @@ def first_model(
     best = choose(catalog.all_series()[0], here or machine(), speed_of or Speeds(), None)
     entry = catalog.find(best.model)
     if entry is None or best.fits is False or best.holds is False:
-        notes.print(f"None in real time, it seems: {best.line}.", soft_wrap=True)
+        notes.print(f"None here, it seems: {best.line}.", soft_wrap=True)
         _remember(answers, nano)
         return nano
     notes.print(

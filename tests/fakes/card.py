@@ -14,7 +14,7 @@ from moshi_local.options import EchoMode
 from moshi_local.port import Read
 from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
-from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 
 BLOCK = 480
 Times = NDArray[np.float64]

@@ -6,7 +6,7 @@ import numpy as np
 
 from moshi_local.events import FrameDone
 from moshi_mlx import Frame, Timing, Word, WordSpoken
-from tests.fakes.session import FRAME_RATE, FRAME_SIZE
+from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE
 
 
 def frame_done(

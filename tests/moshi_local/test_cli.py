@@ -18,7 +18,7 @@ import soundfile
 import moshi_local
 import moshi_mlx
 from moshi_local import cli
-from moshi_local.chat import TalkOptions
+from moshi_local.chat import ChatOptions
 from moshi_local.cli import SamplingFlags, main
 from moshi_mlx import Sampling
 from moshi_mlx.hub import bundled_folder
@@ -156,8 +156,8 @@ def test_kv_bits_reach_the_session(
     assert main(["bench", "--frames", "1", "--kv-bits", "4", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kv_bits"] == 4
     assert sessions == [None, 8, 4]
-    live: list[TalkOptions] = []
-    monkeypatch.setattr(cli, "talk", live.append)
+    live: list[ChatOptions] = []
+    monkeypatch.setattr(cli, "chat", live.append)
     assert main(["--kv-bits", "8"]) == 0
     assert live[0].kv_bits == 8
 

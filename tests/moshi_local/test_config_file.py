@@ -7,7 +7,7 @@ import pytest
 import typer
 
 from moshi_local import cli
-from moshi_local.chat import TalkOptions
+from moshi_local.chat import ChatOptions
 from moshi_local.config_file import config_path, read_defaults
 from moshi_local.options import EchoMode
 from moshi_mlx import ConfigError
@@ -24,14 +24,14 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def live(monkeypatch: pytest.MonkeyPatch) -> list[TalkOptions]:
+def live(monkeypatch: pytest.MonkeyPatch) -> list[ChatOptions]:
     """What live conversations were asked for."""
-    asked: list[TalkOptions] = []
-    monkeypatch.setattr(cli, "talk", asked.append)
+    asked: list[ChatOptions] = []
+    monkeypatch.setattr(cli, "chat", asked.append)
     return asked
 
 
-def test_defaults_and_the_command_line(config: Path, live: list[TalkOptions]) -> None:
+def test_defaults_and_the_command_line(config: Path, live: list[ChatOptions]) -> None:
     config.write_text(
         'model = "moshika"\necho = "on"\nkv-bits = 8\nno-greeting = true\nseconds = 5\n'
     )
@@ -65,7 +65,7 @@ def test_a_table_per_command(config: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("kv-bits = 5", "kv-bits: must be 4 or 8"),
         ("plain = 'yes'", "plain: must be true or false, is 'yes'"),
         ("seed = -1", "seed: .*0"),
-        ("model = [1]", "model: must be a text or a number"),
+        ("model = [1]", "model: must be a string or a number"),
     ],
 )
 def test_what_is_wrong_is_named(config: Path, text: str, message: str) -> None:

@@ -218,7 +218,7 @@ def test_a_verdict() -> None:
     needs = Needs(1, 1, 1, 1)
     good = Verdict("m", needs, 4, {"p50": 50.0, "p95": 61.2, "max": 99.0})
     assert (good.fits, good.holds) == (True, True)
-    assert good.line == "holds 80 ms with m: yes, p95 61 ms"
+    assert good.line == "m in real time (80 ms per frame): yes, p95 61 ms"
     long = replace(good, growth_ms=19.0)
     assert long.holds is False
     assert long.line.endswith("no, p95 61 ms, up to 19 ms more in a long conversation")
@@ -237,7 +237,7 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_fetched() -> None:
     assert str(error.value) == (
         "moshika-bf16 needs 17.6 GB of memory (15.4 GB weights, 1.6 GB for a long conversation, "
         "0.7 GB codec and working memory); on this machine the GPU can use 11.0 GB of 16.0 GB. "
-        "Use --model moshika-q8 (needs 10.4 GB) or --model nano, or --force to try it all the same"
+        "Use --model moshika-q8 (needs 10.4 GB) or --model nano, or --force to try it anyway"
     )
     assert check_before("moshika-bf16", here=MAC, force=True).fits is False
 
@@ -331,7 +331,7 @@ def test_a_hopeless_session_is_not_timed_for_long() -> None:
 def test_the_warning() -> None:
     assert late_warning("moshiko-q8", [0.079] * 20) is None
     assert late_warning("moshiko-q8", [0.12] * 20) == (
-        "moshiko-q8 takes 120 ms a frame here (p95), 80 ms is what there is: the sound will have "
+        "moshiko-q8 takes 120 ms per frame here (p95), and real time is 80 ms: the sound will have "
         "gaps. Close other programs, or use --model moshiko-q4, which reads least per frame"
     )
     assert "--model nano" in (late_warning("moshiko-q4", [0.12]) or "")
@@ -367,7 +367,11 @@ def test_the_report_of_a_model_that_is_here(monkeypatch: pytest.MonkeyPatch) -> 
     assert "3 [Blue] microphone (default)" in text
     assert "measured, 4 frames" in text
     assert "predicted for this machine, not measured" in text
-    line = next(line for line in text.splitlines() if line.startswith("holds 80 ms with nano: "))
+    line = next(
+        line
+        for line in text.splitlines()
+        if line.startswith("nano in real time (80 ms per frame): ")
+    )
     assert (": yes" in line) == (code == 0)
     found = diagnose("nano", frames=4, list_devices=list).verdict
     assert found.frame_ms is not None

@@ -10,8 +10,8 @@ from moshi_local.audio.echo import BLEND, EchoCanceller, LinearCanceller, needs_
 from moshi_local.events import Opened
 from moshi_local.options import EchoMode
 from moshi_mlx.hub import bundled_folder
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from tests.fakes.card import SimulatedCard, pass_through, simulated
-from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
 QUESTION = bundled_folder("nano") / "question.wav"
 

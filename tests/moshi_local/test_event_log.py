@@ -65,14 +65,14 @@ def test_a_word_and_a_frame() -> None:
 
 def test_each_line_is_there_at_once_and_private(tmp_path: Path) -> None:
     path = tmp_path / "events.jsonl"
-    with EventLog(path) as journal:
+    with EventLog(path) as event_log:
         for n in range(3):
-            journal(Opened(float(n), "mic\n", "speaker"))
+            event_log(Opened(float(n), "mic\n", "speaker"))
             lines = path.read_text(encoding="utf-8").splitlines()
             assert [json.loads(line)["time"] for line in lines] == list(range(n + 1))
     assert json.loads(lines[0])["input"] == "mic\n"
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    journal(Resumed(9.0, slept=1.0))  # after the end: ignored
+    event_log(Resumed(9.0, slept=1.0))  # after the end: ignored
     EventLog(path).close()
     assert path.read_text() == ""  # replaced
 
@@ -88,9 +88,9 @@ PROGRAM = """
 import os, sys
 from moshi_local.events import Resumed
 from moshi_local.observers.event_log import EventLog
-with EventLog("-") as journal:
+with EventLog("-") as event_log:
     for n in range(5):
-        journal(Resumed(float(n), slept=1.0))
+        event_log(Resumed(float(n), slept=1.0))
         if n == 0 and len(sys.argv) > 1:
             sys.stdin.read()
 print("went on", file=sys.stderr)

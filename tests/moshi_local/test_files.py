@@ -12,7 +12,7 @@ from moshi_local.audio.files import FileAudio, check_sound_files
 from moshi_local.loop import run_loop
 from moshi_local.report import LoopReport
 from moshi_mlx import AudioFileError
-from tests.fakes.session import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, FakeSession
+from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, FakeSession
 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:

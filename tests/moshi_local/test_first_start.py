@@ -92,7 +92,8 @@ def test_a_machine_that_is_too_small_or_too_slow_is_not_asked(tmp_path: Path) ->
         assert user(speed_of) == "nano"
         assert user.questions == []
         assert (
-            "None in real time, it seems: holds 80 ms with moshiko-q4: no" in user.text.getvalue()
+            "None here, it seems: moshiko-q4 in real time (80 ms per frame): no"
+            in user.text.getvalue()
         )
 
 

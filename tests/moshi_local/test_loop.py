@@ -19,7 +19,7 @@ from moshi_local.port import Read
 from moshi_local.report import FrameTimes, warm_up
 from moshi_local.terminal.lines import print_report
 from moshi_mlx import Frame, SessionError, WordSpoken
-from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FakeSession
+from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE, FakeSession
 
 
 def frames(n: int, start: int = 0) -> np.ndarray:

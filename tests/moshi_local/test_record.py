@@ -25,8 +25,8 @@ from moshi_local.observers.record import Recorder, make_folder
 from moshi_local.observers.transcript import vtt_time
 from moshi_local.observers.wav import WavWriter, to_pcm16
 from moshi_mlx import AudioFileError
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from tests.fakes.frames import frame_done, spoken
-from tests.fakes.session import FRAME_SIZE, SAMPLE_RATE
 
 NAME = "moshi-2026-11-22T22-45-10"
 FRAME = FRAME_SIZE / SAMPLE_RATE

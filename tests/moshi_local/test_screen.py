@@ -39,7 +39,7 @@ from moshi_local.events import (
 )
 from moshi_local.terminal.screen import KEPT_LINES, ScreenState, can_draw, level, wrap
 from moshi_mlx import SpeechStarted, Word, WordSpoken
-from tests.fakes.session import FRAME_SIZE, FakeSession
+from moshi_mlx.testing import FRAME_SIZE, FakeSession
 from tests.moshi_local.test_keys import eventually
 
 QUIET = np.zeros(FRAME_SIZE, np.float32)
@@ -182,7 +182,7 @@ def test_a_reset_sets_the_clock_back_and_keeps_the_transcript() -> None:
     rows = [line for line in picture(screen).splitlines() if re.match(r"\d:\d\d\.\d", line)]
     assert rows == [
         "1:40.0   Before.",
-        "1:42.0   the conversation begins anew",
+        "1:42.0   the conversation starts over",
         "0:00.5   After.",
     ]
     assert "nano 0:00" in picture(screen)
@@ -256,7 +256,7 @@ PROGRAM = """
 import sys, time
 from dataclasses import replace
 import numpy as np
-from tests.fakes.session import FRAME_RATE, FRAME_SIZE, FakeSession
+from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE, FakeSession
 from rich.console import Console
 from moshi_local.conversation import Conversation
 from moshi_local.terminal.keys import Keys, give_back_on_stop
@@ -440,7 +440,7 @@ def test_keys_a_smaller_terminal_and_the_end(terminal: Terminal) -> None:
     assert eventually(lambda: max(terminal.shown()) == 10)
     assert eventually(lambda: {len(row) for row in terminal.shown().values()} == {40})
     terminal.type("r")
-    terminal.wait_for("begins anew")
+    terminal.wait_for("starts over")
     terminal.type("q")
     assert terminal.exit_code() == 0
     assert eventually(lambda: terminal.given_back)

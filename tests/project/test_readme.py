@@ -4,10 +4,14 @@ import re
 import shlex
 from pathlib import Path
 
+import mlx.core as mx
 import pytest
 import typer
 
 from moshi_local import cli
+from moshi_local.machine import prediction
+from moshi_mlx import catalog
+from moshi_mlx.footprint import gb
 from moshi_quantize import cli as quantize_cli
 
 ROOT = Path(__file__).parents[2]
@@ -72,3 +76,20 @@ def test_commands_exist(page: Path) -> None:
             for word in words:
                 if re.match(r"--?[a-z]", word):
                     assert word.partition("=")[0] in known, f"{line}: {word}"
+
+
+def test_the_table_of_models_is_the_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads and needs as the catalogue and the footprint have them, for a GPU's bfloat16."""
+    monkeypatch.setattr(prediction, "default_dtype", lambda: mx.bfloat16)
+    text = README.read_text(encoding="utf-8")
+    for entry in catalog.ENTRIES:
+        if entry.bundled:
+            assert f"{entry.name} (bundled" in text
+            continue
+        row = next(line for line in text.splitlines() if f"`{entry.name}`" in line and "GB" in line)
+        shape, small = (prediction.published_shape(entry.name, bits) for bits in (None, 8))
+        assert shape is not None
+        assert small is not None
+        assert gb(entry.nbytes) in row
+        assert gb(shape.needs.total) in row
+        assert "--kv-bits 8" not in row or gb(small.needs.total) in row

@@ -16,8 +16,9 @@ import numpy as np
 from moshi_mlx.arrays import Pcm
 
 from .counters import DeviceCounters
+from .drift import DriftControl
 from .portaudio import Flags
-from .resample import DriftControl, Resampler
+from .resample import Resampler
 from .ring import Ring
 
 __all__ = ["Playout", "shorten"]

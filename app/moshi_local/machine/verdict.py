@@ -184,7 +184,7 @@ def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiErr
     can = f"the GPU can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
     return MoshiError(
         f"{verdict.model} needs {verdict.needs}; on this machine {can} {gb(here.memory_total)}. "
-        f"Use {' or '.join(ways)}, or --force to try it all the same"
+        f"Use {' or '.join(ways)}, or --force to try it anyway"
     )
 
 

@@ -1,21 +1,22 @@
-"""A model behind the loop's seam: it says back what it hears, and a word every second.
+"""A stand-in for a session, for tests that need no weights.
 
-For tests of the loop, the sound card and the command line that need no weights.
+It says back what it hears, and a word about every second. A program that drives
+a session can test its own loop, sound and command line with it.
 """
 
 from __future__ import annotations
 
 import time
 
-import numpy as np
-from numpy.typing import NDArray
-
-from moshi_mlx import Frame, Timing, Word, WordSpoken
+from .arrays import Pcm
+from .events import WordSpoken
+from .session import Frame, Timing
+from .text import Word
 
 SAMPLE_RATE = 24_000
 FRAME_SIZE = 1920
 FRAME_RATE = SAMPLE_RATE / FRAME_SIZE
-FRAMES_A_WORD = 12
+FRAMES_PER_WORD = 12
 
 
 class FakeSession:
@@ -23,18 +24,18 @@ class FakeSession:
 
     def __init__(self, delays: dict[int, float] | None = None) -> None:
         self.delays = delays or {}
-        self.heard: list[NDArray[np.float32]] = []
+        self.heard: list[Pcm] = []
         self.resets = 0
         self.held: list[bool] = []
 
-    def step(self, pcm: NDArray[np.float32], *, hold_text: bool = False) -> Frame:
+    def step(self, pcm: Pcm, *, hold_text: bool = False) -> Frame:
         """One frame, echoed; `held` keeps what `hold_text` was."""
         index = len(self.heard)
         began = time.perf_counter()
         time.sleep(self.delays.get(index, 0.0))
         self.heard.append(pcm.copy())
         self.held.append(hold_text)
-        word = index % FRAMES_A_WORD == FRAMES_A_WORD - 1
+        word = index % FRAMES_PER_WORD == FRAMES_PER_WORD - 1
         end = (index + 1) / FRAME_RATE
         words = (Word(f"word{index}", end - 0.4, end),) if word else ()
         return Frame(
