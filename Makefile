@@ -23,15 +23,15 @@ endif
 .PHONY: help demo test check bench nano nano-eval constraints wheels clean
 
 help:
-	@echo "make demo         a spoken question goes in, the spoken answer comes out: build/demo.wav"
-	@echo "make test         the tests"
-	@echo "make check        lint, format, types and tests, as in CI"
-	@echo "make bench        how long a step takes on this machine, beside upstream's MLX version"
-	@echo "make nano         the bundled model from nothing, in hours: build/nano (flite, festival, espeak-ng)"
-	@echo "make nano-eval    the bundled model's figures into its card (flite, festival, espeak-ng, a C compiler)"
-	@echo "make constraints  the newest versions that fit together into constraints.txt (needs uv)"
-	@echo "make wheels       is there a wheel of everything for every Python and platform? (needs uv)"
-	@echo "make clean        remove what was made, the environment too"
+	@echo "make demo         answers a spoken question: build/demo.wav"
+	@echo "make test         runs the tests"
+	@echo "make check        runs lint, format, types and tests, as CI does"
+	@echo "make bench        times a step on this machine, interleaved with Kyutai's moshi_mlx"
+	@echo "make nano         trains the bundled model from scratch, in hours: build/nano (needs flite, festival, espeak-ng)"
+	@echo "make nano-eval    examines the bundled model and updates its card (needs the same and a C compiler)"
+	@echo "make constraints  pins the newest versions that fit together: constraints.txt (needs uv)"
+	@echo "make wheels       checks that every dependency has a wheel on every platform (needs uv)"
+	@echo "make clean        removes what was built, .venv too"
 
 demo: $(VENV)/runtime.stamp
 	@mkdir -p build

@@ -1,39 +1,40 @@
-"""Several conversations on one model, each from its own thread: what a server does.
+"""Several conversations on one model, each from a thread of its caller: what a server does.
 
-python examples/two_at_once.py
+python examples/two_at_once.py question.wav
 """
 
-import threading
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+import soundfile
 
 import moshi_mlx
 from moshi_local import Engine
+from moshi_mlx.arrays import Pcm
 
 
-def talk(engine: Engine, name: str, seed: int) -> None:
-    """Says nothing for two seconds, and prints what the model says."""
-    silence = np.zeros(engine.moshi.frame_size, np.float32)
-    with engine.open(seed=seed) as conversation:
-        for _ in range(25):
-            frame, events = conversation.step(silence)
-            if frame is not None and frame.text.strip():
-                print(f"{name}: {frame.text}")
-            for event in events:
-                print(f"{name}: {type(event).__name__} at {event.time:.2f} s")
+def talk(engine: Engine, name: str, frames: list[Pcm]) -> None:
+    """Plays the frames to a new conversation, and prints the words of its answer."""
+    with engine.open(seed=0) as conversation:
+        for pcm in frames:
+            frame, _ = conversation.step(pcm)
+            for word in () if frame is None else frame.words:
+                print(f"{name}: {word.text}")
 
 
-def main() -> None:
+def main(source: str) -> None:
     with Engine(lambda: moshi_mlx.load("nano", verb="talk")) as engine:
-        threads = [
-            threading.Thread(target=talk, args=[engine, name, seed])
-            for seed, name in enumerate(("first", "second"))
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        size = engine.moshi.frame_size
+        question, _ = soundfile.read(source, dtype="float32")  # mono, at the model's rate
+        frames = [question[start : start + size] for start in range(0, len(question) - size, size)]
+        silence = [np.zeros(size, np.float32)] * len(frames)
+        with ThreadPoolExecutor() as pool:
+            sides = (("asked", frames), ("left alone", silence))
+            talks = [pool.submit(talk, engine, name, heard) for name, heard in sides]
+            for each in talks:
+                each.result()  # raises what its thread raised
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -4,7 +4,7 @@
 time. `load_mimi` gives the codec alone.
 """
 
-import warnings
+import logging
 
 from .codec import Codec
 from .config import LmConfig, MimiConfig, ModelConfig
@@ -32,7 +32,7 @@ from .weights_mimi import load_mimi
 __version__ = "0.1.0"
 
 if (_problem := installation_problem()) is not None:
-    warnings.warn(_problem, stacklevel=2)
+    logging.getLogger(__name__).warning(_problem)
 
 __all__ = [
     "AudioDeviceError",

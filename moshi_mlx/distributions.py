@@ -1,23 +1,51 @@
-"""What this package is called on the index, and who else has a folder of its name.
+"""What this package is called on the index, what its extras bring, and who else owns its folder.
 
-Kyutai's distribution `moshi-mlx` owns a folder `moshi_mlx` and a command `moshi-local` too:
+Kyutai's distribution `moshi-mlx` has a folder `moshi_mlx` and a command `moshi-local` too:
 whichever is installed later replaces files of the other, and uninstalling one takes files of both
-away.
-Imports nothing of ours, so that it still works in such a folder.
+away. Knows names of distributions and files, and of ours imports `errors` alone, so that it still
+works in such a folder.
 """
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from .errors import MoshiError
 
 DISTRIBUTION = "moshi-local"
 _OTHER = "moshi-mlx"
-_ONLY_THEIRS = "run_inference.py"
+_ONLY_THEIRS = "local.py"  # what their command starts, in all their versions
 _ONLY_OURS = "library of moshi-local"  # in the package's first line
 
 
 def install_hint(extra: str) -> str:
     """The command that installs what an optional feature needs."""
     return f"pip install '{DISTRIBUTION}[{extra}]'"
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Around the import of a package that an extra brings.
+
+    Args:
+        extra: its name in pyproject.toml.
+        what: the beginning of the message: "plots need matplotlib".
+
+    Raises:
+        MoshiError: the import failed; says how to install the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        raise MoshiError(f"{what}: {install_hint(extra)}") from error
+
+
+def _owners(folder: Path) -> tuple[bool, bool]:
+    """Whether a package's `__init__.py` is ours, and whether files of theirs lie in its folder."""
+    first = folder / "__init__.py"
+    ours = first.is_file() and _ONLY_OURS in first.read_text(encoding="utf-8")
+    return ours, (folder / _ONLY_THEIRS).is_file()
 
 
 def installation_problem(folder: Path | None = None) -> str | None:
@@ -27,8 +55,7 @@ def installation_problem(folder: Path | None = None) -> str | None:
         folder: of the package; this one's if None.
     """
     folder = folder or Path(__file__).parent
-    theirs, first = (folder / _ONLY_THEIRS).is_file(), folder / "__init__.py"
-    ours = first.is_file() and _ONLY_OURS in first.read_text(encoding="utf-8")
+    ours, theirs = _owners(folder)
     if ours and not theirs:
         return None
     if ours:
@@ -46,8 +73,7 @@ def installation_problem(folder: Path | None = None) -> str | None:
 
 def refuse_foreign_files(program: str) -> bool:
     """Says so on stderr if our library has been replaced or taken away; True if it has."""
-    problem = installation_problem()
-    if problem is None or "works for now" in problem:
-        return False
-    sys.stderr.write(f"{program}: {problem}\n")
-    return True
+    ours, _ = _owners(Path(__file__).parent)
+    if not ours:
+        sys.stderr.write(f"{program}: {installation_problem()}\n")
+    return not ours

@@ -2,11 +2,20 @@
 
 import sys
 
-from moshi_mlx.distributions import refuse_foreign_files
-
 
 def main() -> int:
     """The program; returns its exit code."""
+    try:
+        from moshi_mlx.distributions import refuse_foreign_files
+    except ModuleNotFoundError as error:
+        if error.name != "moshi_mlx.distributions":
+            raise
+        # Where ours is an editable install, theirs is found first, and none of ours behind it.
+        sys.stderr.write(
+            "moshi-local: another distribution's moshi_mlx, such as Kyutai's moshi-mlx, hides the "
+            "library of this checkout. To fix it: pip uninstall moshi-mlx\n"
+        )
+        return 2
     if refuse_foreign_files("moshi-local"):
         return 2
     from .cli import main as run

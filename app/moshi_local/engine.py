@@ -32,8 +32,8 @@ class Engine:
 
         with Engine(lambda: moshi_mlx.load("nano", verb="talk")) as engine:
             with engine.open(seed=0) as conversation:
-                frame = conversation.step(pcm)                # from any thread
-                frame = await conversation.step_async(pcm)    # in an event loop
+                frame, events = conversation.step(pcm)  # from any thread
+                frame, events = await conversation.step_async(pcm)  # in an event loop
 
     Frames are stepped in the order in which they came. Each conversation has at most one of them
     waiting, so none can starve the others, and the queue is as long as there are conversations.

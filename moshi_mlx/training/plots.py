@@ -3,8 +3,7 @@
 import json
 from pathlib import Path
 
-from ..distributions import install_hint
-from ..errors import MoshiError
+from ..distributions import needs_extra
 
 
 def plot_losses(log: Path, picture: Path) -> None:
@@ -13,10 +12,8 @@ def plot_losses(log: Path, picture: Path) -> None:
     Raises:
         MoshiError: matplotlib is not installed.
     """
-    try:
+    with needs_extra("train", "plots need matplotlib"):
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MoshiError(f"plots need matplotlib: {install_hint('train')}") from error
     lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
     figure = Figure(figsize=(9, 4), layout="constrained")
     left, right = figure.subplots(1, 2)

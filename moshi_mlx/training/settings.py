@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..codec import CodecName
-from ..distributions import install_hint
+from ..distributions import needs_extra
 from ..errors import ConfigError
 from .data import DataConfig
 from .trainer import TrainConfig
@@ -76,10 +76,8 @@ def read_settings(path: Path) -> RunConfig:
     Raises:
         ConfigError: it is not there, not YAML, or a field is missing, unknown or of a wrong type.
     """
-    try:
+    with needs_extra("train", "YAML needs PyYAML"):
         import yaml
-    except ImportError as error:
-        raise ConfigError(f"YAML needs PyYAML: {install_hint('train')}") from error
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -24,7 +24,6 @@ from rich.progress import (
 
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
-from moshi_mlx.distributions import install_hint
 from moshi_mlx.errors import HubError, MoshiError
 from moshi_mlx.program import run_program
 
@@ -32,7 +31,7 @@ from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
 from .dialogues import find_dialogues
-from .listening import can_listen
+from .listening import recognizer
 from .recipe import RECIPES, Precision, Predicate, parse_precision
 from .recipe import recipe as find_recipe
 from .replies import Replies
@@ -213,8 +212,8 @@ def report_command(
     models = [open_checkpoint(other) for other in others]
     with _interruptible():
         tokens = find_dialogues(source, dialogue or None, models[-1])
-        if listen and not can_listen():
-            raise MoshiError(f"listening needs pocketsphinx: {install_hint('listen')}")
+        if listen:
+            recognizer()  # before minutes of work
         replies = Replies(tokens.evaluation[:LISTENED]) if listen else None
         figures = report_of.measure(
             source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]

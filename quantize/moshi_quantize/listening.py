@@ -16,6 +16,7 @@ import numpy as np
 import soxr
 
 from moshi_mlx.arrays import Pcm
+from moshi_mlx.distributions import needs_extra
 
 _RECOGNIZER_RATE = 16_000
 _GRAMMAR = "replies"
@@ -29,6 +30,17 @@ _PRONUNCIATIONS = {
 def can_listen() -> bool:
     """Whether the recognizer is installed."""
     return importlib.util.find_spec("pocketsphinx") is not None
+
+
+def recognizer() -> Any:
+    """The package that recognizes speech.
+
+    Raises:
+        MoshiError: it is not installed.
+    """
+    with needs_extra("listen", "listening needs pocketsphinx"):
+        import pocketsphinx
+    return pocketsphinx
 
 
 def plain_words(text: str) -> list[str]:
@@ -53,8 +65,7 @@ def _run(decoder: Any, pcm: Pcm, sample_rate: int) -> str:
 
 
 def _make_decoder(**options: Any) -> Any:
-    import pocketsphinx
-
+    pocketsphinx = recognizer()
     decoder = pocketsphinx.Decoder(
         hmm=pocketsphinx.get_model_path("en-us/en-us"),
         dict=pocketsphinx.get_model_path("en-us/cmudict-en-us.dict"),
@@ -80,9 +91,7 @@ def _reply_decoder(sentences: tuple[str, ...]) -> Any:
 
 @functools.cache
 def _open_decoder() -> Any:
-    import pocketsphinx
-
-    return _make_decoder(lm=pocketsphinx.get_model_path("en-us/en-us.lm.bin"))
+    return _make_decoder(lm=recognizer().get_model_path("en-us/en-us.lm.bin"))
 
 
 def recognize(pcm: Pcm, sample_rate: int, sentences: Iterable[str]) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from moshi_mlx.checkpoint import Checkpoint
-from moshi_mlx.distributions import install_hint
+from moshi_mlx.distributions import needs_extra
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
@@ -181,12 +181,8 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     Raises:
         MoshiError: matplotlib isn't there.
     """
-    from moshi_mlx.errors import MoshiError
-
-    try:
+    with needs_extra("train", "a plot needs matplotlib"):
         import matplotlib
-    except ImportError as error:
-        raise MoshiError(f"a plot needs matplotlib: {install_hint('train')}") from error
 
     matplotlib.use("Agg")
     from matplotlib import pyplot

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from moshi_mlx.distributions import needs_extra
 from moshi_quantize.listening import plain_words
 
 _SHORTEST_STOI_SECONDS = 0.8  # pystoi needs 30 loud frames; less gives a constant 1e-5
@@ -36,7 +37,8 @@ def intelligibility(
     reference: np.ndarray, decoded: np.ndarray, sample_rate: int
 ) -> tuple[float, float]:
     """(STOI, ESTOI) of a decoded recording; NaN for clips too short to tell."""
-    from pystoi import stoi
+    with needs_extra("nano", "intelligibility needs pystoi"):
+        from pystoi import stoi
 
     if len(reference) < _SHORTEST_STOI_SECONDS * sample_rate:
         return float("nan"), float("nan")

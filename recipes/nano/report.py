@@ -13,7 +13,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from moshi_mlx.distributions import install_hint
+from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import MoshiError
 
 Figures = Mapping[str, Mapping[str, Any]]
@@ -107,11 +107,9 @@ def plot(
     Raises:
         MoshiError: matplotlib is not installed.
     """
-    try:
+    with needs_extra("nano", "plots need matplotlib"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MoshiError(f"plots need matplotlib: {install_hint('nano')}") from error
     groups = [name for name, values in figures.items() if bars in values]
     heights = (0.8 + 0.25 * len(groups), 2.5)
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")

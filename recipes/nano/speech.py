@@ -29,7 +29,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from moshi_mlx.distributions import install_hint
+from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import MoshiError
 
 SAMPLE_RATE = 24_000
@@ -395,10 +395,8 @@ def _sounding(samples: np.ndarray) -> tuple[float, float]:
 
 def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
     """Pico tells no times: phones of equal length between the sound's beginning and end."""
-    try:
+    with needs_extra("nano", "voices of Pico need ttspico"):
         from ttspico import TtsEngine
-    except ImportError as error:
-        raise MoshiError(f"voices of Pico need ttspico: {install_hint('nano')}") from error
     engine = TtsEngine(name)  # a new one each time: another text before would change the sound
     engine.rate = round(np.clip(100 / rendition.stretch, 20, 500))
     engine.pitch = round(np.clip(100 * rendition.pitch, 50, 200))

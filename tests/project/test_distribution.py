@@ -1,26 +1,31 @@
 """The distribution's name, and living beside another one that has a folder of ours."""
 
+import importlib
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import pytest
 
 import moshi_mlx
-from moshi_mlx.distributions import install_hint, installation_problem
+from moshi_mlx import MoshiError
+from moshi_mlx.distributions import install_hint, installation_problem, needs_extra
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = Path(moshi_mlx.__file__).parent
+PROGRAMS = ["moshi_local", "moshi_quantize", "moshi_mlx.training"]
 THEIRS = "# Copyright (c) Kyutai, all rights reserved.\n__version__ = '0.3.0'\n"
 
 
 def test_no_hint_has_the_old_name() -> None:
     """`pip install moshi-mlx` would bring another project."""
     old = re.compile(
-        r"moshi[-_]mlx\[|(install|upgrade)( -\S+)* ['\"]?moshi[-_]mlx\b", re.IGNORECASE
+        r"moshi[-_]mlx\[|\b(install|upgrade|add|uvx|pipx run|--with)( -\S+)* ['\"]?moshi[-_]mlx\b",
+        re.IGNORECASE,
     )
     files = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
@@ -57,8 +62,14 @@ def installed(tmp_path: Path) -> Path:
 
 
 def said(place: Path, *command: str) -> tuple[int, str]:
-    code = f"import sys; sys.path.insert(0, {str(place)!r})\n"
-    code += f"sys.argv[1:] = {list(command[1:])!r}\nimport runpy\n"
+    """Runs a module in `place` as a program: its exit code, and what it says on stderr.
+
+    Our own folders are taken off the path: behind a package without `__init__.py` they would win.
+    """
+    code = "import pathlib, runpy, sys\n"
+    code += "sys.path = [p for p in sys.path if not pathlib.Path(p, 'moshi_mlx').is_dir()]\n"
+    code += f"sys.path.insert(0, {str(place)!r})\n"
+    code += f"sys.argv[1:] = {list(command[1:])!r}\n"
     code += f"runpy.run_module({command[0]!r}, run_name='__main__', alter_sys=True)\n"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=place, capture_output=True, text=True, check=False
@@ -73,20 +84,19 @@ def test_alone_all_is_well(installed: Path) -> None:
 
 def test_theirs_came_first(installed: Path) -> None:
     """Ours works, and says at import what will break it."""
-    (installed / "moshi_mlx" / "run_inference.py").write_text("")
+    (installed / "moshi_mlx" / "local.py").write_text("")
     problem = installation_problem(installed / "moshi_mlx")
     assert problem is not None
     assert "works for now" in problem
     assert "pip uninstall -y moshi-mlx moshi-local, then pip install moshi-local" in problem
     code, errors = said(installed, "moshi_local", "--version")
-    assert code == 0
-    assert "works for now" in errors
+    assert (code, errors) == (0, f"{problem}\n")
 
 
-@pytest.mark.parametrize("program", ["moshi_local", "moshi_quantize", "moshi_mlx.training"])
+@pytest.mark.parametrize("program", PROGRAMS)
 def test_theirs_came_later(installed: Path, program: str) -> None:
     """Their files have replaced ours: one line, no traceback."""
-    (installed / "moshi_mlx" / "run_inference.py").write_text("")
+    (installed / "moshi_mlx" / "local.py").write_text("")
     (installed / "moshi_mlx" / "__init__.py").write_text(THEIRS)
     code, errors = said(installed, program, "--help")
     assert code == 2
@@ -94,21 +104,55 @@ def test_theirs_came_later(installed: Path, program: str) -> None:
     assert "its files have replaced ours, and the command moshi-local is now its own" in errors
 
 
-def test_theirs_was_removed(installed: Path) -> None:
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_theirs_was_removed(installed: Path, program: str) -> None:
+    """What both owned is gone: `moshi_mlx` is a namespace without content, one line again."""
     (installed / "moshi_mlx" / "__init__.py").unlink()
-    # Without it the folder is a namespace, which an editable install would shadow.
-    problem = installation_problem(installed / "moshi_mlx")
-    assert problem is not None
-    assert "its removal has taken some of our files away" in problem
+    code, errors = said(installed, program, "--help")
+    assert code == 2
+    assert errors.count("\n") == 1, errors
+    assert "its removal has taken some of our files away" in errors
 
 
-def test_the_wheel_has_the_packages_alone(tmp_path: Path) -> None:
-    """Built as for an upload; also says that a build needs nothing but the tree."""
+def test_theirs_hides_a_checkout(installed: Path) -> None:
+    """Beside an editable install nothing is overwritten, but theirs is found first."""
+    theirs = installed / "moshi_mlx"
+    shutil.rmtree(theirs)
+    theirs.mkdir()
+    (theirs / "__init__.py").write_text(THEIRS)
+    code, errors = said(installed, "moshi_local", "--help")
+    assert code == 2
+    assert errors.count("\n") == 1, errors
+    assert "hides the library of this checkout" in errors
+
+
+def test_an_import_that_needs_an_extra_says_which() -> None:
+    with (
+        pytest.raises(MoshiError, match=r"^plots need it: pip install 'moshi-local\[train\]'$"),
+        needs_extra("train", "plots need it"),
+    ):
+        importlib.import_module("a_package_that_is_not_there")
+
+
+def test_a_build_has_the_packages_alone(tmp_path: Path) -> None:
+    """Built as for an upload: the wheel from the unpacked source, which needs nothing else."""
     pytest.importorskip("hatchling")
-    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    (wheel,) = tmp_path.glob("moshi_local-*.whl")
+
+    def build(folder: Path, kind: str) -> Path:
+        command = [sys.executable, "-m", "hatchling", "build", "-t", kind, "-d", str(tmp_path)]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        (built,) = tmp_path.glob({"sdist": "*.tar.gz", "wheel": "*.whl"}[kind])
+        return built
+
+    with tarfile.open(build(ROOT, "sdist")) as source:
+        source.extractall(tmp_path, filter="data")
+    (unpacked,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    for name in ("Makefile", "constraints.txt", ".ci/run", ".github/workflows/check.yml"):
+        assert (unpacked / name).read_bytes() == (ROOT / name).read_bytes()
+    for name in ("recipes", "benchmarks", "examples", "tests/fixtures", "docs"):
+        assert any((unpacked / name).iterdir())
+    wheel = build(unpacked, "wheel")
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {
@@ -117,3 +161,4 @@ def test_the_wheel_has_the_packages_alone(tmp_path: Path) -> None:
     for file in ("model.safetensors", "question.wav", "sentences.txt", "MODEL_CARD.md"):
         assert f"moshi_mlx/bundled/nano/{file}" in names
     assert "moshi_mlx/py.typed" in names
+    assert wheel.stat().st_size < 20e6

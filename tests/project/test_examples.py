@@ -14,8 +14,9 @@ QUESTION = str(bundled_folder("nano") / "question.wav")
 RUNS = {
     "answer_a_file.py": ([QUESTION, "answer.wav"], "Hello!"),
     "event_loop.py": ([], "frame 11: "),
+    "events_as_json.py": ([QUESTION, "answer.wav"], '"word": {"text": "Hello!", "start": '),
     "save_and_resume.py": (["state.safetensors"], "the same to the last bit: True"),
-    "two_at_once.py": ([], ""),
+    "two_at_once.py": ([QUESTION], "asked: Hello!\nasked: How\n"),
 }
 
 

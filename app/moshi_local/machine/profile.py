@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from moshi_mlx import MoshiError, Timing
-from moshi_mlx.distributions import install_hint
+from moshi_mlx import Timing
+from moshi_mlx.distributions import needs_extra
 from moshi_mlx.files import WholeFile
 
 __all__ = ["FrameTrace", "Profile"]
@@ -46,12 +46,8 @@ class Profile:
         self._trace = trace
         self._flame = None if flame is None else WholeFile(flame, "the flame plot")
         if flame is not None:
-            try:
+            with needs_extra("profile", "--flame needs pyinstrument"):
                 import pyinstrument  # noqa: F401
-            except ImportError as error:
-                raise MoshiError(
-                    f"--flame needs pyinstrument: {install_hint('profile')}"
-                ) from error
 
     def look(self, step: Callable[[], Timing], frames: int) -> None:
         """Runs `frames` frames for each of the two files, and writes them."""

@@ -16,10 +16,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx import models, utils
-
 
 def main() -> None:
+    from moshi_mlx import models, utils  # upstream's: importing this file needs only MLX
+
     folder, bits, frames, warm_up = Path(sys.argv[1]), *map(int, sys.argv[2:5])
     raw = json.loads((folder / "config.json").read_text())
     model = models.Lm(models.LmConfig.from_config_dict(raw))
