@@ -13,7 +13,7 @@ from .events import WordSpoken
 from .session import Frame, Timing
 from .text import Word
 
-SAMPLE_RATE = 24_000
+SAMPLE_RATE = 24_000  # Mimi's
 FRAME_SIZE = 1920
 FRAME_RATE = SAMPLE_RATE / FRAME_SIZE
 FRAMES_PER_WORD = 12
