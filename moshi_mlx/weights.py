@@ -14,7 +14,7 @@ import mlx.nn as nn
 from .arrays import Weights
 from .backend import default_dtype, on_gpu
 from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, ConfigError
 from .layouts import detect_layout, from_mlx, from_pytorch, module_name
 from .lm import Lm
 from .lora import adapter_pairs, attach
@@ -145,11 +145,23 @@ def skeleton(config: LmConfig, bits: int = 16, dtype: mx.Dtype | None = None) ->
         config: what it is.
         bits: 16: not quantized; 4 or 8: as the published models are.
         dtype: of the floats; `default_dtype()` if None.
+
+    Raises:
+        ConfigError: a layer's width is not a multiple of the group that these bits need.
     """
     lm = Lm(config)
     lm.set_dtype(dtype or default_dtype())
-    if bits in PUBLISHED_GROUPS:
-        nn.quantize(lm, PUBLISHED_GROUPS[bits], bits)
+    group = PUBLISHED_GROUPS.get(bits)
+    if group is None:
+        return lm
+    for name, weight in named_parameters(lm).items():
+        if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] % group:
+            layer = name.removesuffix(".weight")
+            raise ConfigError(
+                f"layer '{layer}' has {weight.shape[1]} inputs, and {bits} bits need a multiple of "
+                f"{group}: change the width (`dim`, `hidden_scale`) or the bits"
+            )
+    nn.quantize(lm, group, bits)
     return lm
 
 

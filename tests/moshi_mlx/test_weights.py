@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from moshi_mlx.layouts import from_mlx, to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.trees import named_leaves, named_parameters
-from moshi_mlx.weights import load_lm
+from moshi_mlx.weights import load_lm, skeleton
 from tests import conformance
 
 CASES = Path(__file__).parents[1] / "fixtures" / "lm"
@@ -240,7 +241,7 @@ def test_loading_needs_little_more_than_the_weights(tmp_path: Path) -> None:
         "import sys, resource, mlx.core as mx\n"
         "from moshi_mlx.files import read_json\n"
         "from moshi_mlx.published import read_config\n"
-        "from moshi_mlx.weights import load_lm\n"
+        "from moshi_mlx.weights import load_lm, skeleton\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "config = read_config(read_json(sys.argv[1] + '/config.json')).lm\n"
         "before = peak()\n"
@@ -261,3 +262,9 @@ def test_numbers_of_nano_are_finite() -> None:
     assert isinstance(weights, dict)
     for name, value in weights.items():
         assert np.isfinite(np.array(value.astype(mx.float32))).all(), name
+
+
+def test_a_width_that_the_bits_cannot_divide() -> None:
+    config = config_of("moshi")
+    with pytest.raises(ConfigError, match=r"inputs, and 8 bits need a multiple of 64"):
+        skeleton(replace(config, transformer=replace(config.transformer, feedforward=150)), bits=8)
