@@ -1,6 +1,9 @@
 # Every target sets up what it needs in .venv: with uv where it is installed, else venv and pip.
 
-PYTHON ?= python3
+# What `make PYTHON=...` gives, else the first that fits: Apple's python3 is 3.9.
+FITS := -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info < (3, 15))'
+PYTHON ?= $(or $(firstword $(foreach python,python3 python3.14 python3.13 python3.12 python3.11,\
+	$(shell $(python) $(FITS) 2>/dev/null && echo $(python)))),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 UPSTREAM := build/upstream
@@ -19,6 +22,10 @@ INSTALL := uv pip install --quiet --python $(BIN)/python -c constraints.txt
 else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
+
+# Below ~/Documents macOS may hide dot folders and what is in them, and Python skips hidden .pth files.
+UNHIDE := $(if $(filter Darwin,$(shell uname)),-@chflags -R nohidden $(VENV) 2>/dev/null)
+comma := ,
 
 .PHONY: help demo test check bench nano nano-eval constraints wheels clean
 
@@ -79,21 +86,30 @@ $(UPSTREAM)/stamp:
 		moshi_mlx==0.3.0
 	@touch $@
 
+# uv takes what is installed, or fetches one.
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' || \
-		{ echo "Python 3.11 to 3.14 is needed, $(PYTHON) is not: make PYTHON=python3.12 ..." >&2; exit 1; }
-	$(if $(UV),uv venv --quiet --python "$$(command -v $(PYTHON))" $(VENV),$(PYTHON) -m venv $(VENV))
+ifdef UV
+	uv venv --quiet --python $(if $(filter file,$(origin PYTHON)),'>=3.11$(comma)<3.15',$(PYTHON)) $(VENV)
+else
+	@$(PYTHON) $(FITS) 2>/dev/null || { echo "Python 3.11 to 3.14 is needed, and" \
+		"$(PYTHON) is not one of them: install uv, or Python from python.org, or" \
+		"say where one is: make PYTHON=/path/to/python3.13 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+endif
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 	$(INSTALL) -e .
+	$(UNHIDE)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(INSTALL) -e '.[dev]'
+	$(UNHIDE)
 	@touch $@
 
 $(VENV)/nano.stamp: $(VENV)/runtime.stamp
 	$(INSTALL) -e '.[nano]'
+	$(UNHIDE)
 	@touch $@
 
 constraints:

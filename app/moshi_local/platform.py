@@ -115,7 +115,7 @@ def machine() -> Machine:
     gpu = mx.default_device() == mx.Device(mx.gpu)
     info = _device_info()
     gpu_memory = info.get("max_recommended_working_set_size") or info.get("total_memory")
-    system = f"macOS {platform.mac_ver()[0]}" if MACOS else _linux_name()
+    system = f"macOS {_macos_version()}" if MACOS else _linux_name()
     return Machine(
         chip=chip,
         cores=cores,
@@ -221,6 +221,11 @@ def _linux_name() -> str:
 def _container_limit() -> int | None:
     """Bytes that a Linux container may use; None without a limit (or with the old cgroups)."""
     return _number(_text(_CGROUP / "memory.max")) or None
+
+
+def _macos_version() -> str:
+    """As the system says it: a Python built with an older SDK is told 16 where it is 26."""
+    return _output("/usr/bin/sw_vers", "-productVersion").strip() or platform.mac_ver()[0]
 
 
 def _device_info() -> Mapping[str, Any]:

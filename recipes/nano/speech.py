@@ -467,7 +467,7 @@ def speak_all(renditions: Iterable[Rendition], cache: Path, processes: int = 1) 
     if processes == 1:
         yield from map(job, renditions)
         return
-    with get_context("fork").Pool(processes) as pool:
+    with get_context("spawn").Pool(processes) as pool:
         yield from pool.imap(job, renditions, chunksize=16)
 
 

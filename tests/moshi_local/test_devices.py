@@ -16,6 +16,7 @@ from moshi_local.audio.devices import (
     DeviceInfo,
     choose_devices,
     find_device,
+    lasting_name,
     list_devices,
     print_devices,
 )
@@ -281,3 +282,13 @@ def test_blocks_of_any_size_pass(portaudio: FakePortAudio) -> None:
         block = np.zeros((n, 2), np.float32)
         portaudio.opened[-1].callback(block, block.copy(), n, CLOCK, None)
     assert lengths == [1, 1, 511, 511, 10_000, 10_000]
+
+
+def test_a_bluetooth_headset_is_remembered_by_name() -> None:
+    """On macOS it is two devices of one name; two equal USB headsets have only their numbers."""
+    pair = [DeviceInfo(0, "AirPods", 1, 0), DeviceInfo(1, "AirPods", 0, 2)]
+    assert lasting_name(pair[0], "input", pair) == lasting_name(pair[1], "output", pair)
+    assert find_device("AirPods", "input", pair).index == 0
+    assert find_device("AirPods", "output", pair).index == 1
+    twins = [DeviceInfo(0, "USB Headset", 1, 2), DeviceInfo(1, "USB Headset", 1, 2)]
+    assert lasting_name(twins[1], "input", twins) == "1"

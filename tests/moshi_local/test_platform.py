@@ -147,11 +147,12 @@ def mac(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mac]:
 
 
 def test_a_macs_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = {"sysctl": SYSCTL, "vm_stat": VM_STAT}
+    printed = {"sysctl": SYSCTL, "vm_stat": VM_STAT, "sw_vers": "26.1\n"}
     monkeypatch.setattr(system, "MACOS", True)
     monkeypatch.setattr(system, "_output", lambda program, *_: printed[Path(program).name])
     found = system.machine()
     assert (found.chip, found.cores, found.performance_cores) == ("Apple M2", 8, 4)
+    assert found.os == "macOS 26.1"  # what the kernel tells a Python of an older SDK is 16
     assert found.memory_total == 16 * GIB
     assert found.memory_available == 215_000 * 16_384  # free, speculative, inactive
 

@@ -19,6 +19,7 @@ __all__ = [
     "DeviceInfo",
     "choose_devices",
     "find_device",
+    "lasting_name",
     "list_devices",
     "print_devices",
     "reason_of",
@@ -112,6 +113,17 @@ def find_device(spec: str | int, kind: str, devices: Sequence[DeviceInfo]) -> De
         return fits[0]
     problem = "matches several devices" if fits else "matches no device"
     raise AudioDeviceError(f'{kind} "{text}" {problem}; {kind} devices: {listing}')
+
+
+def lasting_name(device: DeviceInfo, kind: str, devices: Sequence[DeviceInfo]) -> str:
+    """What finds `device` again after the list has changed: its name, where that is enough.
+
+    A Bluetooth headset is two devices of one name on macOS, one per direction: `kind` tells them
+    apart.
+    """
+    name = device.name.casefold()
+    same = [other for other in devices if other.name.casefold() == name and other.channels(kind)]
+    return device.name if len(same) == 1 else str(device.index)
 
 
 def choose_devices(input: str | None, output: str | None) -> tuple[DeviceInfo, DeviceInfo]:

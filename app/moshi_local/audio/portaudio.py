@@ -18,6 +18,7 @@ from moshi_mlx.arrays import Pcm
 from .devices import (
     DeviceInfo,
     choose_devices,
+    lasting_name,
     list_devices,
     reason_of,
     refresh_devices,
@@ -137,9 +138,9 @@ class PortAudioDevice:
         source, target = choose_devices(self._specs[0], self._specs[1])
         if not self._opened_before:
             # Another number may be another device after a refresh: the name stays.
-            for i, device in enumerate((source, target)):
+            for i, (device, kind) in enumerate(((source, "input"), (target, "output"))):
                 if (self._specs[i] or "").strip().isdigit():
-                    self._specs[i] = _lasting(device)
+                    self._specs[i] = lasting_name(device, kind, list_devices())
         self._opened_before = True
         self._stopping = self._ended = False
         if source.index == target.index and not self._separate:
@@ -267,12 +268,6 @@ class PortAudioDevice:
             return
         wanted = [self._sample_rate, *(d.rate for d in devices), 48_000, 44_100, 16_000]
         yield from dict.fromkeys(r for r in wanted if r > 0 and r % 25 == 0)
-
-
-def _lasting(device: DeviceInfo) -> str:
-    """What finds `device` again: its name, where that is enough."""
-    same = [d for d in list_devices() if d.name.casefold() == device.name.casefold()]
-    return device.name if len(same) == 1 else str(device.index)
 
 
 def _silence(played: Pcm, ahead: float, flags: Flags | None) -> None:

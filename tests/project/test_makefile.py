@@ -1,0 +1,64 @@
+"""What the Makefile runs on machines that are not this one: programs that stand before the PATH."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PYTHONS = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"]
+TOO_OLD = "exit 1"
+FITS = f'exec "{sys.executable}" "$@"'
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def make(folder: Path, programs: dict[str, str], *arguments: str, dry: bool = True) -> str:
+    """The lines that `make demo` would run, or what it says where `dry` is False."""
+    for name, text in programs.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
+        (folder / name).chmod(0o755)
+    done = subprocess.run(
+        ["make", *(["-n"] if dry else []), "demo", f"VENV={folder}/venv", *arguments],
+        cwd=ROOT,
+        env={"PATH": f"{folder}:/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == dry, done.stderr
+    return done.stdout if dry else done.stderr
+
+
+def test_the_first_python_that_fits(tmp_path: Path) -> None:
+    """A new Mac's python3 is Apple's 3.9."""
+    old = dict.fromkeys(PYTHONS, TOO_OLD)
+    assert f"python3.12 -m venv {tmp_path}/venv" in make(
+        tmp_path, old | {"python3.12": FITS}, "UV="
+    )
+    assert f"python3 -m venv {tmp_path}/venv" in make(tmp_path, old | {"python3": FITS}, "UV=")
+
+
+def test_no_python_that_fits(tmp_path: Path) -> None:
+    said = make(tmp_path, dict.fromkeys(PYTHONS, TOO_OLD), "UV=", dry=False)
+    assert "Python 3.11 to 3.14 is needed" in said
+    assert "install uv" in said
+
+
+def test_uv_finds_or_fetches_one(tmp_path: Path) -> None:
+    programs = dict.fromkeys(PYTHONS, TOO_OLD) | {"uv": "exit 0"}
+    assert "uv venv --quiet --python '>=3.11,<3.15'" in make(tmp_path, programs)
+    assert "uv venv --quiet --python python3.12 " in make(tmp_path, programs, "PYTHON=python3.12")
+
+
+def test_a_hidden_environment_is_shown_again(tmp_path: Path) -> None:
+    """Python skips hidden .pth files, and with them an editable install."""
+    programs = dict.fromkeys(PYTHONS, FITS)
+    assert "chflags" not in make(tmp_path, programs | {"uname": "echo Linux"}, "UV=")
+    lines = make(tmp_path, programs | {"uname": "echo Darwin"}, "UV=").splitlines()
+    install = next(i for i, line in enumerate(lines) if line.endswith("-e ."))
+    assert lines[install + 1].startswith(f"chflags -R nohidden {tmp_path}/venv")
