@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from itertools import compress
 
 from rich.console import Console
 
@@ -203,14 +204,23 @@ class _Live:
 
 
 def _default_changed(sound: SoundFlags) -> Callable[[], bool] | None:
-    """Whether the system's default device is another than at the last call, where one can tell."""
-    if (sound.input is not None and sound.output is not None) or not system.default_devices():
+    """Whether a default device that is in use is another than at the last call.
+
+    None where both devices were named, or the system cannot tell.
+    """
+
+    def defaults() -> tuple[int, ...] | None:
+        now = system.default_devices()
+        used = (sound.input is None, sound.output is None)
+        return now and tuple(compress(now, used))
+
+    last = defaults()
+    if not last:
         return None
-    last = system.default_devices()
 
     def changed() -> bool:
         nonlocal last
-        before, last = last, system.default_devices() or last
+        before, last = last, defaults() or last
         return last != before
 
     return changed

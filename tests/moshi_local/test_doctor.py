@@ -172,6 +172,10 @@ def test_the_formula() -> None:
     assert predict(shape, speed, positions=2 * context) == found
 
 
+# For which Metal has one kernel for an attention (MLX 0.32, scaled_dot_product_attention).
+FUSED_HEADS = {64, 96, 128, 192, 256}
+
+
 def test_the_narrow_model_has_all_launches() -> None:
     """The same layers, slices and delays as Moshi, and next to no weights."""
     config = read_config().lm
@@ -181,7 +185,8 @@ def test_the_narrow_model_has_all_launches() -> None:
     assert narrow.depth is not None and config.depth is not None
     assert narrow.depth.weight_sets == config.depth.weight_sets
     assert [t.num_layers for t in narrow.depth.transformers] == [6] * 8
-    assert shape_of("narrow", narrow, 16).read_per_frame < 15_000_000
+    assert narrow.transformer.head_dim in FUSED_HEADS
+    assert shape_of("narrow", narrow, 16).read_per_frame < 40_000_000  # 0.4 ms at 100 GB/s
 
 
 def test_a_matrix_pass_reads_what_it_says() -> None:

@@ -12,7 +12,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from moshi_local import chat
 from moshi_local import platform as system
+from moshi_local.options import SoundFlags
 
 GIB = 2**30
 # As macOS prints them, shortened.
@@ -299,6 +301,17 @@ def test_default_devices(mac: Mac) -> None:
     assert mac.calls == [(1, b"rnlp", 0, bytes(8))]
     mac.status = -66748
     assert system.default_devices() is None
+
+
+def test_only_a_default_that_is_in_use_is_watched(mac: Mac) -> None:
+    changed = chat._default_changed(SoundFlags(output="Speakers"))
+    assert changed is not None
+    mac.devices[b"dOut"] = 77
+    assert not changed()
+    mac.devices[b"dIn "] = 78
+    assert changed()
+    assert not changed()
+    assert chat._default_changed(SoundFlags(input="Microphone", output="Speakers")) is None
 
 
 def test_wired_memory_is_what_the_device_recommends(monkeypatch: pytest.MonkeyPatch) -> None:

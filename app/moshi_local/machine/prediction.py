@@ -317,10 +317,13 @@ def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, in
 
 
 def _narrow(config: LmConfig) -> LmConfig:
-    """The same layers, slices, vocabularies and delays, but 64 wide: a model of launches alone."""
+    """The same layers, slices, vocabularies and delays, but narrow: a model of launches alone.
+
+    Heads are 64 wide, the narrowest for which Metal has one kernel for an attention.
+    """
 
     def narrow(c: TransformerConfig) -> TransformerConfig:
-        small = replace(c, dim=64, num_heads=2, kv_repeat=1, feedforward=96)
+        small = replace(c, dim=128, num_heads=2, kv_repeat=1, feedforward=192)
         return replace(small, cross_attention=False)
 
     depth = config.depth
