@@ -70,11 +70,12 @@ class HandCard:
 
 @dataclass
 class _Side:
-    """One direction: blocks at the times of a clock that may be fast by `ppm`."""
+    """One direction: blocks at the times of a clock that may be fast by `ppm`, `burst` at once."""
 
     rate: int
     ppm: float
     started: float
+    burst: int
     block: int = field(init=False)
     samples: int = 0
 
@@ -87,13 +88,18 @@ class _Side:
         return self.started + (self.samples + np.arange(self.block)) / self.true_rate
 
     def due(self, late: bool) -> float:
-        """When the next callback comes: a microphone's after its block, a speaker's before."""
-        return self.started + (self.samples + late * self.block) / self.true_rate
+        """When the next callback comes: a microphone's after its burst, a speaker's before."""
+        bursts = self.samples // (self.burst * self.block) + late
+        return self.started + bursts * self.burst * self.block / self.true_rate
 
 
 class SimulatedCard:
     """A card on simulated time: `now` goes on with `advance`, and the callbacks come on their own
-    clocks. `sound` is heard; what is played goes to `listener` with its times."""
+    clocks. `sound` is heard; what is played goes to `listener` with its times.
+
+    `input_burst` and `output_burst` callbacks come at once, as from CoreAudio where its buffer is
+    so many of our blocks.
+    """
 
     def __init__(
         self,
@@ -105,6 +111,8 @@ class SimulatedCard:
         input_rate: int = SAMPLE_RATE,
         output_rate: int = SAMPLE_RATE,
         one_clock: bool = False,
+        input_burst: int = 1,
+        output_burst: int = 1,
     ) -> None:
         self.now = 0.0
         self.asleep = 0.0
@@ -117,6 +125,7 @@ class SimulatedCard:
         self.opens = 0
         self._sound, self._listener = sound, listener
         self._ppm = (input_ppm, output_ppm)
+        self._bursts = (input_burst, output_burst)
         self.info = StreamInfo(
             "simulated microphone", "simulated speaker", input_rate, output_rate, one_clock
         )
@@ -133,9 +142,10 @@ class SimulatedCard:
     def start(self, play: Play, hear: Hear) -> None:
         """The output's clock starts 7 ms after the input's, if it is another one."""
         self._play, self._hear = play, hear
-        self._input = _Side(self.info.input_rate, self._ppm[0], self.now)
+        self._input = _Side(self.info.input_rate, self._ppm[0], self.now, self._bursts[0])
         later = 0.0 if self.info.one_clock else 0.007
-        self._output = _Side(self.info.output_rate, self._ppm[1], self.now + later)
+        start, burst = self.now + later, self._bursts[1]
+        self._output = _Side(self.info.output_rate, self._ppm[1], start, burst)
         self._running = True
 
     def stop(self) -> None:
@@ -176,8 +186,8 @@ class SimulatedCard:
     def _speak(self) -> None:
         side = self._output
         out = np.full(side.block, np.nan, np.float32)
-        self._play(out, 0.0, None)
         times = side.times()
+        self._play(out, float(times[0] - side.due(late=False)), None)
         if self.info.one_clock:
             times += side.block / side.true_rate
         side.samples += side.block
@@ -185,9 +195,10 @@ class SimulatedCard:
 
     def _listen(self) -> None:
         side = self._input
-        heard = self._sound(side.times()).astype(np.float32)
+        times, end = side.times(), side.due(late=True)
         side.samples += side.block
-        self._hear(heard, self.held_back + side.block / side.true_rate, None)
+        heard = self._sound(times).astype(np.float32)
+        self._hear(heard, self.held_back + float(end - times[0]), None)
 
 
 def simulated(card: SimulatedCard, **options: object) -> LiveAudio:

@@ -339,6 +339,25 @@ def test_the_delay_that_is_reported_is_the_real_one(one_clock: bool, rate: int) 
     assert least <= reported <= least + 0.03
 
 
+@pytest.mark.parametrize("bursts", [(1, 2), (4, 1), (2, 4)])
+def test_callbacks_that_come_at_once(bursts: tuple[int, int]) -> None:
+    """As from CoreAudio with buffers of 20 to 80 ms: no hole, and the clocks' difference found."""
+    card = SimulatedCard(
+        lambda times: 0.1 * np.sin(2000 * times),
+        lambda times, pcm: None,
+        input_ppm=60,
+        output_ppm=-60,
+        input_burst=bursts[0],
+        output_burst=bursts[1],
+    )
+    random = np.random.default_rng(0)
+    with simulated(card) as port:
+        pass_through(card, port, 900.0, lambda now: 0.055 + abs(random.normal(0, 0.004)))
+        found = port.statistics()
+    assert found["gaps"] == 0
+    assert found["drift_ppm"] == pytest.approx(-120, abs=5)
+
+
 @pytest.mark.parametrize("ppm", [0, 100])
 def test_the_reference_stays_beside_the_echo(ppm: float) -> None:
     """What was played is, at the canceller, where it was in time: within 5 ms after a minute."""

@@ -39,6 +39,8 @@ LIMIT_SECONDS = 0.24
 """What may wait before a write; a frame that comes then is left out."""
 WINDOW_WRITES = 6
 """The slack that counts is the least before this many writes."""
+BURST_SHARE = 0.25
+"""A callback within this share of a block after another belongs to the same buffer."""
 QUIET = 0.01
 """A frame with a lower peak is shortened without anybody hearing it."""
 QUIET_SURPLUS_SECONDS = 0.01
@@ -124,7 +126,11 @@ class Playout:
                 self._starving = True
         if self._played is not None:
             self._played.put(out)
-        self._mark = (self._ring.taken, now, len(out) / self._device_rate)
+        _, before, burst = self._mark
+        block = len(out) / self._device_rate
+        # CoreAudio may call several times at once, for a buffer longer than a block.
+        at_once = burst > 0 and now - before < BURST_SHARE * block
+        self._mark = (self._ring.taken, *((before, burst + block) if at_once else (now, block)))
         self.calls += 1
 
     # -------------------------------------------------------------------- the worker's thread
