@@ -109,6 +109,11 @@ def bundled() -> list[str]:
     return [entry.name for entry in ENTRIES if entry.bundled]
 
 
+def default_model() -> str:
+    """The model of a command that names none: the smallest, which comes with the package."""
+    return bundled()[0]
+
+
 def all_series() -> list[str]:
     """Names that stand for several precisions, in the table's order."""
     return list(dict.fromkeys(entry.series for entry in ENTRIES if entry.series))

@@ -9,14 +9,14 @@ import time
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import partial
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
 from .arrays import Pcm, Tokens
+from .closing import Closing
 from .codec import Codec
 from .config import LmConfig
 from .errors import SessionError
@@ -68,7 +68,7 @@ class Frame:
     timing: Timing
 
 
-class Session:
+class Session(Closing):
     """A conversation; made by `Moshi.session`. Use it from one thread, or through `stream`.
 
     Args:
@@ -228,17 +228,6 @@ class Session:
         """Lets go of the state; a closed session cannot be used again."""
         self._closed = True
         self._codec_state = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _check_open(self) -> None:
         if self._closed:

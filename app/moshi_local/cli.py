@@ -22,7 +22,7 @@ from .assembly import load_model
 from .audio.devices import list_devices, print_devices
 from .chat import ChatOptions, chat
 from .config_file import config_folder, config_path, read_defaults
-from .first_start import default_model, first_model
+from .first_start import first_model
 from .machine.bench import bench_config, bench_model, print_bench
 from .machine.doctor import doctor
 from .machine.models import print_models, rows_as_json, survey
@@ -173,7 +173,7 @@ def run_command(
     """Answer a recording: the live loop, from file to file."""
     if picture and not stereo:
         raise typer.BadParameter("--picture goes with --stereo")
-    name = _asked(context, model, quantized, hf_repo) or default_model()
+    name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
     answer_file(
         FileOptions(
             source=source,
@@ -233,7 +233,7 @@ def doctor_command(
 
     The exit code is 0 if it can and 1 if it cannot.
     """
-    name = _asked(context, model, quantized, hf_repo) or default_model()
+    name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
     code = doctor(name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits)
     raise typer.Exit(code)
 
@@ -315,7 +315,7 @@ def bench_command(
     theirs = None
     profile = Profile(None if trace is None else Trace(trace), flame)
     if config is None:
-        source = ModelSource(name or default_model(), float16=float16, force=force)
+        source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
         moshi, _ = load_model(source, Console(stderr=True, highlight=False), kv_bits)
         mine = bench_model(moshi, frames, compiled, kv_bits, profile)
     else:
@@ -361,7 +361,7 @@ def named_model(model: str | None, quantized: int | None, hf_repo: str | None) -
 def _first() -> str:
     """The model of a conversation without a name; asks on a terminal, once."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
-        return default_model()
+        return catalog.default_model()
     answers = config_folder() / "first-start.json"
     return first_model(
         Console(stderr=True, highlight=False),

@@ -11,13 +11,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from moshi_mlx import Event, Frame, Moshi, Session, SessionError
 from moshi_mlx.arrays import Pcm
+from moshi_mlx.closing import Closing
 from moshi_mlx.worker import Worker
 
 from .conversation import Conversation
@@ -27,7 +27,7 @@ __all__ = ["Engine", "EngineConversation"]
 T = TypeVar("T")
 
 
-class Engine:
+class Engine(Closing):
     """The thread that owns a model.
 
         with Engine(lambda: moshi_mlx.load("nano", verb="talk")) as engine:
@@ -105,19 +105,8 @@ class Engine:
         """A conversation has been closed."""
         self._open.discard(conversation)
 
-    def __enter__(self) -> Self:
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-class EngineConversation:
+class EngineConversation(Closing):
     """A conversation through an engine; made by `Engine.open`. One frame at a time.
 
     `controls` is the conversation itself, for what may be called from any thread: `mute`,
@@ -175,14 +164,3 @@ class EngineConversation:
         except BaseException:
             self._turn.release()
             raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

@@ -5,15 +5,14 @@ Asks once, on a terminal only, and remembers the answer. Knows nothing of how mo
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from moshi_mlx import catalog
-from moshi_mlx.files import replace_file
+from moshi_mlx import MoshiError, catalog
+from moshi_mlx.files import read_json, write_json
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
 
@@ -21,12 +20,7 @@ from .machine.prediction import Shape, Speed, Speeds
 from .machine.verdict import Verdict, choose, local_files
 from .platform import Machine, machine
 
-__all__ = ["default_model", "first_model"]
-
-
-def default_model() -> str:
-    """The model of a command that names none: one that comes with the program."""
-    return catalog.bundled()[0]
+__all__ = ["first_model"]
 
 
 def first_model(
@@ -51,7 +45,7 @@ def first_model(
     Raises:
         HubError: the model cannot be fetched; the answer is then asked for again next time.
     """
-    nano = default_model()
+    nano = catalog.default_model()
     remembered = _remembered(answers)
     if remembered is not None:
         return remembered
@@ -98,8 +92,8 @@ def _speed(best: Verdict) -> str:
 
 def _remembered(answers: Path) -> str | None:
     """The model chosen before, if the file says so and the catalogue still has it."""
-    with suppress(OSError, ValueError, AttributeError):
-        name = json.loads(answers.read_text(encoding="utf-8")).get("model")
+    with suppress(MoshiError):
+        name = read_json(answers).get("model")
         if isinstance(name, str) and catalog.find(name) is not None:
             return name
     return None
@@ -108,4 +102,4 @@ def _remembered(answers: Path) -> str | None:
 def _remember(answers: Path, model: str) -> None:
     with suppress(OSError):  # then it is asked again
         answers.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(answers, [json.dumps({"model": model}).encode() + b"\n"])
+        write_json(answers, {"model": model})

@@ -34,7 +34,7 @@ class RecipeError(MoshiError):
 
 @dataclass(frozen=True)
 class Precision:
-    """How a layer is quantized: `bits` an element, a scale for every `group_size` inputs."""
+    """How a layer is quantized: `bits` per weight, and a scale for every `group_size` inputs."""
 
     bits: int
     group_size: int

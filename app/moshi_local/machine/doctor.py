@@ -189,7 +189,7 @@ def _measured(verdict: Verdict, frames: int, kv_bits: int | None) -> Verdict:
 
 def _advice(verdict: Verdict, others: Sequence[Verdict]) -> str:
     """The largest published model below this one that holds, in its voice, else a bundled one."""
-    smallest = catalog.bundled()[0]
+    smallest = catalog.default_model()
     if verdict.model in catalog.bundled():
         return f"close other programs and try again: {smallest} is the smallest model"
     holding = [v for v in others if v.holds and size_of(v) < size_of(verdict)]

@@ -175,7 +175,7 @@ def shortage(verdict: Verdict, here: Machine) -> str | None:
 
 
 def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
-    ways = [f"--model {catalog.bundled()[0]}"]
+    ways = [f"--model {catalog.default_model()}"]
     for entry in relatives(verdict.model):
         needs = needs_of(entry.name, kv_bits)
         if needs is not None and needs.total <= verdict.memory:
@@ -235,7 +235,7 @@ def late_warning(name: str, seconds: Sequence[float], budget_ms: float = BUDGET_
 
 def _lighter(name: str) -> str:
     """What to run instead of a model that is too slow."""
-    entry, smallest = catalog.find(name), catalog.bundled()[0]
+    entry, smallest = catalog.find(name), catalog.default_model()
     lighter = [e for e in relatives(name) if entry is not None and e.bits < entry.bits]
     if lighter:
         return f"--model {lighter[-1].name}, which reads least per frame"

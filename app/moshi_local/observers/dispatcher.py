@@ -11,8 +11,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from moshi_mlx.closing import Closing
+
 from ..events import Event, FrameDone, Listener
-from .closing import Closing
 
 __all__ = ["Dispatcher"]
 

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 
 from moshi_mlx import MoshiError
+from moshi_mlx.closing import Closing
 
 from ..events import Event, FrameDone
-from .closing import Closing
 
 __all__ = ["EventLog", "event_as_dict", "to_json"]
 

@@ -1,8 +1,8 @@
 """The last minutes of a conversation as a trace for Perfetto (ui.perfetto.dev).
 
 The format is Chrome's trace events as JSON: slices for the stages of each frame, counters for lag
-and delay, instants for everything else; times in microseconds. Knows events, and real time: a
-frame lies where the clock on the wall saw it, not where the session's clock has it.
+and delay, instants for everything else; times are in microseconds. Frames are placed by the wall
+clock, not by the session's.
 """
 
 from __future__ import annotations

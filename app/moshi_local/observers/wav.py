@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .closing import Closing
+from moshi_mlx.closing import Closing
 
 __all__ = ["MAX_BYTES", "WavWriter", "to_pcm16"]
 
