@@ -25,8 +25,12 @@ class ConvState:
     def arrays(self) -> list[mx.array]:
         return [] if self.past is None else [self.past]
 
+    def save(self) -> list[mx.array]:
+        """The arrays themselves: a step makes new ones."""
+        return self.arrays()
+
     def restore(self, arrays: Sequence[mx.array]) -> None:
-        """Continues from what `arrays` gave."""
+        """Continues from what `save` gave."""
         self.past = arrays[0] if arrays else None
 
 

@@ -39,9 +39,9 @@ class _Half:
 
     def save(self) -> SavedState:
         arrays = {
-            f"{i}.{j}": mx.array(array)  # a copy: rings are written in place
+            f"{i}.{j}": array
             for i, part in enumerate(self.parts)
-            for j, array in enumerate(part.arrays())
+            for j, array in enumerate(part.save())
         }
         return SavedState(arrays, {"offset": self.transformer[0].offset})
 

@@ -299,11 +299,11 @@ def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
 def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, int]:
     """One query a layer over full caches of some layers, and the bytes that it reads."""
     dtype = default_dtype()
-    shape = (1, c.num_kv_heads, c.context or 1, c.head_dim)
+    shape = (2, 1, c.num_kv_heads, c.context or 1, c.head_dim)
     size = (c.context or 1) * position_bytes(c.num_kv_heads, c.head_dim, dtype.size, kv_bits)
     count = min(c.num_layers, -(-_CACHE_BYTES // size))
     rings = [RingCache(c.context or 1, bits=kv_bits) for _ in range(count)]
-    layers = [ring.update(mx.ones(shape, dtype), mx.ones(shape, dtype)) for ring in rings]
+    layers = [ring.update(mx.ones(shape, dtype)) for ring in rings]
     query = mx.ones((1, c.num_heads, 1, c.head_dim), dtype)
     mx.eval([attend(query, held) for held in layers])  # what is held too
 
