@@ -50,13 +50,20 @@ class Quantized:
     def _matmul(self, x: mx.array, which: int, transpose: bool) -> mx.array:
         return mx.quantized_matmul(
             x,
-            self.packed[which],
-            self.scales[which],
-            self.biases[which],
+            # An index alone would gather, a copy of it all.
+            self.packed[which, ...],
+            self.scales[which, ...],
+            self.biases[which, ...],
             transpose=transpose,
             group_size=self.width // self.scales.shape[-1],
             bits=self.bits,
         )
+
+
+def _pair(both: mx.array) -> tuple[mx.array, mx.array]:
+    """Views of keys and values."""
+    keys, values = mx.split(both, 2)
+    return keys.squeeze(0), values.squeeze(0)
 
 
 KeysValues = tuple[mx.array, mx.array] | Quantized
@@ -165,7 +172,7 @@ class RingCache:
         put = self._put_step if length <= self.lookahead else self._put_block
         held = put(new, length)
         if self.bits is None:
-            return held[0][0], held[0][1]
+            return _pair(held[0])
         return Quantized(*held, self.bits)
 
     def arrays(self) -> list[mx.array]:
@@ -261,8 +268,7 @@ class FrameCache:
             self._held = mx.broadcast_to(both, (*both.shape[:-2], self._length, both.shape[-1]))
         else:
             self._held[..., slot : self.offset, :] = both
-        seen = self._held[..., : self.offset, :]
-        return seen[0], seen[1]
+        return _pair(self._held[..., : self.offset, :])
 
     def arrays(self) -> list[mx.array]:
         return [] if self._held is None else [self._held]

@@ -68,9 +68,9 @@ def _convolve(x: mx.array, weight: mx.array, stride: int, dilation: int) -> mx.a
     batch, length, _ = x.shape
     positions = (length - (kernel - 1) * dilation - 1) // stride + 1
     if stride == 1 and kernel <= 3 and positions >= kernel * channels:
-        y = x[:, :positions] @ weight[0]
+        y = x[:, :positions] @ weight[0, ...]
         for k in range(1, kernel):
-            y = mx.addmm(y, x[:, k * dilation : k * dilation + positions], weight[k])
+            y = mx.addmm(y, x[:, k * dilation : k * dilation + positions], weight[k, ...])
         return y
     windows = mx.as_strided(
         mx.contiguous(x),
@@ -175,9 +175,9 @@ class ConvTranspose1d(nn.Module):
         x = _with_past(x, self.past, state, "constant")
         if self.depthwise:
             x = x[:, :, None]
-            y = x[:, :length] * self.weight[0]
+            y = x[:, :length] * self.weight[0, ...]
             for j in range(1, self.past + 1):
-                y = y + x[:, j : j + length] * self.weight[j]
+                y = y + x[:, j : j + length] * self.weight[j, ...]
         else:
             y = _convolve(x, self.weight, 1, 1)
         y = y.reshape(batch, length * self.stride, -1)

@@ -311,8 +311,8 @@ class _Parts:
                 if guidance is not None:
                     logits = guidance.guided(logits)
                 if audio.guarded:
-                    logits = penalized(logits, guards[-1][k], audio.repetition_penalty)
-                code = draw(logits, None if uniform is None else uniform[1 + k], audio)
+                    logits = penalized(logits, guards[-1][k, ...], audio.repetition_penalty)
+                code = draw(logits, None if uniform is None else uniform[1 + k, ...], audio)
                 if forced:
                     code = mx.where(codes[0][:, k] == NOT_FORCED, code, codes[0][:, k])
                 drawn.append(self._begun(code))
@@ -342,7 +342,7 @@ class _Parts:
             logits = kind.guidance.guided_text(logits)
         if kind.text.guarded:
             logits = penalized(logits, guards[0], kind.text.repetition_penalty)
-        drawn = draw(logits, None if uniform is None else uniform[0], kind.text)
+        drawn = draw(logits, None if uniform is None else uniform[0, ...], kind.text)
         return self._begun(mx.where(text == NOT_FORCED, drawn, text))
 
     def _doubled(self, tokens: mx.array) -> mx.array:

@@ -119,7 +119,7 @@ class Attention(nn.Module):
         batch, _, length, _ = q.shape
         held = cache.update(both)
         if isinstance(cache, FrameCache) and cache.offset == 1 and c.num_kv_heads == c.num_heads:
-            y = both[1]  # one key has all the attention
+            y = both[1, ...]  # one key has all the attention
         else:
             y = attend(q, held, mask)
         return y.transpose(0, 2, 1, 3).reshape(batch, length, c.dim)
