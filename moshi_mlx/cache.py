@@ -60,8 +60,8 @@ class Quantized:
         )
 
 
-def _pair(both: mx.array) -> tuple[mx.array, mx.array]:
-    """Views of keys and values."""
+def split_pair(both: mx.array) -> tuple[mx.array, mx.array]:
+    """Keys and values [2, …], as views."""
     keys, values = mx.split(both, 2)
     return keys.squeeze(0), values.squeeze(0)
 
@@ -116,7 +116,7 @@ class Cache(Protocol):
         """
 
     def update(self, both: mx.array) -> KeysValues:
-        """Takes keys and values [2, B, H, length, D]; returns those to attend, in `mask`'s order."""
+        """Takes keys and values [2, B, H, length, D], returns those to attend in `mask`'s order."""
 
     def arrays(self) -> list[mx.array]:
         """The arrays this cache holds now."""
@@ -172,7 +172,7 @@ class RingCache:
         put = self._put_step if length <= self.lookahead else self._put_block
         held = put(new, length)
         if self.bits is None:
-            return _pair(held[0])
+            return split_pair(held[0])
         return Quantized(*held, self.bits)
 
     def arrays(self) -> list[mx.array]:
@@ -268,7 +268,7 @@ class FrameCache:
             self._held = mx.broadcast_to(both, (*both.shape[:-2], self._length, both.shape[-1]))
         else:
             self._held[..., slot : self.offset, :] = both
-        return _pair(self._held[..., : self.offset, :])
+        return split_pair(self._held[..., : self.offset, :])
 
     def arrays(self) -> list[mx.array]:
         return [] if self._held is None else [self._held]

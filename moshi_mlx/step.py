@@ -230,9 +230,7 @@ class _Parts:
         assert lm is not None
         return lm
 
-    def first(
-        self, inputs: mx.array, turns: Turns, added: list[mx.array]
-    ) -> tuple[mx.array, ...]:
+    def first(self, inputs: mx.array, turns: Turns, added: list[mx.array]) -> tuple[mx.array, ...]:
         """Rows or tokens [B, 1 + n_q] → x [B, 1, dim] and the first attention's heads."""
         lm, stack = self._lm, self._stack
         x = lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_local.machine import doctor as doctor_module
-from moshi_local.machine import prediction, verdict
+from moshi_local.machine import launches, prediction, verdict
 from moshi_local.machine.bench import time_steps
 from moshi_local.machine.doctor import (
     cached_models,
@@ -179,7 +179,7 @@ FUSED_HEADS = {64, 96, 128, 192, 256}
 def test_the_narrow_model_has_all_launches() -> None:
     """The same layers, slices and delays as Moshi, and next to no weights."""
     config = read_config().lm
-    narrow = prediction._narrow(config)
+    narrow = launches.narrow(config)
     assert (narrow.delays, narrow.n_q, narrow.card) == (config.delays, config.n_q, config.card)
     assert narrow.transformer.num_layers == 32
     assert narrow.depth is not None and config.depth is not None

@@ -33,6 +33,7 @@ from moshi_mlx.weights import skeleton
 
 from ..report import quantiles
 from .bench import time_steps
+from .launches import narrow
 
 __all__ = [
     "Prediction",
@@ -216,7 +217,7 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     if before is not None:
         return replace(before, weights=weights)
     attention = _per_byte(*_attention_pass(shape.config.transformer, shape.kv_bits))
-    small = skeleton(_narrow(shape.config), dtype=default_dtype())
+    small = skeleton(narrow(shape.config), dtype=default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
     return Speed(
@@ -314,25 +315,6 @@ def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, in
         mx.eval(y)
 
     return work, count * size
-
-
-def _narrow(config: LmConfig) -> LmConfig:
-    """The same layers, slices, vocabularies and delays, but narrow: a model of launches alone.
-
-    Heads are 64 wide, the narrowest for which Metal has one kernel for an attention.
-    """
-
-    def narrow(c: TransformerConfig) -> TransformerConfig:
-        small = replace(c, dim=128, num_heads=2, kv_repeat=1, feedforward=192)
-        return replace(small, cross_attention=False)
-
-    depth = config.depth
-    if depth is not None:
-        low_rank = depth.low_rank_embeddings and 32
-        transformers = tuple(narrow(t) for t in depth.transformers)
-        depth = replace(depth, transformers=transformers, low_rank_embeddings=low_rank)
-    transformer = narrow(config.transformer)
-    return replace(config, transformer=transformer, depth=depth, conditioners={}, fuser=None)
 
 
 def _codec_times() -> tuple[float, float]:
