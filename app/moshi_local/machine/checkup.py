@@ -32,7 +32,7 @@ from .doctor import Diagnosis, diagnose, print_diagnosis
 from .mimi_codes import bundled_question, tf32_agreement
 from .verdict import Verdict, local_files, needs_of
 
-__all__ = ["DEFAULT_REPORT", "Step", "full_checkup", "steps_by_hand"]
+__all__ = ["DEFAULT_REPORT", "StepByHand", "full_checkup", "steps_by_hand"]
 
 DEFAULT_REPORT = Path("moshi-local-doctor.json")
 CONTENT = (
@@ -41,9 +41,9 @@ CONTENT = (
     "Nothing is sent"
 )
 PACKAGES = ("mlx", "numpy", "sounddevice", "rustymimi", "samplerate", "pywebrtc-audio")
-TAIL_SECONDS = 4.0
+ANSWER_SECONDS = 4.0
 # Names of devices may be names of people: of a name, the first of these that it has is kept.
-KINDS = (
+DEVICE_KINDS = (
     *("AirPods", "Beats", "iPhone", "iPad", "MacBook Air", "MacBook Pro", "MacBook", "iMac"),
     *("Mac mini", "Mac Studio", "Mac Pro", "Studio Display", "Pro Display", "External"),
     *("BlackHole", "Aggregate", "Zoom", "Teams", "USB", "HDMI", "DisplayPort"),
@@ -52,7 +52,7 @@ OTHER_MODEL = "another model"
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class StepByHand:
     """What a person is asked to do: the commands as they are typed, and what to note."""
 
     do: str
@@ -68,16 +68,16 @@ class Step:
         }
 
 
-def steps_by_hand(model: str) -> list[Step]:
+def steps_by_hand(model: str) -> list[StepByHand]:
     """The steps of the first hour on a Mac that need a person; `model` is the one to time."""
     bench = f"moshi-local bench --model {model}"
     return [
-        Step(
+        StepByHand(
             "In a checkout: is the answer good, and do the tests pass?",
             ["make demo", "make test"],
             ["build/demo.wav is a good answer", "tests that failed"],
         ),
-        Step(
+        StepByHand(
             "Talk for a minute with the Mac's own microphone and speakers.",
             ["moshi-local --model nano --seconds 60 --json"],
             [
@@ -87,7 +87,7 @@ def steps_by_hand(model: str) -> list[Step]:
                 *("callbacks", "xruns", "gaps", "delay_ms", "frame_ms"),
             ],
         ),
-        Step(
+        StepByHand(
             "Start with AirPods in; take them out in the middle of a sentence; put them in again.",
             ["moshi-local --model nano"],
             [
@@ -97,17 +97,17 @@ def steps_by_hand(model: str) -> list[Step]:
                 "what was wrong",
             ],
         ),
-        Step(
+        StepByHand(
             "While it talks, close the lid for ten seconds and open it.",
             ["moshi-local --model nano"],
             ["seconds without sound after the lid was opened", "what was wrong"],
         ),
-        Step(
+        StepByHand(
             "Press q as soon as it listens, 20 times.",
             ["for i in {1..20}; do moshi-local --model nano; done"],
             ["times it did not end", "times the terminal was not as before"],
         ),
-        Step(
+        StepByHand(
             "As many frames as in four minutes; in a second terminal, the memory that they take.",
             [
                 f"{bench} --frames 3200 --json",
@@ -115,7 +115,7 @@ def steps_by_hand(model: str) -> list[Step]:
             ],
             ["frame_ms", "footprint in the first minute", "footprint at the end"],
         ),
-        Step(
+        StepByHand(
             "Fewer, larger batches of GPU work against MLX's own size: each twice, by turns.",
             [f"MLX_MAX_OPS_PER_BUFFER=1000 {bench} --json", f"{bench} --json"],
             ["frame_ms with 1000", "frame_ms without"],
@@ -223,9 +223,9 @@ def _facts(found: Diagnosis, left_out: dict[str, str]) -> dict[str, Any]:
 
 def _device(device: Any) -> dict[str, Any]:
     """Of a device all but its name."""
-    kind = next((kind for kind in KINDS if kind.casefold() in device.name.casefold()), "other")
+    name = device.name.casefold()
     return {
-        "kind": kind,
+        "kind": next((kind for kind in DEVICE_KINDS if kind.casefold() in name), "other"),
         "headphones": headphones(device.name),
         "inputs": device.inputs,
         "outputs": device.outputs,
@@ -281,7 +281,7 @@ def _ask_nano() -> dict[str, Any]:
     """The bundled question, frame after frame: what nano answers, and its frames' times."""
     moshi: Moshi = moshi_mlx.load(catalog.default_model(), verb="talk", offline=True)
     size, budget = moshi.frame_size, 1 / moshi.frame_rate
-    pcm = np.pad(bundled_question(), (0, round(TAIL_SECONDS * moshi.sample_rate)))
+    pcm = np.pad(bundled_question(), (0, round(ANSWER_SECONDS * moshi.sample_rate)))
     words: list[str] = []
     times: list[float] = []
     with moshi.session(seed=0) as session:
