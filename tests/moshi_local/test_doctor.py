@@ -576,7 +576,7 @@ def test_a_checkup_says_nothing_private(tmp_path: Path, monkeypatch: pytest.Monk
     assert found["verdict"]["model"] == "another model"
     assert found["cached"] == ["another model", "moshiko-q4"]
     assert set(found["bench"]) == {"nano", "another model", "moshiko-q4"}
-    assert found["left_out"]["tf32 of nano"].endswith(": is damaged")
+    assert found["left_out"]["tf32 of nano"] == "MoshiError: …: is damaged"
     (device,) = found["sound"]["devices"]
     assert (device["kind"], device["headphones"], device["rate"]) == ("AirPods", True, 24_000)
     assert "name" not in device
@@ -590,6 +590,28 @@ def test_a_checkup_lists_what_a_person_does(tmp_path: Path) -> None:
         assert step["commands"] and set(step["answers"].values()) == {None}
     assert found["bench"] == {"nano": {"frames": 6}}
     assert found["left_out"] == {}
+
+
+@pytest.mark.usefixtures("short")
+def test_a_checkup_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is too large, and of what fails in whatever way, the report says so."""
+    monkeypatch.setattr(
+        doctor_module, "cached_models", lambda: ["moshiko-q8", "moshiko-q4", "moshiko-bf16"]
+    )
+
+    def fail(name: str, *_: Any) -> dict[str, Any]:
+        if name == "moshiko-q4":
+            raise RuntimeError("[metal::malloc] no more\n")
+        return {}
+
+    monkeypatch.setattr(checkup, "_bench", fail)
+    found = run_checkup(tmp_path / "report.json")
+    assert found["bench"] == {"nano": {}, "moshiko-q4": None, "moshiko-q8": {}}
+    assert found["left_out"] == {
+        "bench of moshiko-bf16": "it does not fit in memory",
+        "bench of moshiko-q4": "RuntimeError: [metal::malloc] no more",
+    }
+    assert "--model moshiko-q8" in json.dumps(found["by_hand"])
 
 
 def test_commands_for_a_person_exist() -> None:

@@ -163,7 +163,7 @@ def full_checkup(
     found = diagnose(name, frames=frames, list_devices=list_devices, kv_bits=kv_bits)
     print_diagnosis(found, screen)
     left_out: dict[str, str] = {}
-    models = _models_here(name, found)
+    models = _models_here(found, left_out)
     report = _facts(found, left_out)
     report["question"] = _measure("question", left_out, say, _ask_nano)
     for part, measure in (
@@ -175,7 +175,7 @@ def full_checkup(
             for model in models
         }
     if MACOS:
-        steps = steps_by_hand(_public(models[-1]))
+        steps = steps_by_hand([model for model in models if catalog.find(model)][-1])
         report["by_hand"] = [step.as_dict() for step in steps]
     else:
         left_out["by_hand"] = "the steps for a person are for a Mac"
@@ -189,14 +189,21 @@ def full_checkup(
     return 0 if found.verdict.holds else 1
 
 
-def _models_here(name: str, found: Diagnosis) -> list[str]:
+def _models_here(found: Diagnosis, left_out: dict[str, str]) -> list[str]:
     """The bundled one, then those of the cache and the one asked for, the largest last."""
-    names = {*found.cached, *([found.verdict.model] if local_files(found.verdict.model) else [])}
-    usable = found.machine.usable_memory
-    sizes = {n: needs.total for n in names if (needs := needs_of(n)) is not None}
-    fitting = sorted((n for n in sizes if sizes[n] <= usable), key=lambda n: sizes[n])
-    smallest = catalog.default_model()
-    return [smallest, *(n for n in fitting if n != smallest)]
+    smallest, asked = catalog.default_model(), found.verdict.model
+    sizes: dict[str, int] = {}
+    for name in {*found.cached, *([asked] if local_files(asked) else [])} - {smallest}:
+        try:
+            needs = needs_of(name)
+        except MoshiError:  # loading will say what is wrong
+            needs = None
+        size = needs.total if needs else 0
+        if size > found.machine.usable_memory:
+            left_out[f"bench of {_public(name)}"] = "it does not fit in memory"
+        else:
+            sizes[name] = size
+    return [smallest, *sorted(sizes, key=lambda name: (sizes[name], name))]
 
 
 def _facts(found: Diagnosis, left_out: dict[str, str]) -> dict[str, Any]:
@@ -252,7 +259,7 @@ def _without_paths(text: str) -> str:
         return "sounddevice's own"
     if text.startswith(("/opt/homebrew/", "/usr/")):
         return text
-    return re.sub(r"[/~][^\n:]*", "…", text)
+    return re.sub(r"[/~][^\n:]*", "…", text).strip()
 
 
 def _version(name: str) -> str | None:
@@ -272,8 +279,8 @@ def _measure(
     say(f"measuring: {part} …")
     try:
         return measure(*arguments)
-    except (MoshiError, OSError) as error:
-        left_out[part] = _without_paths(str(error))
+    except Exception as error:  # whatever it is, the rest is still worth having
+        left_out[part] = f"{type(error).__name__}: {_without_paths(str(error))}"
         return None
 
 
