@@ -173,7 +173,8 @@ class RingCache:
         held = put(new, length)
         if self.bits is None:
             return split_pair(held[0])
-        return Quantized(*held, self.bits)
+        packed, scales, biases = held
+        return Quantized(packed, scales, biases, self.bits)
 
     def arrays(self) -> list[mx.array]:
         return list(self._held)
