@@ -23,7 +23,7 @@ from moshi_mlx.distributions import installation_problem
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
 
-from ..platform import Machine, machine, under_memory_pressure
+from ..platform import Machine, machine
 from ..report import percentiles, warm_up
 from .prediction import (
     Shape,
@@ -125,7 +125,7 @@ def diagnose(
     others = [_published(shape, here, speeds) for shape in published_shapes(kv_bits)]
     if verdict.holds is False:
         verdict = replace(verdict, advice=_advice(verdict, others))
-    elif verdict.predicted and under_memory_pressure() is not False:
+    elif verdict.predicted:
         verdict = replace(verdict, advice=shortage(verdict, here))
     return Diagnosis(
         here,
