@@ -103,17 +103,25 @@ class MlxCodec:
         return state
 
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
-        checked = _checked_pcm(pcm, self.frame_size)
-        codes = self.mimi.encode_step(mx.array(checked)[None, None], state)
+        codes = self.encode_later(pcm, state)
         mx.eval(codes, *state.encoder.arrays())
-        return np.array(codes[0])
+        return np.array(codes)
+
+    def encode_later(self, pcm: npt.ArrayLike, state: MimiState) -> mx.array:
+        """`encode_step` with nothing evaluated: int32 [num_codebooks, N]."""
+        checked = _checked_pcm(pcm, self.frame_size)
+        return self.mimi.encode_step(mx.array(checked)[None, None], state).squeeze(0)
+
+    def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:
+        """`decode_step` with nothing evaluated or checked: float32 [N · frame_size]."""
+        return self.mimi.decode_step(codes[None], state)[0, 0]
 
     def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
         bins = self.mimi.config.quantizer.bins
         checked = _checked_codes(codes, self.num_codebooks, bins)
-        pcm = self.mimi.decode_step(mx.array(checked)[None], state)
+        pcm = self.decode_later(mx.array(checked), state)
         mx.eval(pcm, *state.decoder.arrays())
-        return np.array(pcm[0, 0])
+        return np.array(pcm)
 
 
 class RustCodec:

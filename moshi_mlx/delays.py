@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from .arrays import Tokens
 from .config import UNGENERATED_TOKEN
@@ -74,6 +75,22 @@ class TokenRing:
         now = self.tokens[:, :, self.step % self._size]
         return np.where(self.step <= self.delays, self.initial, now)
 
+    def reads_now(self, streams: int) -> npt.NDArray[np.bool_]:
+        """Of the last `streams`, those of which this step reads the frame that it hears."""
+        now: npt.NDArray[np.bool_] = (self.delays[-streams:] == 0) & (self.step > 0)
+        return now
+
+    def says_now(self, streams: int) -> npt.NDArray[np.bool_]:
+        """Of the first `streams`, those of which this step's tokens are in the frame it ends."""
+        last: npt.NDArray[np.bool_] = self.delays[:streams] == self._max_delay
+        return last
+
+    def frame_after(self, streams: int) -> Tokens | None:
+        """What `say` will return, as far as it is known: [batch, streams]."""
+        if self.step < self._max_delay:
+            return None
+        return self._frame(self.step + 1, streams)
+
     def say(self, tokens: Tokens) -> Tokens | None:
         """Writes what this step generated, [batch, first streams], and ends the step.
 
@@ -83,8 +100,9 @@ class TokenRing:
         count = tokens.shape[1]
         self.step += 1
         self.tokens[:, :count, self.step % self._size] = tokens
-        if self.step <= self._max_delay:
-            return None
-        rows = self._rows[:count]
-        places = (self.step - self._max_delay + self.delays[rows]) % self._size
-        return self.tokens[:, rows, places]
+        return None if self.step <= self._max_delay else self._frame(self.step, count)
+
+    def _frame(self, step: int, streams: int) -> Tokens:
+        """The newest frame whose last token is of position `step`."""
+        rows = self._rows[:streams]
+        return self.tokens[:, rows, (step - self._max_delay + self.delays[rows]) % self._size]

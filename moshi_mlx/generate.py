@@ -22,7 +22,7 @@ from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
 from .state import SavedState, model_fingerprint
-from .step import Given, Recent, StepKind, TextHook, frame_step, prepared
+from .step import Drawn, Given, Heard, Recent, StepKind, TextHook, frame_step, prepared
 
 
 class Step(NamedTuple):
@@ -39,6 +39,27 @@ class Step(NamedTuple):
     written: Tokens
     text_logits: mx.array
     state: mx.array
+
+
+class Begun(NamedTuple):
+    """A step on its way; to be finished before the next one begins.
+
+    tokens: int32 [B, 1 + generated], what it writes; not evaluated.
+    frame: int32 likewise, as `Step.frame`; what it leads to can be evaluated together with it.
+    """
+
+    generator: "Generator"
+    codes: mx.array
+    drawn: Drawn
+    tokens: mx.array
+    frame: mx.array | None
+
+    def finish(self) -> Step:
+        """Waits for the device, unless `codes` and `tokens` are evaluated."""
+        mx.eval(self.codes, self.tokens)
+        generator = self.generator
+        generator._ring.hear(np.array(self.codes))
+        return generator._said(np.array(self.tokens), self.drawn)
 
 
 class Generator:
@@ -82,7 +103,7 @@ class Generator:
             raise ValueError(f"generated must be from 0 to {config.dep_q}, is {generated}")
         self._text, self._audio = text, audio
         self._seed = seed
-        self._guidance = guidance
+        self.guidance = guidance
         self._kv_bits = kv_bits
         given = None
         if config.conditioners:
@@ -163,18 +184,54 @@ class Generator:
         heard = self._codes("codes", codes, self.given, none_drawn=True)
         given, forced, over = self._given(text, audio, overwrite, on_text)
         self._ring.hear(heard)
-        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
-        reads = self._reads(null_mask)
-        drawn, logits, z = self._step(reads, self._cache, key, given, self._lately(), self._stepped)
-        tokens = np.array(drawn).astype(np.int32)  # the step's one synchronisation
+        drawn = self._draw(self._reads(null_mask), given)
+        tokens = np.array(drawn.tokens).astype(np.int32)  # the step's one synchronisation
         if forced is not None and over is not None:
             chosen = forced.copy()
             chosen[:, : given.slices] = tokens[:, 1:]
             chosen = np.where(over == UNGENERATED_TOKEN, chosen, over)
             tokens = np.concatenate([tokens[:, :1], chosen], axis=1)
+        return self._said(tokens, drawn)
+
+    def begin(self, codes: mx.array, *, text: npt.ArrayLike | None = None) -> "Begun":
+        """A step that does not wait for the device: `Begun.finish` ends it.
+
+        Args:
+            codes: int32 [B, given], as `step` has them, but evaluated or not, and not checked.
+            text: as `step` has it.
+
+        Raises:
+            ValueError: the text is none of the model's, there is guidance, or the last frames of a
+                prompt are still to be spoken (`prompted`), which `step` alone can do.
+        """
+        if self.guidance is not None or self.prompted:
+            raise ValueError("with guidance, and just after a prompt, use step")
+        given, _, _ = self._given(text, None, None, None)
+        there = self._ring.reads_now(self.given)
+        reads = self._reads(None)
+        reads[:, reads.shape[1] - self.given :][:, there] = 0
+        drawn = self._draw(reads, given, Heard(codes, mx.array(there.astype(np.int32))))
+        tokens, frame, streams = drawn.tokens.astype(mx.int32), None, 1 + self.generated
+        known = self._ring.frame_after(streams)
+        if known is not None:
+            frame = mx.where(mx.array(self._ring.says_now(streams)), tokens, mx.array(known))
+        return Begun(self, codes, drawn, tokens, frame)
+
+    @property
+    def prompted(self) -> bool:
+        """What comes next is known in part from `prefill`."""
+        return bool(self._known)
+
+    def _draw(self, reads: Tokens, given: Given, heard: Heard | None = None) -> Drawn:
+        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
+        lately = self._lately()
+        return self._step(reads, self._cache, key, given, lately, self._stepped, heard)
+
+    def _said(self, tokens: Tokens, drawn: Drawn) -> Step:
+        """Ends a step."""
         if self._text.guarded or self._audio.guarded:
             self._recent.append(tokens)
-        return Step(self._ring.say(tokens), tokens, logits, z)
+        return Step(self._ring.say(tokens), tokens, drawn.text_logits, drawn.state)
 
     def prefill(self, frames: npt.ArrayLike) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.
@@ -282,7 +339,7 @@ class Generator:
 
     @property
     def _fingerprint(self) -> str:
-        guided = self._guidance is not None
+        guided = self.guidance is not None
         # Of the weights: fine-tunes of one configuration differ here.
         weights = self.lm.out_norm.weight.astype(mx.float32).tolist()
         return model_fingerprint(
@@ -366,14 +423,14 @@ class Generator:
     def _reads(self, null_mask: npt.ArrayLike | None) -> Tokens:
         """What the model reads in this step; with guidance, then what the null half reads."""
         own = self._ring.read()
-        if self._guidance is None:
+        if self.guidance is None:
             if null_mask is not None:
                 raise ValueError("null_mask is for guidance")
             return own
         null = own.copy()
         if null_mask is not None:
             null[np.broadcast_to(np.asarray(null_mask, dtype=np.bool_), null.shape)] = ZERO_TOKEN
-        if not self._guidance.text and self.steps:
+        if not self.guidance.text and self.steps:
             null[:, 0] = ZERO_TOKEN
         return np.concatenate([own, null])
 
@@ -382,14 +439,14 @@ class Generator:
         config = self.lm.config
         text = audio = None
         if self._text.guarded:
-            text = mx.array(self._said(0, config.text_card_out, self._text.repetition_window))
+            text = mx.array(self._marked(0, config.text_card_out, self._text.repetition_window))
         if self._audio.guarded:
             streams = range(1, 1 + self.generated)
             window = self._audio.repetition_window
-            audio = mx.array(np.stack([self._said(k, config.card, window) for k in streams]))
+            audio = mx.array(np.stack([self._marked(k, config.card, window) for k in streams]))
         return Recent(text, audio)
 
-    def _said(self, stream: int, size: int, window: int) -> npt.NDArray[np.bool_]:
+    def _marked(self, stream: int, size: int, window: int) -> npt.NDArray[np.bool_]:
         """Tokens of the stream's last steps, bool [B, size]; padding does not count."""
         mask = np.zeros((self.batch, size), dtype=np.bool_)
         for tokens in list(self._recent)[-window:]:

@@ -62,6 +62,17 @@ class Given(NamedTuple):
     hook: TextHook | None = None
 
 
+class Heard(NamedTuple):
+    """What the other side's codec has only on the device.
+
+    codes: int32 [B, given], of the last streams.
+    there: int32 [given], 1 for streams of which this step reads them, else 0.
+    """
+
+    codes: mx.array
+    there: mx.array
+
+
 class Drawn(NamedTuple):
     """A frame's tokens uint32 [B, 1 + slices], text logits and states of the (doubled) batch."""
 
@@ -148,16 +159,19 @@ class FrameStep:
         given: Given,
         recent: Recent,
         stepped: Stepped,
+        heard: Heard | None = None,
     ) -> Drawn:
         """Builds the graph of a frame; nothing is evaluated, unless there is a hook.
 
         Args:
-            tokens: what the model reads, [B, 1 + n_q]; twice as many rows with guidance.
+            tokens: what the model reads, [B, 1 + n_q]; twice as many rows with guidance. Zero
+                where `heard` has it.
             cache: of the temporal transformer.
             key: random numbers' key of this frame.
             given: what is not to be drawn.
             recent: for the guard.
             stepped: what `prepared` made of the conditions.
+            heard: tokens that the host has not seen.
         """
         lm = self._lm()
         assert lm is not None
@@ -165,7 +179,8 @@ class FrameStep:
         position = cache[0].offset
         turns = lm.transformer.turns(position, len(tokens))
         layers = lm.transformer.layers
-        x, *heads = self._first(inputs, turns, [*stepped.added, *_position(lm, position)])
+        added = [*stepped.added, *_position(lm, position)]
+        x, *heads = self._first(inputs, turns, added, [] if heard is None else [*heard])
         for i, layer in enumerate(layers):
             mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
             y = layer.self_attn.mix_heads((heads[0], heads[1]), cache[i], None)
@@ -230,9 +245,16 @@ class _Parts:
         assert lm is not None
         return lm
 
-    def first(self, inputs: mx.array, turns: Turns, added: list[mx.array]) -> tuple[mx.array, ...]:
+    def first(
+        self, inputs: mx.array, turns: Turns, added: list[mx.array], heard: list[mx.array]
+    ) -> tuple[mx.array, ...]:
         """Rows or tokens [B, 1 + n_q] → x [B, 1, dim] and the first attention's heads."""
         lm, stack = self._lm, self._stack
+        if heard:
+            codes, there = heard
+            known, rest = mx.split(inputs, [-codes.shape[1]], axis=1)
+            # A row's number is the token's and where its table begins, which is there already.
+            inputs = mx.concatenate([known, rest + codes * there], axis=1)
         x = lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)
         for row in added:
             x = x + row.astype(x.dtype)

@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 import moshi_mlx
+from moshi_local.machine.mlx_counters import counting
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
 from moshi_mlx.hub import bundled_folder
 
@@ -77,6 +78,29 @@ def test_frames(moshi: Moshi, question: np.ndarray) -> None:
         assert (frame.tokens is None) == (i < delay)
         assert frame.timing.total > 0
     assert all((frame.pcm == 0).all() for frame in frames[:delay])
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_one_synchronisation_a_frame(moshi: Moshi, question: np.ndarray, compiled: bool) -> None:
+    """As on a GPU: the same frames as part by part, words held or not, past the context."""
+    context = moshi.config.lm.transformer.context or 0
+    heard = np.concatenate([question] * (context // FRAMES + 1))
+    sessions = [moshi.session(seed=3) for _ in range(2)]
+    sessions[1]._one_go = True
+    if compiled:
+        sessions[1]._generator._kind = sessions[1]._generator._kind._replace(compiled=True)
+        sessions[1].reset()
+        heard = heard[:FRAMES]
+    for i, pcm in enumerate(heard):
+        parts, whole = (session.step(pcm, hold_text=20 < i < 30) for session in sessions)
+        assert equal([parts], [whole])
+        np.testing.assert_array_equal(parts.tokens, whole.tokens)
+    with counting() as counts:
+        sessions[1].step(question[0])
+    assert counts.syncs == 1
+    with counting() as counts:
+        sessions[0].step(question[0])
+    assert counts.syncs == 3
 
 
 def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:

@@ -68,6 +68,7 @@ def counting(graphs: bool = True) -> Iterator[MlxCounts]:
     """
     counts = MlxCounts()
     inside = False
+    begun: dict[int, mx.array] = {}
 
     def watched(original: Callable[..., Any]) -> Callable[..., Any]:
         def watch(*args: Any, **kwargs: Any) -> Any:
@@ -77,9 +78,13 @@ def counting(graphs: bool = True) -> Iterator[MlxCounts]:
                 return original(*args, **kwargs)
             inside = True
             try:
-                if graphs:
-                    counts.primitives += primitives(*arrays)
-                counts.syncs += original is not async_eval
+                found = primitives(*arrays) if graphs else None
+                counts.primitives += found or Counter()
+                if original is async_eval:
+                    begun.update({id(array): array for array in arrays})
+                else:  # what was evaluated before is only copied
+                    waits = found is None or found.total() or any(id(a) in begun for a in arrays)
+                    counts.syncs += bool(waits)
                 began = time.perf_counter()
                 result = original(*args, **kwargs)
                 counts.waited += time.perf_counter() - began
