@@ -6,6 +6,7 @@ time. `load_mimi` gives the codec alone.
 
 import logging
 
+from .backend import prepare_gpu
 from .codec import Codec
 from .config import LmConfig, MimiConfig, ModelConfig
 from .distributions import installation_problem
@@ -65,4 +66,5 @@ __all__ = [
     "WordSpoken",
     "load",
     "load_mimi",
+    "prepare_gpu",
 ]

@@ -38,6 +38,9 @@ def load_model(
         MoshiError: the model cannot talk, does not fit, or cannot be loaded.
     """
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
+    needs = verdict.needs
+    if note := moshi_mlx.prepare_gpu(None if needs is None else needs.total):
+        notes.print(note, markup=False, soft_wrap=True)
     notes.print(f"loading {verdict.model}", markup=False, soft_wrap=True)
     moshi = moshi_mlx.load(
         verdict.model,

@@ -33,7 +33,7 @@ from .observers.event_log import STDOUT
 from .observers.trace import Trace
 from .offline import FileOptions, answer_file
 from .options import CodecChoice, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
-from .platform import machine
+from .platform import batch_gpu_work, machine
 
 __all__ = ["app", "main"]
 
@@ -406,6 +406,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns the exit code: 0, 1 (doctor: no), 2 (error) or 130 (interrupted)."""
 
     def work() -> int | None:
+        batch_gpu_work()
         defaults = read_defaults(typer.main.get_command(app), config_path())
         code: int | None = app(
             arguments, prog_name="moshi-local", standalone_mode=False, default_map=defaults

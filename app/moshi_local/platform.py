@@ -29,6 +29,7 @@ import mlx.core as mx
 
 __all__ = [
     "Machine",
+    "batch_gpu_work",
     "default_devices",
     "headphones",
     "keep_awake_and_fast",
@@ -38,7 +39,6 @@ __all__ = [
     "peak_memory",
     "prefer_this_thread",
     "under_memory_pressure",
-    "wire_memory",
 ]
 
 MACOS = platform.system() == "Darwin"
@@ -319,18 +319,14 @@ def prefer_this_thread() -> str | None:
     return f"macOS may put the model on slow cores (error {status})" if status else None
 
 
-def wire_memory() -> str | None:
-    """Keeps the model's memory resident where MLX uses Metal; returns a note if that failed.
+def batch_gpu_work() -> None:
+    """Lets MLX hand more to Metal at once, unless the user has said how much.
 
-    The limit is the working set that the device recommends, as mlx-lm does it. It has an effect
-    from macOS 15 on. Without Metal it does nothing.
+    Each batch costs, and a frame is a thousand small kernels: others measured 11 to 13 % on M1 to
+    M4, and nothing on M5. To be called before MLX computes; never tried on a Mac by us.
     """
-    try:
-        if mx.metal.is_available():
-            mx.set_wired_limit(int(_device_info()["max_recommended_working_set_size"]))
-    except Exception as error:
-        return f"the model's memory may be swapped out ({error or type(error).__name__})"
-    return None
+    if MACOS and not _mac_hardware()[0].startswith("Apple M5"):
+        os.environ.setdefault("MLX_MAX_OPS_PER_BUFFER", "1000")
 
 
 def _begin_activity(reason: str) -> Callable[[], None]:

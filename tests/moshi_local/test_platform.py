@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import mlx.core as mx
 import pytest
 
 from moshi_local import chat
@@ -230,7 +230,6 @@ def test_on_linux_there_is_nothing_to_do() -> None:
     with system.keep_awake_and_fast() as notes:
         assert notes == []
     assert system.prefer_this_thread() is None
-    assert system.wire_memory() is None
     assert system.default_devices() is None
 
 
@@ -314,15 +313,19 @@ def test_only_a_default_that_is_in_use_is_watched(mac: Mac) -> None:
     assert chat._default_changed(SoundFlags(input="Microphone", output="Speakers")) is None
 
 
-def test_wired_memory_is_what_the_device_recommends(monkeypatch: pytest.MonkeyPatch) -> None:
-    wired: list[int] = []
-    monkeypatch.setattr(mx.metal, "is_available", lambda: True)
-    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 11 * GIB})
-    monkeypatch.setattr(mx, "set_wired_limit", wired.append)
-    assert system.wire_memory() is None
-    assert wired == [11 * GIB]
-    monkeypatch.setattr(mx, "device_info", dict)
-    assert "swapped" in (system.wire_memory() or "")
+@pytest.mark.parametrize(("chip", "set"), [("Apple M2 Pro", "1000"), ("Apple M5", None)])
+def test_metal_gets_more_at_once(
+    chip: str, set: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(system, "MACOS", True)
+    monkeypatch.setattr(system, "_output", lambda *_: f"machdep.cpu.brand_string: {chip}")
+    monkeypatch.setenv("MLX_MAX_OPS_PER_BUFFER", "7")
+    system.batch_gpu_work()
+    assert os.environ["MLX_MAX_OPS_PER_BUFFER"] == "7"
+    monkeypatch.delenv("MLX_MAX_OPS_PER_BUFFER")
+    system.batch_gpu_work()
+    assert os.environ.get("MLX_MAX_OPS_PER_BUFFER") == set
+    monkeypatch.delenv("MLX_MAX_OPS_PER_BUFFER", raising=False)
 
 
 # ------------------------------------------------------------------------------- advice

@@ -23,7 +23,7 @@ from mlx.utils import tree_map
 from moshi_mlx.config import LmConfig, MimiConfig, TransformerConfig
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.sampling import Sampling, draw
-from moshi_mlx.step import Given, Recent, StepKind, Stepped, frame_step
+from moshi_mlx.step import Given, Heard, Recent, StepKind, Stepped, frame_step
 from moshi_mlx.weights import skeleton
 
 from .mlx_counters import VIEWS
@@ -79,12 +79,18 @@ def step_launches(
     z = mx.zeros((1, config.transformer.dim), mx.bfloat16)
     logits = mx.zeros((1 + count, 1, config.text_card), mx.bfloat16)
     uniform = mx.zeros((1 + count, 1))
-    mx.eval([ring.arrays() for ring in cache], key, tokens, z, logits, uniform)
+    codes, there = (
+        mx.zeros((1, config.n_q - count), mx.int32),
+        mx.ones(config.n_q - count, mx.int32),
+    )
+    mx.eval([ring.arrays() for ring in cache], codes, there, key, tokens, z, logits, uniform)
     with _as_on_a_gpu():
         step = frame_step(lm, StepKind(text, audio, count, None, True))
         given = Given(np.zeros(1, np.uint32), None, count)
         read = np.zeros((1, 1 + config.n_q), np.int32)
-        drawn = step(read, cache, key, given, Recent(None, None), Stepped((), None))
+        streams = config.n_q - count
+        heard = Heard(codes, there) if streams else None
+        drawn = step(read, cache, key, given, Recent(None, None), Stepped((), None), heard)
         total = launches(drawn.tokens)
 
         def depth(z: mx.array, tokens: mx.array) -> list[mx.array]:
