@@ -527,11 +527,12 @@ def asks_for_microphone() -> bool:
 
 
 def reopen_for_permission() -> bool:
-    """Whether permission for the microphone may count only once it is opened again.
+    """Whether a microphone that is opened now may need to be opened again to be heard.
 
-    Apple does not say whether sound begins by itself after "Allow".
+    So it is on macOS if the user has not allowed it yet: Apple does not say whether sound begins
+    by itself after "Allow".
     """
-    return MACOS
+    return MACOS and microphone_permission() != "authorized"
 
 
 def microphone_advice() -> str:

@@ -120,6 +120,7 @@ class SimulatedCard:
         one_clock: bool = False,
         input_buffer: float = BLOCK_SECONDS,
         output_buffer: float = BLOCK_SECONDS,
+        input_name: str = "simulated microphone",
     ) -> None:
         self.now = 0.0
         self.asleep = 0.0
@@ -133,9 +134,7 @@ class SimulatedCard:
         self._sound, self._listener = sound, listener
         self._ppm = (input_ppm, output_ppm)
         self._buffers = (input_buffer, output_buffer)
-        self.info = StreamInfo(
-            "simulated microphone", "simulated speaker", input_rate, output_rate, one_clock
-        )
+        self.info = StreamInfo(input_name, "simulated speaker", input_rate, output_rate, one_clock)
         self._running = False
 
     def open(self) -> StreamInfo:

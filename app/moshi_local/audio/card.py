@@ -116,7 +116,7 @@ class LiveAudio:
         self._steps: deque[float] = deque(maxlen=STEPS_KEPT)
         self._given_at = 0.0
         self._dead_seconds, self._dead_told, self._ever_heard = 0.0, False, False
-        self._asking_again = False
+        self._asking_again = self._permission_may_come = False
         self._reported = (0.0, 0.0)
         self._delays: deque[float] = deque(maxlen=DELAYS_KEPT)
         self._events: list[Event] = []
@@ -245,19 +245,16 @@ class LiveAudio:
             self._asking_again = False
             return
         self._dead_seconds += self._frame_seconds
-        patience = MUTED_SECONDS if self._ever_heard else DEAD_SECONDS
+        name = line.info.input_name
+        slow = first_callback_seconds() if bluetooth(name) else 0.0
+        patience = MUTED_SECONDS if self._ever_heard else max(DEAD_SECONDS, slow)
         if self._dead_seconds >= patience and not self._dead_told:
             self._dead_told = True
             self._events.append(
-                MicrophoneDead(
-                    0.0, f'"{line.info.input_name}" gives only silence: {microphone_advice()}'
-                )
+                MicrophoneDead(0.0, f'"{name}" gives only silence: {microphone_advice()}')
             )
-        if (
-            self._dead_seconds >= PERMISSION_SECONDS
-            and not self._ever_heard
-            and reopen_for_permission()
-        ):
+        may_help = self._permission_may_come and not self._ever_heard
+        if may_help and self._dead_seconds >= max(patience, PERMISSION_SECONDS):
             self._asking_again = True
             self._reopen_soon()
 
@@ -273,6 +270,7 @@ class LiveAudio:
 
     def _open(self) -> _Line:
         """Open and start the card; raises AudioDeviceError."""
+        self._permission_may_come = reopen_for_permission()
         info = self._device.open()
         line = _Line(
             info,

@@ -48,6 +48,8 @@ UNKNOWN_SECONDS = 0.08
 STOP_SECONDS = 3.0
 """So long we wait for PortAudio to stop and close. It sleeps for tenths of a second in it, and may
 take a second or two with a device that is going away; on macOS it can deadlock."""
+ANSWER_SECONDS = 30.0
+"""So long the system may hold a microphone back until the user has answered."""
 
 
 class Flags(Protocol):
@@ -363,9 +365,9 @@ def ask_for_microphone(input: str | None) -> Iterator[None]:
 
     So the question comes while the model is loaded, not in the first seconds of the conversation,
     which would begin with silence. The stream is closed at the end: the conversation looks for
-    devices again, for which no stream may be open. Only where the user has not been asked yet, since
-    a Bluetooth headset that listens plays everything like a telephone. Errors are not told here: the
-    conversation will meet them.
+    devices again, for which no stream may be open. Only where the user has not been asked yet,
+    since a Bluetooth headset that listens plays everything like a telephone. Errors are not told
+    here: the conversation will meet them.
     """
     if not asks_for_microphone():
         yield
@@ -385,7 +387,7 @@ def ask_for_microphone(input: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        thread.join(STOP_SECONDS)
+        thread.join(ANSWER_SECONDS)
         if not thread.is_alive():
             _close(streams)
 
