@@ -84,7 +84,7 @@ class FakePortAudio:
         self.fixed = (1593, 274)
         """The fixed latencies of a MacBook's microphone and speakers (frames)."""
         self.calls: list[str] = []
-        self.on_start: dict[str, Callable[[], None]] = {}
+        self.on_start: dict[str, Callable[[], object]] = {}
         self.on_abort: Callable[[], object] = lambda: None
         self.on_refresh: Callable[[], None] = lambda: None
         self.opened: list[FakeStream] = []
@@ -443,6 +443,19 @@ def test_the_microphone_is_asked_for_while_the_model_is_loaded(
     ]
     if may_ask:
         assert portaudio.opened[0].device == 2
+
+
+def test_a_model_that_cannot_be_loaded_waits_for_no_answer(
+    portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "asks_for_microphone", lambda: True)
+    answer = threading.Event()
+    portaudio.on_start["input"] = lambda: bool(answer.wait(20.0))
+    began = time.monotonic()
+    with pytest.raises(MoshiError), stream.ask_for_microphone(None):
+        raise MoshiError("no such model")
+    assert time.monotonic() - began < 5.0
+    answer.set()
 
 
 def test_no_microphone_is_no_error_while_the_model_is_loaded(

@@ -99,7 +99,7 @@ class SoundDevice(Protocol):
         """Find the devices as they are now, and open them; raises AudioDeviceError."""
 
     def start(self, play: Play, hear: Hear) -> None:
-        """Start what was opened: from now on, its own threads call; raises AudioDeviceError."""
+        """From now on its own threads call `play` and `hear`; raises AudioDeviceError."""
 
     def stop(self) -> None:
         """Stop and close; no callback comes after it. Never raises."""
@@ -154,9 +154,8 @@ class PortAudioDevice:
     def open(self) -> StreamInfo:
         """Find the devices, as they are now if we may refresh, and open them.
 
-        Of two streams the microphone's is started here already: with a Bluetooth headset that
-        begins a call, in which its speaker has another rate, and the speaker is opened after that.
-        Raises AudioDeviceError.
+        Of two streams, the microphone's is started before the speaker's is opened: a Bluetooth
+        headset begins a call then, and its speaker takes another rate. Raises AudioDeviceError.
         """
         if busy(0.5 * STOP_SECONDS):
             raise AudioDeviceError("PortAudio does not let go of a device: quit and start again")
@@ -176,7 +175,7 @@ class PortAudioDevice:
             return self._open_separate(source, target)
 
     def start(self, play: Play, hear: Hear) -> None:
-        """Call `play` and `hear` from now on, with what was opened; raises AudioDeviceError."""
+        """From now on PortAudio's threads call `play` and `hear`; raises AudioDeviceError."""
         self._play, self._hear = play, hear
         with _in_portaudio():
             self._start_streams()
@@ -250,6 +249,7 @@ class PortAudioDevice:
 
         input_rate = self._first_that_opens(make_input, (source,), [(1, 0), (source.inputs, 0)])
         self._start_streams()
+        # As it is listed now: its rate may be another.
         target = next((d for d in list_devices() if d.index == target.index), target)
         output_rate = self._first_that_opens(make_output, (target,), [(0, 1), (0, target.outputs)])
         return StreamInfo(source.name, target.name, input_rate, output_rate, False)
@@ -384,10 +384,12 @@ def ask_for_microphone(input: str | None) -> Iterator[None]:
 
     thread = threading.Thread(target=listen, name="ask for microphone", daemon=True)
     thread.start()
+    patience = 0.0  # where the model cannot be loaded
     try:
         yield
+        patience = ANSWER_SECONDS
     finally:
-        thread.join(ANSWER_SECONDS)
+        thread.join(patience)
         if not thread.is_alive():
             _close(streams)
 
