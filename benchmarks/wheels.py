@@ -1,13 +1,18 @@
 """Is there a wheel of everything for every Python and platform that we name? Needs uv.
 
 A command, not a test: it asks the package index. It prints a line for each platform and Python,
-and exits 1 if something would have to be compiled there.
+and exits 1 if something would have to be compiled there. With `--install-cuda`, on Linux, it
+installs the `cuda` extra with pip into a fresh environment (2 GB) instead, and exits 1 if the
+library there is not CUDA's: the CPU's package has a file of that name too.
 """
 
 import os
+import re
 import subprocess
 import sys
+import tempfile
 import tomllib
+import venv
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +34,30 @@ def missing(platform: str, python: str, extra: str) -> str:
     return "" if done.returncode == 0 else done.stderr.strip()
 
 
+def owner_of_library(site: Path) -> str:
+    """The distribution whose libmlx.so, by its size, lies in an environment; else "none"."""
+    size = (site / "mlx" / "lib" / "libmlx.so").stat().st_size
+    for record in site.glob("mlx_*.dist-info/RECORD"):
+        if re.search(rf"^mlx/lib/libmlx\.so,.*,{size}$", record.read_text(), re.MULTILINE):
+            return record.parent.name.partition("-")[0]
+    return "none"
+
+
+def library_of_cuda_extra(folder: Path) -> str:
+    """The owner in a new environment after `pip install .[cuda]`."""
+    venv.create(folder, with_pip=True)
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "-c", "constraints.txt", ".[cuda]"], cwd=ROOT, check=True)
+    (site,) = folder.glob("lib/python*/site-packages")
+    return owner_of_library(site)
+
+
 def main() -> int:
+    if sys.argv[1:] == ["--install-cuda"]:
+        with tempfile.TemporaryDirectory() as name:
+            owner = library_of_cuda_extra(Path(name))
+        print(f"libmlx.so is of {owner}")
+        return 0 if owner.startswith("mlx_cuda") else 1
     with (ROOT / "pyproject.toml").open("rb") as file:
         print("Python", tomllib.load(file)["project"]["requires-python"], "on macOS 14 and Linux")
     failed = 0

@@ -1,9 +1,10 @@
 """What attention remembers: keys and values of the positions it may still see.
 
-`RingCache` holds exactly as many positions as `context` allows and grows up to there in steps, so
-a conversation has no length limit and bounded memory; it can hold them in few bits (`Quantized`).
-`ListCache` keeps all positions of a short sequence (the inner positions of one frame). Knows
-nothing of rotations, queries or masks' use.
+`RingCache` holds exactly as many positions as `context` allows, so a conversation has no length
+limit and constant memory; it can hold them in few bits (`Quantized`). `FrameCache` keeps all
+positions of a short sequence (the inner positions of one frame). Keys and values come and are held
+together, so that taking a position is one launch on a GPU. Knows nothing of rotations, queries or
+masks' use.
 """
 
 from collections.abc import Sequence
@@ -49,24 +50,30 @@ class Quantized:
     def _matmul(self, x: mx.array, which: int, transpose: bool) -> mx.array:
         return mx.quantized_matmul(
             x,
-            self.packed[which],
-            self.scales[which],
-            self.biases[which],
+            # An index alone would gather, a copy of it all.
+            self.packed[which, ...],
+            self.scales[which, ...],
+            self.biases[which, ...],
             transpose=transpose,
             group_size=self.width // self.scales.shape[-1],
             bits=self.bits,
         )
 
 
+def split_pair(both: mx.array) -> tuple[mx.array, mx.array]:
+    """Keys and values [2, …], as views."""
+    keys, values = mx.split(both, 2)
+    return keys.squeeze(0), values.squeeze(0)
+
+
 KeysValues = tuple[mx.array, mx.array] | Quantized
 """Keys and values, each [B, H, n, D]; or both quantized."""
 
 
-def quantized(keys: mx.array, values: mx.array, bits: int) -> Quantized:
-    """Keys and values [B, H, n, D] in `bits` bits."""
-    dim = keys.shape[-1]
+def quantized(both: mx.array, bits: int) -> Quantized:
+    """Keys and values [2, B, H, n, D] in `bits` bits."""
+    dim = both.shape[-1]
     group, width = _grouping(dim, bits)
-    both = mx.stack([keys, values])
     if width > dim:
         both = mx.pad(both, [(0, 0)] * 4 + [(0, width - dim)])
     packed, scales, biases = mx.quantize(both, group_size=group, bits=bits)
@@ -108,8 +115,8 @@ class Cache(Protocol):
         `update`; the same for every layer of a transformer.
         """
 
-    def update(self, keys: mx.array, values: mx.array) -> KeysValues:
-        """Takes [B, H, length, D] and returns the keys and values to attend, in `mask`'s order."""
+    def update(self, both: mx.array) -> KeysValues:
+        """Takes keys and values [2, B, H, length, D], returns those to attend in `mask`'s order."""
 
     def arrays(self) -> list[mx.array]:
         """The arrays this cache holds now."""
@@ -119,31 +126,38 @@ class RingCache:
     """A ring of slots; a query sees the keys with 0 ≤ query position - key position < context.
 
     Position p lives in slot p mod slots. With up to `lookahead` new positions at once, written in
-    place, the ring has context + lookahead - 1 slots: the first of them still sees its oldest key.
-    Longer blocks are attended in order of time, and only their end is kept.
+    place, the ring has context + lookahead - 1 slots, so that the first of them still sees its
+    oldest key; and as many more as make whole steps, which then lie side by side. Longer blocks are
+    attended in order of time, and only their end is kept.
+
+    The arrays have their full size from the start: no step allocates or copies one.
 
     Args:
         context: positions a query sees, itself included.
         lookahead: positions that one streaming step brings.
-        growth: slots added at a time until the ring is full-sized.
         bits: quantize keys and values to 8 or 4 bits, new ones before they are attended; None: no.
 
     Raises:
         ValueError: the bits are none of `KV_GROUPS`.
     """
 
-    def __init__(
-        self, context: int, lookahead: int = 1, growth: int = 256, bits: int | None = None
-    ) -> None:
+    def __init__(self, context: int, lookahead: int = 1, bits: int | None = None) -> None:
         if bits is not None and bits not in KV_GROUPS:
             raise ValueError(f"keys and values are quantized to 8 or 4 bits, not {bits}")
         self.context = context
         self.lookahead = lookahead
-        self.slots = context + lookahead - 1
-        self.growth = growth
+        self.slots = -(-(context + lookahead - 1) // lookahead) * lookahead
         self.bits = bits
         self.offset = 0
-        self._held: list[mx.array] = []  # each [..., slots, D]
+        self._held: list[mx.array] = []  # each [2, B, H, slots, …]
+
+    def reserve(self, batch: int, heads: int, dim: int, dtype: mx.Dtype) -> None:
+        """Makes the arrays, which the first `update` does otherwise."""
+        self._reserve(self._parts(mx.zeros((2, batch, heads, 1, dim), dtype)))
+
+    def reset(self) -> None:
+        """Forgets all positions and keeps the arrays."""
+        self.offset = 0
 
     def mask(self, length: int) -> mx.array | None:
         if length == 1 == self.lookahead:
@@ -152,22 +166,47 @@ class RingCache:
         visible = (delta >= 0) & (delta < self.context)
         return None if visible.all() else mx.array(visible)
 
-    def update(self, keys: mx.array, values: mx.array) -> KeysValues:
+    def update(self, both: mx.array) -> KeysValues:
+        new = self._parts(both)
+        length = both.shape[-2]
+        put = self._put_step if length <= self.lookahead else self._put_block
+        held = put(new, length)
         if self.bits is None:
-            keys, values = self._put([keys, values])
-            return keys, values
-        new = quantized(keys, values, self.bits)
-        packed, scales, biases = self._put([new.packed, new.scales, new.biases])
+            return split_pair(held[0])
+        packed, scales, biases = held
         return Quantized(packed, scales, biases, self.bits)
 
     def arrays(self) -> list[mx.array]:
         return list(self._held)
 
+    def save(self) -> list[mx.array]:
+        """Copies of what is filled."""
+        return [mx.array(held[..., : self._filled, :]) for held in self._held if self.offset]
+
     def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
-        """Continues where a cache of the same kind had this offset and these arrays."""
+        """Continues where a cache of the same kind had this offset and saved these arrays."""
         self.offset = offset
-        # Copies: a step writes in place.
-        self._held = [mx.array(array) for array in arrays]
+        self._reserve(arrays)
+        for held, array in zip(self._held, arrays, strict=False):
+            held[..., : array.shape[-2], :] = array
+
+    @property
+    def _filled(self) -> int:
+        """Slots that have had a position."""
+        return min(self.offset, self.slots)
+
+    def _parts(self, both: mx.array) -> list[mx.array]:
+        """Keys and values as they are held."""
+        if self.bits is None:
+            return [both]
+        new = quantized(both, self.bits)
+        return [new.packed, new.scales, new.biases]
+
+    def _reserve(self, like: Sequence[mx.array]) -> None:
+        """Arrays for all slots, unless they are there, for positions like these."""
+        if not self._held:
+            shapes = [(*array.shape[:-2], self.slots, array.shape[-1]) for array in like]
+            self._held = [mx.zeros(s, a.dtype) for s, a in zip(shapes, like, strict=True)]
 
     def _layout(self, length: int) -> np.ndarray:
         """The position of each key that `update` returns for `length` new ones."""
@@ -177,72 +216,60 @@ class RingCache:
         slots = np.arange(min(end, self.slots))
         return end - 1 - (end - 1 - slots) % self.slots
 
-    def _put(self, new: list[mx.array]) -> list[mx.array]:
+    def _put_step(self, new: list[mx.array], length: int) -> list[mx.array]:
         """Takes arrays [..., length, D] and returns what is to be attended of each."""
-        length = new[0].shape[-2]
-        if length > self.lookahead:
-            return self._put_block(new)
-        self._reserve(self.offset + length, new)
-        for i in range(length):
-            slot = (self.offset + i) % self.slots
-            for held, array in zip(self._held, new, strict=True):
-                held[..., slot : slot + 1, :] = array[..., i : i + 1, :]
+        self._write(new)
         self.offset += length
-        filled = min(self.offset, self.slots)
-        return [held[..., :filled, :] for held in self._held]
+        return [held[..., : self._filled, :] for held in self._held]
 
-    def _reserve(self, end: int, new: Sequence[mx.array]) -> None:
-        """Room for the positions before `end`, as far as the ring goes."""
-        room = self._held[0].shape[-2] if self._held else 0
-        if min(end, self.slots) <= room:
-            return
-        more = min(self.slots, -(-end // self.growth) * self.growth) - room
-        empty = [mx.zeros((*a.shape[:-2], more, a.shape[-1]), dtype=a.dtype) for a in new]
-        self._held = self._joined(empty)
-
-    def _joined(self, new: list[mx.array]) -> list[mx.array]:
-        """What is held, with what follows it."""
-        if not self._held:
-            return new
-        return [mx.concatenate([a, b], axis=-2) for a, b in zip(self._held, new, strict=True)]
-
-    def _put_block(self, new: list[mx.array]) -> list[mx.array]:
-        end = self.offset + new[0].shape[-2]
-        past = np.arange(max(0, self.offset - self.context + 1), self.offset) % self.slots
-        self._held = [mx.take(held, mx.array(past), axis=-2) for held in self._held]
-        attended = self._joined(new)
-        kept = min(end, self.slots)
-        # The kept end of the block, sorted by slot.
-        order = np.argsort(np.arange(end - kept, end) % self.slots)
-        order += attended[0].shape[-2] - kept
-        # `take` keeps the axes' order of what it is given, mostly a transposed view: steps that
-        # follow would read that 7 times slower on the CPU (3000 positions of 32 heads).
-        self._held = [mx.contiguous(mx.take(array, mx.array(order), axis=-2)) for array in attended]
-        self.offset = end
+    def _put_block(self, new: list[mx.array], length: int) -> list[mx.array]:
+        attended = new
+        if self.offset:
+            past = np.arange(max(0, self.offset - self.context + 1), self.offset) % self.slots
+            kept = [mx.take(held, mx.array(past), axis=-2) for held in self._held]
+            attended = [mx.concatenate([a, b], axis=-2) for a, b in zip(kept, new, strict=True)]
+        gone = max(0, length - self.slots)
+        self.offset += gone
+        self._write([array[..., gone:, :] for array in new])
+        self.offset += length - gone
         return attended
 
+    def _write(self, new: list[mx.array]) -> None:
+        """Puts at most as many positions as there are slots into theirs."""
+        self._reserve(new)
+        slot, length = self.offset % self.slots, new[0].shape[-2]
+        first = min(length, self.slots - slot)
+        for held, array in zip(self._held, new, strict=True):
+            held[..., slot : slot + first, :] = array[..., :first, :]
+            if first < length:
+                held[..., : length - first, :] = array[..., first:, :]
 
-class ListCache:
-    """All positions of a short sequence that comes one position at a time."""
 
-    def __init__(self) -> None:
+class FrameCache:
+    """All positions of a short sequence that comes one position at a time.
+
+    Args:
+        length: of the sequence.
+    """
+
+    def __init__(self, length: int) -> None:
         self.offset = 0
-        self._keys: list[mx.array] = []
-        self._values: list[mx.array] = []
+        self._length = length
+        self._held: mx.array | None = None
 
     def mask(self, length: int) -> mx.array | None:
         if length != 1:
-            raise ValueError(f"a ListCache takes one position at a time, not {length}")
+            raise ValueError(f"a FrameCache takes one position at a time, not {length}")
         return None
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        self._keys.append(keys)
-        self._values.append(values)
+    def update(self, both: mx.array) -> tuple[mx.array, mx.array]:
+        slot = self.offset
         self.offset += 1
-        if self.offset == 1:
-            return keys, values
-        both = mx.concatenate([*self._keys, *self._values], axis=2)  # one launch
-        return both[:, :, : self.offset], both[:, :, self.offset :]
+        if self._held is None:  # a view, which the next position makes an array
+            self._held = mx.broadcast_to(both, (*both.shape[:-2], self._length, both.shape[-1]))
+        else:
+            self._held[..., slot : self.offset, :] = both
+        return split_pair(self._held[..., : self.offset, :])
 
     def arrays(self) -> list[mx.array]:
-        return [*self._keys, *self._values]
+        return [] if self._held is None else [self._held]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from .cache import ListCache
+from .cache import FrameCache
 from .config import LmConfig
 from .embedding import make_embedding
 from .transformer import Transformer, lockstep, make_norm
@@ -45,9 +45,9 @@ class DepthTransformer(nn.Module):
             norm = depth.norm
             self.norms = [make_norm(norm, depth.dim) for _ in slices]
 
-    def make_cache(self) -> list[ListCache]:
+    def make_cache(self) -> list[FrameCache]:
         """Empty caches for one frame."""
-        return [ListCache() for _ in self.transformers[0].layers]
+        return [FrameCache(self.config.num_slices) for _ in self.transformers[0].layers]
 
     def generate(
         self,
@@ -77,7 +77,7 @@ class DepthTransformer(nn.Module):
         k: int,
         z: mx.array,
         previous: mx.array,
-        cache: Sequence[ListCache],
+        cache: Sequence[FrameCache],
         sparse: bool = False,
     ) -> mx.array:
         """Logits [N, card] of codebook k.

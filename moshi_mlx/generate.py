@@ -93,12 +93,18 @@ class Generator:
         self._stepped = prepared(lm, given)
         compiled = compile_by_default() if compiled is None else compiled
         self._kind = StepKind(text, audio, self.generated, guidance, compiled)
+        self._cache = lm.transformer.make_cache(bits=kv_bits)
+        c, rows = config.transformer, batch if guidance is None else 2 * batch
+        for ring in self._cache:
+            ring.reserve(rows, c.num_kv_heads, c.head_dim, lm.out_norm.weight.dtype)
+        mx.eval([ring.arrays() for ring in self._cache])  # now, not in the first frame
         self._begin()
 
     def _begin(self) -> None:
         config = self.lm.config
         self._step = frame_step(self.lm, self._kind)
-        self._cache = self.lm.transformer.make_cache(bits=self._kv_bits)
+        for ring in self._cache:
+            ring.reset()
         self._ring = TokenRing(config.delays, config.initial_tokens, self.batch)
         window = max(s.repetition_window for s in (self._text, self._audio))
         self._recent: deque[Tokens] = deque(maxlen=window)
@@ -237,8 +243,7 @@ class Generator:
         """The whole state of this conversation, as a value that does not change afterwards."""
         arrays = {"ring": mx.array(self._ring.tokens)}
         for i, cache in enumerate(self._cache):
-            # Copies: a step writes into the arrays themselves.
-            arrays |= {f"cache.{i}.{j}": mx.array(a) for j, a in enumerate(cache.arrays())}
+            arrays |= {f"cache.{i}.{j}": array for j, array in enumerate(cache.save())}
         for name, tokens in (("recent", self._recent), ("known", self._known)):
             if tokens:
                 arrays[name] = mx.array(np.stack(tokens))

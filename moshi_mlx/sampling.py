@@ -58,7 +58,6 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
         uniform: numbers in 0 … 1, float32 [N], that decide; greedy sampling needs none.
         sampling: how to draw.
     """
-    logits = logits.astype(mx.float32)
     if sampling.greedy:
         return mx.argmax(logits, axis=-1)
     if uniform is None:
@@ -67,7 +66,7 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
     if 0 < sampling.top_k < logits.shape[-1]:
         candidates = mx.argpartition(-logits, sampling.top_k - 1, axis=-1)[:, : sampling.top_k]
         logits = mx.take_along_axis(logits, candidates, axis=-1)
-    logits = logits / sampling.temperature
+    logits = logits.astype(mx.float32) / sampling.temperature
     if 0 < sampling.top_p < 1:
         logits = _top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
@@ -75,7 +74,7 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
         logits = mx.where(logits < floor, -mx.inf, logits)
     # As mx.random.categorical does: how many cumulative weights the number is not below. It is less
     # than the last, since no number is 1, so what has no weight is never drawn.
-    weights = mx.cumsum(mx.exp(logits - mx.max(logits, axis=-1, keepdims=True)), axis=-1)
+    weights = mx.cumsum(mx.softmax(logits, axis=-1), axis=-1)
     drawn = mx.sum(weights <= uniform[:, None] * weights[:, -1:], axis=-1, keepdims=True)
     if candidates is None:
         return drawn[:, 0].astype(mx.uint32)

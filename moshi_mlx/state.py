@@ -19,7 +19,7 @@ from .config import LmConfig
 from .errors import SessionError
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 
-_FORMAT = "moshi-local state 1"
+_FORMAT = "moshi-local state 2"
 
 
 @dataclass(frozen=True)

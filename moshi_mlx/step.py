@@ -22,7 +22,7 @@ from .embedding import EmbeddingSum
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling, draw, penalized
-from .transformer import CrossKv, sinusoids
+from .transformer import CrossKv, Turns, sinusoids
 from .trees import named_parameters
 
 Function = Callable[..., tuple[mx.array, ...]]
@@ -163,18 +163,16 @@ class FrameStep:
         assert lm is not None
         inputs = mx.array(tokens if self._stack is None else self._stack.rows(tokens))
         position = cache[0].offset
-        offset = mx.array(position)
+        turns = lm.transformer.turns(position, len(tokens))
         layers = lm.transformer.layers
-        x, *heads = self._first(inputs, offset, [*stepped.added, *_position(lm, position)])
+        x, *heads = self._first(inputs, turns, [*stepped.added, *_position(lm, position)])
         for i, layer in enumerate(layers):
             mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
-            q, k, v = heads
-            y = layer.self_attn.mix_heads((q, k, v), cache[i], None)
-            del q, k, v  # the cache writes in place what has no other owner
+            y = layer.self_attn.mix_heads((heads[0], heads[1]), cache[i], None)
             cross = [] if stepped.cross is None else [*stepped.cross[i]]
             if layer is layers[-1]:
                 break
-            x, *heads = self._middles[i](x, y, offset, cross)
+            x, *heads = self._middles[i](x, y, turns, cross)
         guards = [mask for mask in recent if mask is not None]
         codes = [] if given.codes is None else [mx.array(given.codes)]
         which = (given.slices, bool(codes), given.sparse)
@@ -232,25 +230,23 @@ class _Parts:
         assert lm is not None
         return lm
 
-    def first(
-        self, inputs: mx.array, offset: mx.array, added: list[mx.array]
-    ) -> tuple[mx.array, ...]:
+    def first(self, inputs: mx.array, turns: Turns, added: list[mx.array]) -> tuple[mx.array, ...]:
         """Rows or tokens [B, 1 + n_q] → x [B, 1, dim] and the first attention's heads."""
         lm, stack = self._lm, self._stack
         x = lm.embed(inputs[:, :, None]) if stack is None else stack(inputs)
         for row in added:
             x = x + row.astype(x.dtype)
-        return x, *lm.transformer.layers[0].begin(x, offset)
+        return x, *lm.transformer.layers[0].begin(x, turns)
 
     def middle(self, i: int) -> Function:
         """x and what was attended [B, 1, dim] → x and the heads of layer i's attention."""
 
         def middle(
-            x: mx.array, attended: mx.array, offset: mx.array, cross: list[mx.array]
+            x: mx.array, attended: mx.array, turns: Turns, cross: list[mx.array]
         ) -> tuple[mx.array, ...]:
             before, layer = self._lm.transformer.layers[i - 1 : i + 1]
             x = before.finish(x, attended, _pair(cross))
-            return x, *layer.begin(x, offset)
+            return x, *layer.begin(x, turns)
 
         return middle
 
@@ -313,8 +309,8 @@ class _Parts:
                 if guidance is not None:
                     logits = guidance.guided(logits)
                 if audio.guarded:
-                    logits = penalized(logits, guards[-1][k], audio.repetition_penalty)
-                code = draw(logits, None if uniform is None else uniform[1 + k], audio)
+                    logits = penalized(logits, guards[-1][k, ...], audio.repetition_penalty)
+                code = draw(logits, None if uniform is None else uniform[1 + k, ...], audio)
                 if forced:
                     code = mx.where(codes[0][:, k] == NOT_FORCED, code, codes[0][:, k])
                 drawn.append(self._begun(code))
@@ -344,7 +340,7 @@ class _Parts:
             logits = kind.guidance.guided_text(logits)
         if kind.text.guarded:
             logits = penalized(logits, guards[0], kind.text.repetition_penalty)
-        drawn = draw(logits, None if uniform is None else uniform[0], kind.text)
+        drawn = draw(logits, None if uniform is None else uniform[0, ...], kind.text)
         return self._begun(mx.where(text == NOT_FORCED, drawn, text))
 
     def _doubled(self, tokens: mx.array) -> mx.array:

@@ -9,15 +9,18 @@ from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from .backend import on_gpu
-from .cache import Cache, KeysValues, ListCache, Quantized, RingCache
+from .cache import Cache, FrameCache, KeysValues, Quantized, RingCache
 from .config import Gating, Norm, TransformerConfig
 
 # Keys and values of the other side of a cross-attention, each [B, H, S, D].
 CrossKv = tuple[mx.array, mx.array]
-# Queries [B, H, T, D], keys and values [B, KV, T, D].
-Heads = tuple[mx.array, mx.array, mx.array]
+# Queries [B, H, T, D], keys and values [2, B, KV, T, D].
+Heads = tuple[mx.array, mx.array]
+# For each of [B, T, (H + 2 KV) / KV] the position that it is rotated by, flat; None: no rotation.
+Turns = mx.array | None
 
 # An offline pass goes through in blocks of at least this many positions.
 _LEAST_BLOCK = 256
@@ -85,45 +88,38 @@ class Attention(nn.Module):
         self.in_proj = nn.Linear(config.dim, config.dim + 2 * kv_dim, bias=False)
         self.out_proj = nn.Linear(config.dim, config.dim, bias=False)
 
-    def __call__(self, x: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
-        return self.out_proj(self.mix(self.in_proj(x), cache, mask))
-
-    def mix(self, qkv: mx.array, cache: Cache, mask: mx.array | None) -> mx.array:
-        """What lies between the projections: [B, T, (H + 2 KV) D] → [B, T, dim]."""
-        return self.mix_heads(self.heads(qkv, cache.offset), cache, mask)
-
-    def heads(self, qkv: mx.array, offset: int | mx.array | None) -> Heads:
-        """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [B, KV, T, D].
+    def heads(self, qkv: mx.array, turns: Turns) -> Heads:
+        """[B, T, (H + 2 KV) D] → queries [B, H, T, D], keys and values [2, B, KV, T, D].
 
         Args:
             qkv: the projection's output.
-            offset: position of the first, for the rotation; None: not to be rotated.
+            turns: how far to rotate, of `Transformer.turns`; None: not at all.
         """
         c = self._config
-        first_value = c.num_heads + c.num_kv_heads
-        qkv = qkv.reshape(*qkv.shape[:2], -1, c.head_dim).transpose(0, 2, 1, 3)
-        if offset is None or "rope" not in c.positions:
-            q, k, v = mx.split(qkv, [c.num_heads, first_value], axis=1)
-            return q, k, v
-        # Queries and keys lie side by side and turn together.
-        turned = mx.fast.rope(
-            qkv[:, :first_value],
-            c.head_dim,
-            traditional=c.positions != "rope_concat",
-            base=c.max_period,
-            scale=1.0,
-            offset=offset,
-        )
-        return turned[:, : c.num_heads], turned[:, c.num_heads :], qkv[:, first_value:]
+        if turns is not None:
+            # Values turn by no angle, which changes nothing: one launch in place of three.
+            turned = mx.fast.rope(
+                qkv.reshape(-1, c.num_kv_heads, 1, c.head_dim),
+                c.head_dim,
+                traditional=c.positions != "rope_concat",
+                base=c.max_period,
+                scale=1.0,
+                offset=turns,
+            )
+            qkv = turned.reshape(qkv.shape)
+        batch, length, _ = qkv.shape
+        heads = qkv.reshape(batch, length, -1, c.head_dim)
+        both = heads[:, :, c.num_heads :].reshape(batch, length, 2, -1, c.head_dim)
+        return heads[:, :, : c.num_heads].transpose(0, 2, 1, 3), both.transpose(2, 0, 3, 1, 4)
 
     def mix_heads(self, heads: Heads, cache: Cache, mask: mx.array | None) -> mx.array:
         """Attention to what is in `cache` and to these: [B, T, dim]."""
         c = self._config
-        q, k, v = heads
+        q, both = heads
         batch, _, length, _ = q.shape
-        held = cache.update(k, v)
-        if isinstance(cache, ListCache) and cache.offset == 1 and c.num_kv_heads == c.num_heads:
-            y = v  # one key has all the attention
+        held = cache.update(both)
+        if isinstance(cache, FrameCache) and cache.offset == 1 and c.num_kv_heads == c.num_heads:
+            y = both[1, ...]  # one key has all the attention
         else:
             y = attend(q, held, mask)
         return y.transpose(0, 2, 1, 3).reshape(batch, length, c.dim)
@@ -160,11 +156,11 @@ class CrossAttention(Attention):
 
     def keys_values(self, source: mx.array) -> CrossKv:
         """[B, S, dim] → keys and values."""
-        _, k, v = self.heads(self.in_proj(source), None)
+        k, v = self.heads(self.in_proj(source), None)[1]
         return k, v
 
     def attend(self, x: mx.array, source: CrossKv) -> mx.array:
-        q, _, _ = self.heads(self.in_proj(x), None)
+        q, _ = self.heads(self.in_proj(x), None)
         y = attend(q, source)
         return self.out_proj(y.transpose(0, 2, 1, 3).reshape(x.shape))
 
@@ -220,15 +216,29 @@ class TransformerLayer(nn.Module):
                 self.layer_scale_cross = LayerScale(config.dim)
 
     def __call__(
-        self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
+        self,
+        x: mx.array,
+        cache: Cache,
+        turns: Turns,
+        mask: mx.array | None,
+        cross: CrossKv | None = None,
     ) -> mx.array:
-        return self.finish(
-            x, self.self_attn.mix_heads(self.begin(x, cache.offset), cache, mask), cross
-        )
+        return self.finish(x, self.self_attn.mix_heads(self.begin(x, turns), cache, mask), cross)
 
-    def begin(self, x: mx.array, offset: int | mx.array) -> Heads:
-        """Before the attention: its heads for [B, T, dim] from position `offset` on."""
-        return self.self_attn.heads(self.self_attn.in_proj(self.norm1(x)), offset)
+    def fold_scales(self) -> None:
+        """Puts the scales of the residual branches into the weights before them."""
+        if not self._scaled:
+            return
+        last = self.gating.linear_out if self._gated else self.linear2
+        branches = [(self.layer_scale_1, self.self_attn.out_proj), (self.layer_scale_2, last)]
+        for scale, linear in branches:
+            linear.weight = scale.scale[:, None] * linear.weight
+        self._scaled = False
+        del self.layer_scale_1, self.layer_scale_2
+
+    def begin(self, x: mx.array, turns: Turns) -> Heads:
+        """Before the attention: its heads for [B, T, dim]."""
+        return self.self_attn.heads(self.self_attn.in_proj(self.norm1(x)), turns)
 
     def finish(self, x: mx.array, attended: mx.array, cross: CrossKv | None = None) -> mx.array:
         """After the attention: all the rest of the layer."""
@@ -271,6 +281,15 @@ class Transformer(nn.Module):
             raise ValueError("a transformer without a context has no bounded cache")
         return [RingCache(context, lookahead, bits=bits) for _ in self.layers]
 
+    def turns(self, offset: int, batch: int, length: int = 1) -> Turns:
+        """What the layers rotate `length` positions from `offset` on by."""
+        c = self.config
+        if "rope" not in c.positions:
+            return None
+        parts = [1] * (c.num_heads // c.num_kv_heads + 1) + [0]
+        turns = np.outer(np.arange(offset, offset + length), parts)
+        return mx.array(np.tile(turns.reshape(-1), batch).astype(np.int32))
+
     def cross_keys_values(self, source: mx.array) -> list[CrossKv]:
         """What every layer's cross-attention attends: prepared once for [B, S, dim]."""
         return [layer.cross_attention.keys_values(source) for layer in self.layers]
@@ -304,8 +323,9 @@ class Transformer(nn.Module):
         mask = cache[0].mask(length)
         if c.positions in ("sin", "sin_rope"):
             x = x + sinusoids(offset, length, c.dim, c.max_period).astype(x.dtype)
+        turns = self.turns(offset, x.shape[0], length)
         for i, layer in enumerate(self.layers):
-            x = layer(x, cache[i], mask, None if cross is None else cross[i])
+            x = layer(x, cache[i], turns, mask, None if cross is None else cross[i])
         return x
 
 
@@ -323,11 +343,13 @@ def lockstep(transformers: Sequence[Transformer], xs: Sequence[mx.array]) -> lis
     if config.positions in ("sin", "sin_rope"):
         rows = sinusoids(0, length, config.dim, config.max_period).astype(xs[0].dtype)
         xs = [x + row for x, row in zip(xs, rows, strict=True)]
+    turns = transformers[0].turns(0, xs[0].shape[0], length)
     for layers in zip(*(t.layers for t in transformers), strict=True):
         each = list(zip(layers, xs, strict=True))
         cache = RingCache(length)
         qkv = mx.stack([layer.self_attn.in_proj(layer.norm1(x)) for layer, x in each], axis=1)
-        mixed = layers[0].self_attn.mix(qkv, cache, cache.mask(length))
+        attention = layers[0].self_attn
+        mixed = attention.mix_heads(attention.heads(qkv, turns), cache, cache.mask(length))
         xs = [
             layer.add_attended(x, layer.self_attn.out_proj(mixed[:, k]))
             for k, (layer, x) in enumerate(each)

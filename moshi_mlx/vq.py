@@ -36,7 +36,8 @@ class ResidualQuantizer(nn.Module):
         codes = []
         for embedding, half_square in zip(self.embedding, self.half_square, strict=True):
             # The nearest entry: |x - e|² is least where x·e - |e|²/2 is largest.
-            nearest = mx.argmax(residual @ embedding.T - half_square, axis=-1)
+            scores = mx.addmm(half_square, residual, embedding.T, beta=-1.0)
+            nearest = mx.argmax(scores, axis=-1)
             residual = residual - embedding[nearest]
             codes.append(nearest)
         return mx.stack(codes, axis=1).astype(mx.int32)

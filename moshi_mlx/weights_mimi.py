@@ -58,7 +58,7 @@ def from_published(weights: Weights, config: MimiConfig, num_codebooks: int) -> 
         renamed = name
         for pattern, ours in _RENAMES:
             renamed = re.sub(pattern, ours, renamed)
-        out[renamed] = _pack(name, value, config) if value.ndim == 3 else value
+        out[renamed] = _pack(name, value, config)
     sides = {"first": ("semantic", 1), "rest": ("acoustic", num_codebooks - 1)}
     for side, (ours, count) in sides.items():
         if count:
@@ -72,6 +72,10 @@ def from_published(weights: Weights, config: MimiConfig, num_codebooks: int) -> 
 
 def _pack(name: str, value: mx.array, config: MimiConfig) -> mx.array:
     """A convolution's weights, PyTorch's layout → ours; 1 × 1 convolutions are linear layers."""
+    if ".convtr." in name and value.ndim == 1:
+        return mx.tile(value, _upsampling(name, config))
+    if value.ndim != 3:
+        return value
     if re.search(r"(\.block\.3|\.shortcut)\.conv\.conv\.|_proj\.weight$", name):
         return value[:, :, 0] if value.shape[2] == 1 else value
     if ".convtr." in name:
@@ -137,4 +141,6 @@ def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | Non
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
     fill(mimi, weights, str(path), mx.float32)
+    mimi.fold_scales()
+    mx.eval(mimi.parameters())
     return mimi

@@ -333,6 +333,25 @@ TraceOption = Annotated[
     ),
 ]
 
+FullOption = Annotated[
+    bool,
+    typer.Option(
+        "--full",
+        help="Measure all that can be measured, for some minutes, and write a report to send to "
+        "the developers, with the steps that need a person. It names no person, folder or device.",
+        rich_help_panel=FILES,
+    ),
+]
+ReportOption = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.json",
+        help="With --full, write this file. It is never replaced.",
+        show_default="moshi-local-doctor.json",
+        rich_help_panel=FILES,
+    ),
+]
+
 # ---------------------------------------------------------------------------- output
 
 PlainOption = Annotated[

@@ -24,6 +24,7 @@ from .chat import ChatOptions, chat
 from .config_file import config_folder, config_path, read_defaults
 from .first_start import first_model
 from .machine.bench import bench_config, bench_model, print_bench
+from .machine.checkup import DEFAULT_REPORT, full_checkup
 from .machine.doctor import doctor
 from .machine.models import print_models, rows_as_json, survey
 from .machine.prediction import Speeds
@@ -227,14 +228,31 @@ def doctor_command(
     hf_repo: a.HfRepoOption = None,
     kv_bits: a.KvBitsOption = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Time this many frames.")] = 100,
+    full: a.FullOption = False,
+    report: a.ReportOption = None,
     as_json: a.JsonOption = False,
 ) -> None:
     """Check whether this machine can talk with a model in real time, with numbers.
 
     The exit code is 0 if it can and 1 if it cannot.
     """
+    if report is not None and not full:
+        raise typer.BadParameter("--report goes with --full")
+    if full and as_json:
+        raise typer.BadParameter("--full writes a file of JSON: leave --json out")
     name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
-    code = doctor(name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits)
+    if full:
+        code = full_checkup(
+            report or DEFAULT_REPORT,
+            name,
+            frames=frames,
+            list_devices=list_devices,
+            kv_bits=kv_bits,
+        )
+    else:
+        code = doctor(
+            name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits
+        )
     raise typer.Exit(code)
 
 

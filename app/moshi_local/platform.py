@@ -43,6 +43,7 @@ __all__ = [
     "prefer_this_thread",
     "reopen_for_permission",
     "sound_latency",
+    "under_memory_pressure",
     "wire_memory",
 ]
 
@@ -79,6 +80,7 @@ _SYSCTL_NAMES = (
     "hw.perflevel1.physicalcpu",  # efficiency cores
     "machdep.cpu.brand_string",
 )
+_PRESSURE = "kern.memorystatus_vm_pressure_level"  # 1 normal, 2 warning, 4 critical
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -170,6 +172,20 @@ def values_from_sysctl(text: str) -> dict[str, str]:
     """The lines `name: value` of sysctl; names that a Mac does not have are missing."""
     pairs = (line.partition(": ") for line in text.splitlines())
     return {name.strip(): value.strip() for name, colon, value in pairs if colon}
+
+
+def under_memory_pressure() -> bool | None:
+    """Whether macOS is short of memory; None elsewhere, or if it does not say.
+
+    On a Mac, little free memory says nothing: the system compresses, and drops what it cached.
+    """
+    return pressure_from_sysctl(_output(_SYSCTL, _PRESSURE)) if MACOS else None
+
+
+def pressure_from_sysctl(text: str) -> bool | None:
+    """Whether the level that sysctl prints is above normal; None if it prints none."""
+    level = _number(values_from_sysctl(text).get(_PRESSURE, ""))
+    return level > 1 if level else None
 
 
 def available_from_vm_stat(text: str) -> int:

@@ -5,9 +5,9 @@ Memory then holds one activation per layer instead of all within. Knows nothing 
 
 import mlx.core as mx
 
-from ..cache import Cache
+from ..cache import Cache, KeysValues, split_pair
 from ..lm import Lm
-from ..transformer import CrossKv, TransformerLayer
+from ..transformer import CrossKv, TransformerLayer, Turns
 
 
 class _PassedCache:
@@ -22,8 +22,8 @@ class _PassedCache:
     def mask(self, length: int) -> mx.array | None:
         raise ValueError("the mask was made before")
 
-    def update(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
-        return keys, values
+    def update(self, both: mx.array) -> KeysValues:
+        return split_pair(both)
 
     def arrays(self) -> list[mx.array]:
         return []
@@ -33,14 +33,19 @@ class CheckpointedLayer(TransformerLayer):
     """A layer that keeps only its input and parameters for the backward pass."""
 
     def __call__(
-        self, x: mx.array, cache: Cache, mask: mx.array | None, cross: CrossKv | None = None
+        self,
+        x: mx.array,
+        cache: Cache,
+        turns: Turns,
+        mask: mx.array | None,
+        cross: CrossKv | None = None,
     ) -> mx.array:
         if cache.offset:
             raise ValueError("a checkpointed layer takes a sequence in one pass: make it shorter")
 
         def inner(parameters: dict[str, object], x: mx.array) -> mx.array:
             self.update(parameters)
-            return TransformerLayer.__call__(self, x, _PassedCache(0), mask, cross)
+            return TransformerLayer.__call__(self, x, _PassedCache(0), turns, mask, cross)
 
         return mx.checkpoint(inner)(self.trainable_parameters(), x)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import socket
+import subprocess
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,16 +15,20 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 import pytest
+import typer
 from rich.console import Console
 
 import moshi_mlx
+from moshi_local import cli, platform
+from moshi_local.machine import checkup, launches, mimi_codes, prediction, verdict
 from moshi_local.machine import doctor as doctor_module
-from moshi_local.machine import prediction, verdict
 from moshi_local.machine.bench import time_steps
+from moshi_local.machine.checkup import full_checkup, steps_by_hand
 from moshi_local.machine.doctor import (
     cached_models,
     diagnose,
     doctor,
+    sound_system,
 )
 from moshi_local.machine.prediction import (
     Shape,
@@ -39,7 +45,7 @@ from moshi_local.report import warm_up
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import Needs
-from moshi_mlx.hub import resolve
+from moshi_mlx.hub import bundled_folder, resolve
 from moshi_mlx.published import read_config
 from moshi_mlx.weights import skeleton
 
@@ -179,7 +185,7 @@ FUSED_HEADS = {64, 96, 128, 192, 256}
 def test_the_narrow_model_has_all_launches() -> None:
     """The same layers, slices and delays as Moshi, and next to no weights."""
     config = read_config().lm
-    narrow = prediction._narrow(config)
+    narrow = launches.narrow(config)
     assert (narrow.delays, narrow.n_q, narrow.card) == (config.delays, config.n_q, config.card)
     assert narrow.transformer.num_layers == 32
     assert narrow.depth is not None and config.depth is not None
@@ -356,6 +362,28 @@ class Device:
     default_input: bool = True
 
 
+@pytest.mark.parametrize(
+    ("printed", "short"),
+    [
+        ("kern.memorystatus_vm_pressure_level: 1\n", False),
+        ("kern.memorystatus_vm_pressure_level: 2\n", True),
+        ("kern.memorystatus_vm_pressure_level: 4\n", True),
+        ("", None),
+    ],
+)
+def test_other_programs_are_named_only_when_macos_is_short_of_memory(
+    printed: str, short: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is free on a Mac says little; where the system says nothing, it is all there is."""
+    quick(monkeypatch, 4, 8)
+    monkeypatch.setattr(platform, "MACOS", True)
+    monkeypatch.setattr(platform, "_output", lambda *_: printed)
+    assert platform.under_memory_pressure() is short
+    advice = diagnose("moshiko-q8", list_devices=list).verdict.advice
+    assert (advice is None) is (short is False)
+    assert advice is None or advice.startswith("close other programs first")
+
+
 def quick(monkeypatch: pytest.MonkeyPatch, *bits: int) -> None:
     monkeypatch.setattr(doctor_module, "Speeds", lambda: fast_enough_for(*bits))
     monkeypatch.setattr(doctor_module, "machine", lambda: MAC)
@@ -432,6 +460,30 @@ def test_a_machine_without_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.verdict.holds
 
 
+def test_which_portaudio(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Homebrew's may be found before the one that sounddevice brings."""
+    from moshi_local.audio import devices
+
+    class Module:
+        _libname = "/opt/homebrew/lib/libportaudio.dylib"
+
+        def get_portaudio_version(self) -> tuple[int, str]:
+            return 1246976, "PortAudio V19.7.0-devel, revision unknown"
+
+    def missing() -> Any:
+        raise AudioDeviceError("the PortAudio library is missing")
+
+    quick(monkeypatch)
+    monkeypatch.setattr(devices, "sounddevice", Module)
+    screen = Console(file=io.StringIO(), width=100)
+    doctor("moshiko-q4", list_devices=list, screen=screen)
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "V19.7.0-devel, revision unknown" in text
+    assert "/opt/homebrew/lib/libportaudio.dylib" in text
+    monkeypatch.setattr(devices, "sounddevice", missing)
+    assert sound_system() == {}
+
+
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick(monkeypatch)
     assert diagnose("org/other", list_devices=list).verdict.holds is None
@@ -476,3 +528,179 @@ def test_this_machine_has_numbers_for_all() -> None:
     here = machine()
     for kind in catalog.PRECISIONS:
         assert check_before(f"moshiko-{kind}", here=here, force=True).fits is not None
+
+
+# ---------------------------------------------------------------------- the whole checkup
+
+
+@dataclass
+class FullDevice(Device):
+    name: str = "Anna’s AirPods Pro"
+    rate: int = 24_000
+    host_api: str = "Core Audio"
+    default_output: bool = False
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Mac whose measurements take no time; what is measured has its own tests."""
+    quick(monkeypatch, 4, 8)
+    monkeypatch.setattr(checkup, "MACOS", True)
+    monkeypatch.setattr(checkup, "_ask_nano", lambda: {"late": 0})
+    monkeypatch.setattr(checkup, "_bench", lambda name, frames, kv_bits: {"frames": frames})
+    monkeypatch.setattr(checkup, "tf32_agreement", lambda name: {"equal": 1.0})
+
+
+def run_checkup(path: Path, name: str = "nano", device: Any = FullDevice) -> dict[str, Any]:
+    silent = Console(file=io.StringIO())
+    devices = [device()] if device else []
+    full_checkup(path, name, frames=2, list_devices=lambda: devices, screen=silent, notes=silent)
+    return read_json(path)
+
+
+@pytest.mark.usefixtures("short")
+def test_a_checkup_says_nothing_private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of devices, folders and repositories may be names of people."""
+    home = tmp_path / "anna"
+    shutil.copytree(bundled_folder("nano"), home)
+    facts = {"portaudio": "V19", "library": f"{home}/site-packages/x.dylib"}
+    monkeypatch.setattr(doctor_module, "sound_system", lambda: facts)
+    monkeypatch.setattr(doctor_module, "cached_models", lambda: ["anna/moshi", "moshiko-q4"])
+
+    def fail(name: str) -> dict[str, Any]:
+        raise MoshiError(f"{home}/model.safetensors: is damaged")
+
+    monkeypatch.setattr(checkup, "tf32_agreement", fail)
+    found = run_checkup(tmp_path / "report.json", str(home))
+    assert "anna" not in json.dumps(found, ensure_ascii=False).casefold()
+    assert found["verdict"]["model"] == "another model"
+    assert found["cached"] == ["another model", "moshiko-q4"]
+    assert set(found["bench"]) == {"nano", "another model", "moshiko-q4"}
+    assert found["left_out"]["tf32 of nano"] == "MoshiError: …: is damaged"
+    (device,) = found["sound"]["devices"]
+    assert (device["kind"], device["headphones"], device["rate"]) == ("AirPods", True, 24_000)
+    assert "name" not in device
+
+
+@pytest.mark.usefixtures("short")
+def test_a_checkup_lists_what_a_person_does(tmp_path: Path) -> None:
+    found = run_checkup(tmp_path / "report.json")
+    assert len(found["by_hand"]) == len(steps_by_hand("nano"))
+    for step in found["by_hand"]:
+        assert step["commands"] and set(step["answers"].values()) == {None}
+    assert found["bench"] == {"nano": {"frames": 6}}
+    assert found["left_out"] == {}
+
+
+@pytest.mark.usefixtures("short")
+def test_a_checkup_goes_on_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of what is too large, and of what fails in whatever way, the report says so."""
+    monkeypatch.setattr(
+        doctor_module, "cached_models", lambda: ["moshiko-q8", "moshiko-q4", "moshiko-bf16"]
+    )
+
+    def fail(name: str, *_: Any) -> dict[str, Any]:
+        if name == "moshiko-q4":
+            raise RuntimeError("[metal::malloc] no more\n")
+        return {}
+
+    monkeypatch.setattr(checkup, "_bench", fail)
+    found = run_checkup(tmp_path / "report.json")
+    assert found["bench"] == {"nano": {}, "moshiko-q4": None, "moshiko-q8": {}}
+    assert found["left_out"] == {
+        "bench of moshiko-bf16": "it does not fit in memory",
+        "bench of moshiko-q4": "RuntimeError: [metal::malloc] no more",
+    }
+    assert "--model moshiko-q8" in json.dumps(found["by_hand"])
+
+
+def test_commands_for_a_person_exist() -> None:
+    program: Any = typer.main.get_command(cli.app)
+    commands = [c for step in steps_by_hand("moshiko-q4") for c in step.commands]
+    ours = [c.partition("moshi-local ")[2].split(";")[0].split() for c in commands]
+    ours = [words for words in ours if words and words[-1] != "bench')"]
+    assert len(ours) >= 6
+    for words in ours:
+        command = program.commands.get(words[0], program)
+        known = {option for p in command.params for option in p.opts}
+        assert {w for w in words if w.startswith("-")} <= known, words
+
+
+@pytest.mark.usefixtures("short")
+def test_a_checkup_without_a_mac_and_without_sound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "MACOS", False)
+    found = run_checkup(tmp_path / "report.json", device=None)
+    assert "by_hand" not in found
+    assert found["left_out"] == {
+        "devices": "there are none",
+        "by_hand": "the steps for a person are for a Mac",
+    }
+
+
+@pytest.mark.usefixtures("short")
+def test_a_stopped_checkup_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(name: str) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkup, "tf32_agreement", stop)
+    path = tmp_path / "report.json"
+    assert cli.main(["doctor", "--full", "--report", str(path), "--frames", "2"]) == 130
+    assert list(tmp_path.glob("*report*")) == []
+    assert "names" in capsys.readouterr().err  # what it would have held
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--full"], "moshi-local-doctor.json is there already"),
+        (["--full", "--report", "nowhere/report.json"], "nowhere is not a folder"),
+        (["--full", "--json"], "--full writes a file of JSON"),
+        (["--report", "report.json"], "--report goes with --full"),
+    ],
+)
+def test_a_checkup_is_refused_before_it_begins(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkup.DEFAULT_REPORT.write_text("answers")
+    assert cli.main(["doctor", *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert checkup.DEFAULT_REPORT.read_text() == "answers"
+
+
+def test_nano_answers_and_is_timed() -> None:
+    found = checkup._ask_nano()
+    assert found["words"].startswith("Hello!")
+    assert found["frames"] > 100
+    assert 0 <= found["late"] <= found["frames"]
+    timed = checkup._bench("nano", 3, None)
+    assert timed["frames"] == 3
+    assert 0 < timed["mlx_memory"]["active"] <= timed["mlx_memory"]["peak"]
+
+
+def test_tf32_is_switched_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An M5 has TF32; elsewhere all codes are the same."""
+    seen: list[str] = []
+    run = subprocess.run
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        seen.append(options["env"]["MLX_ENABLE_TF32"])
+        return run(*arguments, **options)
+
+    monkeypatch.setattr(mimi_codes.subprocess, "run", watched)
+    found = mimi_codes.tf32_agreement("nano")
+    assert seen == ["0", "1"]
+    assert 0.9 < found["equal"] <= 1.0
+    assert found["enough"] is (found["equal"] >= 0.98)
+    frames = len(mimi_codes.bundled_question()) // 1920
+    assert found["codes"] == 8 * frames
+    with pytest.raises(MoshiError, match=r"codes could not be computed: .*moshki"):
+        mimi_codes.tf32_agreement("moshki")

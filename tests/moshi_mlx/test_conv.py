@@ -76,7 +76,7 @@ def test_replicate_by_hand() -> None:
 def test_transpose_by_hand() -> None:
     conv = ConvTranspose1d(1, 1, 4, stride=2)
     conv.weight = pack_conv_transpose(mx.array([1.0, 2.0, 3.0, 4.0]).reshape(1, 1, 4), 2)
-    conv.bias = mx.array([0.5])
+    conv.bias = mx.array([0.5, 0.5])
     y = conv(mx.array([1.0, 10.0]).reshape(1, 2, 1), ConvState())
     assert y.reshape(-1).tolist() == [1.5, 2.5, 13.5, 24.5]
 
@@ -114,7 +114,7 @@ def test_transpose_in_chunks(data: st.DataObject) -> None:
     conv = ConvTranspose1d(inputs, outputs, kernel, stride=stride, depthwise=depthwise)
     packed = pack_conv_transpose(mx.array(published), stride, depthwise=depthwise)
     assert packed.shape == conv.weight.shape
-    conv.weight, conv.bias = packed, mx.array(bias)
+    conv.weight, conv.bias = packed, mx.tile(mx.array(bias), stride)
     full = published * np.eye(inputs, dtype=np.float32)[:, :, None] if depthwise else published
     np.testing.assert_allclose(
         chunked(conv, x, cuts), plain_transpose(x, full, bias, stride), atol=1e-4

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import moshi_mlx
+from benchmarks.wheels import owner_of_library
 from moshi_mlx import MoshiError
 from moshi_mlx.distributions import install_hint, installation_problem, needs_extra
 
@@ -132,6 +133,19 @@ def test_an_import_that_needs_an_extra_says_which() -> None:
         needs_extra("train", "plots need it"),
     ):
         importlib.import_module("a_package_that_is_not_there")
+
+
+def test_whose_library_an_environment_has(tmp_path: Path) -> None:
+    """MLX's packages for the CPU and for CUDA have a file of one name; the later one stays."""
+    for name, size in (("mlx_cpu", 3), ("mlx_cuda_12", 5)):
+        info = tmp_path / f"{name}-0.32.4.dist-info"
+        info.mkdir()
+        (info / "RECORD").write_text(f"mlx/lib/libmlx.so,sha256=abc,{size}\n{name}/x,,\n")
+    library = tmp_path / "mlx" / "lib" / "libmlx.so"
+    library.parent.mkdir(parents=True)
+    for size, owner in ((3, "mlx_cpu"), (5, "mlx_cuda_12"), (4, "none")):
+        library.write_bytes(bytes(size))
+        assert owner_of_library(tmp_path) == owner
 
 
 def test_a_build_has_the_packages_alone(tmp_path: Path) -> None:

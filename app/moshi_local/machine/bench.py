@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 
 from moshi_mlx import Moshi, MoshiError, Sampling, Timing
@@ -30,6 +31,7 @@ from moshi_mlx.weights import load_lm, skeleton
 
 from ..platform import peak_memory
 from ..report import percentiles
+from .launches import codec_launches, step_launches
 from .mlx_counters import counting
 from .profile import Profile
 
@@ -50,6 +52,7 @@ class Report:
     python_ms: the part of `frame_ms` not spent waiting for MLX, which works meanwhile.
     host_syncs_per_frame: evaluations that Python waits for.
     primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
+    launches_per_frame: kernels that a GPU would launch, by parts; see `launches`.
     predicted_roofline_ms: by chip, for a full context; a prediction, see `footprint.floor_ms`.
     """
 
@@ -63,6 +66,7 @@ class Report:
     host_syncs_per_frame: int
     primitives_per_frame: int
     views_per_frame: int
+    launches_per_frame: dict[str, int]
     weight_bytes_per_frame: int
     kv_bytes_per_frame: int
     peak_memory_bytes: int
@@ -159,6 +163,7 @@ def make_report(
     lm: Lm,
     times: Sequence[float],
     stages: dict[str, Any],
+    launched: dict[str, int],
     generated: int | None = None,
     compiled: bool | None = None,
     kv_bits: int | None = None,
@@ -181,6 +186,7 @@ def make_report(
         host_syncs_per_frame=asked.host_syncs_per_frame,
         primitives_per_frame=asked.primitives_per_frame,
         views_per_frame=asked.views_per_frame,
+        launches_per_frame=launched,
         weight_bytes_per_frame=weight_bytes_per_frame(lm, config, generated=generated),
         kv_bytes_per_frame=kv_bytes(transformer, float_size, kv_bits, WARM_UP + len(times)),
         peak_memory_bytes=peak_memory(),
@@ -210,7 +216,11 @@ def bench_model(
         stage: percentiles([getattr(t, stage) for t in timings[WARM_UP:]])
         for stage in ("encode", "model", "decode")
     }
-    return make_report(moshi.files.name, moshi.lm, times, stages, generated, compiled, kv_bits)
+    lm = moshi.lm
+    bits = 4 if isinstance(lm.text_linear, nn.QuantizedLinear) else 16
+    launched = step_launches(lm.config, bits, TEXT, AUDIO, generated)
+    launched |= codec_launches(moshi.mimi.config, moshi.codec.num_codebooks)
+    return make_report(moshi.files.name, lm, times, stages, launched, generated, compiled, kv_bits)
 
 
 def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
@@ -275,7 +285,8 @@ def bench_config(
             generator = make_generator(lm, compiled=compiled, kv_bits=kv_bits)
             profile.look(lambda: Timing(0.0, step_times(generator, 1)[0], 0.0), frames)
         name = f"{config_path.stem}, {bits} bits"
-        mine = make_report(name, lm, ours, {}, compiled=compiled, kv_bits=kv_bits)
+        launched = step_launches(config, bits, TEXT, AUDIO)
+        mine = make_report(name, lm, ours, {}, launched, compiled=compiled, kv_bits=kv_bits)
         return mine, Upstream(percentiles(theirs), **counts) if theirs else None
 
 
@@ -329,6 +340,9 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
     print(_asked("ours", mine) + f", {mine.python_ms['p50']:.2f} ms outside MLX (p50)")
     if theirs is not None:
         print(_asked("upstream", theirs))
+    parts = ", ".join(f"{name} {count}" for name, count in mine.launches_per_frame.items())
+    total = sum(mine.launches_per_frame.values())
+    print(f"  on a GPU, compiled: {total} launches per frame ({parts}), counted from the graph")
     print(
         f"  reads {mine.weight_bytes_per_frame / 1e6:.1f} MB of weights and "
         f"{mine.kv_bytes_per_frame / 1e6:.2f} MB of keys and values per step; "

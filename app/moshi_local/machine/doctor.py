@@ -7,9 +7,9 @@ uses the network. No figure is given for a machine other than this one.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ class Diagnosis:
     """All that `moshi-local doctor` says.
 
     sound: the devices; `sound_problem` says why there are none.
+    sound_system: what they are reached through; see `sound_system`.
     cached: Moshi models that were fetched before and are complete.
     installation_problem: what is wrong with the program's own files, if anything.
     verdict: of the model that was asked for.
@@ -62,6 +63,7 @@ class Diagnosis:
     verdict: Verdict
     others: Sequence[Verdict]
     installation_problem: str | None = None
+    sound_system: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -70,6 +72,7 @@ class Diagnosis:
             "installation_problem": self.installation_problem,
             "sound": [asdict(device) for device in self.sound],
             "sound_problem": self.sound_problem,
+            "sound_system": dict(self.sound_system),
             "models": {"bundled": catalog.bundled(), "cached": list(self.cached)},
             "verdict": self.verdict.as_dict(),
             "others": [verdict.as_dict() for verdict in self.others],
@@ -124,8 +127,16 @@ def diagnose(
         verdict = replace(verdict, advice=_advice(verdict, others))
     elif verdict.predicted:
         verdict = replace(verdict, advice=shortage(verdict, here))
-    installed = installation_problem()
-    return Diagnosis(here, sound, problem, cached_models(), verdict, others, installed)
+    return Diagnosis(
+        here,
+        sound,
+        problem,
+        cached_models(),
+        verdict,
+        others,
+        installation_problem(),
+        sound_system(),
+    )
 
 
 def _devices(
@@ -137,6 +148,21 @@ def _devices(
         return (list_devices or devices.list_devices)(), None
     except AudioDeviceError as error:
         return [], str(error)
+
+
+def sound_system() -> dict[str, str]:
+    """PortAudio's version and library; empty where it is missing.
+
+    sounddevice brings one on macOS, but a Python of Homebrew's may find Homebrew's first.
+    """
+    from ..audio import devices
+
+    try:
+        sd = devices.sounddevice()
+    except AudioDeviceError:
+        return {}
+    version = sd.get_portaudio_version()[1].removeprefix("PortAudio ")
+    return {"portaudio": version, "library": str(sd._libname)}
 
 
 def published_shapes(kv_bits: int | None = None) -> list[Shape]:
@@ -246,6 +272,8 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
     else:
         row("microphones", _listing(found.sound, "input"))
         row("speakers", _listing(found.sound, "output"))
+    for label, text in found.sound_system.items():
+        row(label, text)
     row("models", ", ".join([*(f"{name} (bundled)" for name in catalog.bundled()), *found.cached]))
     if verdict.needs is not None:
         row("needs", f"{verdict.model}: {verdict.needs}")

@@ -33,6 +33,7 @@ from moshi_mlx.weights import skeleton
 
 from ..report import quantiles
 from .bench import time_steps
+from .launches import narrow
 
 __all__ = [
     "Prediction",
@@ -216,7 +217,7 @@ def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
     if before is not None:
         return replace(before, weights=weights)
     attention = _per_byte(*_attention_pass(shape.config.transformer, shape.kv_bits))
-    small = skeleton(_narrow(shape.config), dtype=default_dtype())
+    small = skeleton(narrow(shape.config), dtype=default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)
     return Speed(
@@ -299,11 +300,11 @@ def _matrix_pass(c: TransformerConfig, bits: int) -> tuple[Pass, int]:
 def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, int]:
     """One query a layer over full caches of some layers, and the bytes that it reads."""
     dtype = default_dtype()
-    shape = (1, c.num_kv_heads, c.context or 1, c.head_dim)
+    shape = (2, 1, c.num_kv_heads, c.context or 1, c.head_dim)
     size = (c.context or 1) * position_bytes(c.num_kv_heads, c.head_dim, dtype.size, kv_bits)
     count = min(c.num_layers, -(-_CACHE_BYTES // size))
     rings = [RingCache(c.context or 1, bits=kv_bits) for _ in range(count)]
-    layers = [ring.update(mx.ones(shape, dtype), mx.ones(shape, dtype)) for ring in rings]
+    layers = [ring.update(mx.ones(shape, dtype)) for ring in rings]
     query = mx.ones((1, c.num_heads, 1, c.head_dim), dtype)
     mx.eval([attend(query, held) for held in layers])  # what is held too
 
@@ -314,25 +315,6 @@ def _attention_pass(c: TransformerConfig, kv_bits: int | None) -> tuple[Pass, in
         mx.eval(y)
 
     return work, count * size
-
-
-def _narrow(config: LmConfig) -> LmConfig:
-    """The same layers, slices, vocabularies and delays, but narrow: a model of launches alone.
-
-    Heads are 64 wide, the narrowest for which Metal has one kernel for an attention.
-    """
-
-    def narrow(c: TransformerConfig) -> TransformerConfig:
-        small = replace(c, dim=128, num_heads=2, kv_repeat=1, feedforward=192)
-        return replace(small, cross_attention=False)
-
-    depth = config.depth
-    if depth is not None:
-        low_rank = depth.low_rank_embeddings and 32
-        transformers = tuple(narrow(t) for t in depth.transformers)
-        depth = replace(depth, transformers=transformers, low_rank_embeddings=low_rank)
-    transformer = narrow(config.transformer)
-    return replace(config, transformer=transformer, depth=depth, conditioners={}, fuser=None)
 
 
 def _codec_times() -> tuple[float, float]:

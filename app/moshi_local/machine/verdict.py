@@ -17,7 +17,7 @@ from moshi_mlx.config import MimiConfig
 from moshi_mlx.footprint import Needs, gb
 from moshi_mlx.hub import ModelFiles, resolve
 
-from ..platform import Machine, machine
+from ..platform import Machine, machine, under_memory_pressure
 from ..report import percentiles
 from .prediction import Shape, Speed, Speeds, needs_of_files, predict, published_shape
 
@@ -167,7 +167,12 @@ def size_of(verdict: Verdict) -> int:
 
 
 def shortage(verdict: Verdict, here: Machine) -> str | None:
-    """What to say if a model fits, but not beside what runs now."""
+    """What to say if a model fits, but not beside what runs now.
+
+    Nothing where macOS has memory enough: little of it is ever free there.
+    """
+    if under_memory_pressure() is False:
+        return None
     short = size_of(verdict) - here.memory_available
     if short <= 0 or not here.memory_available:
         return None
