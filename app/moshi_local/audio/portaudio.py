@@ -48,7 +48,7 @@ UNKNOWN_SECONDS = 0.08
 STOP_SECONDS = 3.0
 """So long we wait for PortAudio to stop and close. It sleeps for tenths of a second in it, and may
 take a second or two with a device that is going away; on macOS it can deadlock."""
-ANSWER_SECONDS = 30.0
+PERMISSION_ANSWER_SECONDS = 30.0
 """So long the system may hold a microphone back until the user has answered."""
 
 
@@ -387,7 +387,7 @@ def ask_for_microphone(input: str | None) -> Iterator[None]:
     patience = 0.0  # where the model cannot be loaded
     try:
         yield
-        patience = ANSWER_SECONDS
+        patience = PERMISSION_ANSWER_SECONDS
     finally:
         thread.join(patience)
         if not thread.is_alive():
