@@ -66,7 +66,7 @@ def inside(stalls: list[float]) -> list[dict[str, float]]:
     with moshi.session(seed=0) as session:
         stalling = Stalling(session, plan)
         warm_up(session, moshi.frame_size)
-        device = PortAudioDevice(None, None, moshi.sample_rate)
+        device = PortAudioDevice(None, None, moshi.sample_rate, refresh=True)
         port = LiveAudio(device, sample_rate=moshi.sample_rate, frame_size=moshi.frame_size)
         with port:
             print(live.LISTENING, file=sys.stderr, flush=True)

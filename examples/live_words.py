@@ -19,7 +19,7 @@ def main() -> None:
     with moshi.session() as session:
         warm_up(session, size)
         with LiveAudio(
-            PortAudioDevice(sample_rate=rate), sample_rate=rate, frame_size=size
+            PortAudioDevice(sample_rate=rate, refresh=True), sample_rate=rate, frame_size=size
         ) as port:
             run_loop(session, port, frame_size=size, frame_rate=moshi.frame_rate, listeners=[show])
 

@@ -38,7 +38,9 @@ def main() -> int:
     say = np.zeros(0, np.float32)
     if options.say:
         say, _ = soundfile.read(options.say, dtype="float32")
-    device = PortAudioDevice(rate=options.rate, block=options.block, separate=options.separate)
+    device = PortAudioDevice(
+        rate=options.rate, block=options.block, separate=options.separate, refresh=True
+    )
     frame, kept, told = np.zeros(FRAME_SIZE, np.float32), [], []
     with LiveAudio(
         device, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, echo=options.echo

@@ -1,6 +1,8 @@
 """`python -m moshi_local`, and the command `moshi-local`."""
 
+import os
 import sys
+from contextlib import suppress
 
 
 def main() -> int:
@@ -18,9 +20,16 @@ def main() -> int:
         return 2
     if refuse_foreign_files("moshi-local"):
         return 2
+    from .audio.portaudio import busy
     from .cli import main as run
 
-    return run()
+    code = run()
+    if busy():  # sounddevice would wait for PortAudio at Python's end, and it may never return
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+    return code
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ to a disk goes through a `Dispatcher`, so that the loop never waits for it.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
 
@@ -20,7 +21,7 @@ from . import platform as system
 from .assembly import consoles, load_model, open_session, print_json
 from .audio.card import LiveAudio
 from .audio.devices import choose_devices
-from .audio.portaudio import PortAudioDevice
+from .audio.portaudio import PortAudioDevice, ask_for_microphone
 from .conversation import Conversation
 from .events import Listener, Notice
 from .loop import StopFlag, run_loop, stop_on_signals
@@ -40,6 +41,9 @@ __all__ = ["ChatOptions", "chat"]
 GREETING_SECONDS = 30.0
 """So long --no-greeting keeps Moshi from speaking first."""
 WARM_UP_FRAMES = 12
+SWITCH_SECONDS = 0.001
+"""So long a thread may keep Python to itself while the sound card's waits for it, of a block of
+20 ms; Python's own 5 ms can come several times in a row."""
 RECORDER_EVENTS = 1000
 """What may wait for a slow disk: about a minute."""
 
@@ -80,7 +84,8 @@ def chat(options: ChatOptions) -> None:
     if keeping.record is not None:
         make_folder(keeping.record)
     notes.print(HONESTY, markup=False, soft_wrap=True)
-    moshi, verdict = load_model(options.model, notes, options.kv_bits)
+    with ask_for_microphone(options.sound.input):
+        moshi, verdict = load_model(options.model, notes, options.kv_bits)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         hints += filter(None, [system.prefer_this_thread()])
@@ -120,22 +125,23 @@ class _Live:
         )
         sound = options.sound
         port = LiveAudio(
-            PortAudioDevice(sound.input, sound.output, rate, rate=sound.rate),
+            PortAudioDevice(sound.input, sound.output, rate, rate=sound.rate, refresh=True),
             sample_rate=rate,
             frame_size=frame_size,
             echo=sound.echo,
             noise_suppression=sound.noise_suppression,
             default_changed=_default_changed(sound),
         )
-        with ExitStack() as stack:
-            stop = stack.enter_context(stop_on_signals())
+        # The terminal and the recording first: the card may take seconds to stop.
+        with stop_on_signals() as stop, ExitStack() as card, ExitStack() as stack:
+            stack.enter_context(_quick_switches())
             keys = self._keys(conversation, stop)
             stack.enter_context(keys)
             if options.push_to_talk and not keys.active:
                 raise MoshiError(
                     "--push-to-talk needs a terminal, since the space bar opens the microphone"
                 )
-            stack.enter_context(port)  # a card that does not open is told on the plain terminal
+            card.enter_context(port)  # a card that does not open is told on the plain terminal
             reader = self._reader(stack, words, port, keys)
             listeners: list[Listener] = [*self._keepers(stack, reader), reader]
             for text in self._hints:
@@ -201,6 +207,17 @@ class _Live:
 
             listeners.append(stack.enter_context(Dispatcher([event_log], on_failure=failed)))
         return listeners
+
+
+@contextmanager
+def _quick_switches() -> Iterator[None]:
+    """Let the sound card's thread have Python sooner."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
 
 
 def _default_changed(sound: SoundFlags) -> Callable[[], bool] | None:

@@ -29,15 +29,21 @@ import mlx.core as mx
 
 __all__ = [
     "Machine",
+    "asks_for_microphone",
     "batch_gpu_work",
+    "bluetooth",
     "default_devices",
+    "first_callback_seconds",
     "headphones",
     "keep_awake_and_fast",
     "machine",
     "memory_available",
     "microphone_advice",
+    "microphone_permission",
     "peak_memory",
     "prefer_this_thread",
+    "reopen_for_permission",
+    "sound_latency",
     "under_memory_pressure",
 ]
 
@@ -47,6 +53,7 @@ MACOS = platform.system() == "Darwin"
 _OBJC = "/usr/lib/libobjc.A.dylib"
 _SYSTEM = "/usr/lib/libSystem.B.dylib"
 _FOUNDATION = "/System/Library/Frameworks/Foundation.framework/Foundation"
+_AV_FOUNDATION = "/System/Library/Frameworks/AVFoundation.framework/AVFoundation"
 _CORE_AUDIO = "/System/Library/Frameworks/CoreAudio.framework/CoreAudio"
 
 # Foundation/NSProcessInfo.h, NSActivityOptions (64 bits).
@@ -60,6 +67,10 @@ _GLOBAL_SCOPE = int.from_bytes(b"glob")
 _DEFAULT_INPUT = int.from_bytes(b"dIn ")
 _DEFAULT_OUTPUT = int.from_bytes(b"dOut")
 _RUN_LOOP = int.from_bytes(b"rnlp")
+# AVFoundation/AVCaptureDevice.h, AVAuthorizationStatus
+_AUTHORIZATION = {0: "not determined", 1: "restricted", 2: "denied", 3: "authorized"}
+_SMALL_BUFFER = 64
+"""pa_mac_core.c, PA_MAC_SMALL_BUFFER_SIZE (frames)."""
 
 _SYSCTL = "/usr/sbin/sysctl"
 _SYSCTL_NAMES = (
@@ -332,51 +343,70 @@ def batch_gpu_work() -> None:
 def _begin_activity(reason: str) -> Callable[[], None]:
     """Begins an activity of NSProcessInfo; returns what ends it. Raises OSError, AttributeError."""
     _library(_FOUNDATION)  # registers its classes
-    objc = _library(_OBJC)
-    pointer = ctypes.c_void_p
-    get_class = _function(objc, "objc_getClass", pointer, ctypes.c_char_p)
-    get_selector = _function(objc, "sel_registerName", pointer, ctypes.c_char_p)
-    push = _function(objc, "objc_autoreleasePoolPush", pointer)
-    pop = _function(objc, "objc_autoreleasePoolPop", None, pointer)
-
-    def send(receiver: int, selector: str, result: Any, *arguments: tuple[Any, Any]) -> Any:
-        # One prototype a message: on arm64 a call by a wrong one puts arguments elsewhere.
-        types = [kind for kind, _ in arguments]
-        call = _function(objc, "objc_msgSend", result, pointer, pointer, *types)
-        return call(receiver, get_selector(selector.encode()), *(value for _, value in arguments))
-
-    def must(found: int | None, what: str) -> int:
-        if not found:
-            raise OSError(f"{what} is not there")
-        return found
-
-    pool = push()  # a thread of Python has none
-    try:
-        strings = must(get_class(b"NSString"), "NSString")
-        processes = must(get_class(b"NSProcessInfo"), "NSProcessInfo")
-        process = must(send(processes, "processInfo", pointer), "the process")
-        text = must(
-            send(strings, "stringWithUTF8String:", pointer, (ctypes.c_char_p, reason.encode())),
-            "the reason",
-        )
+    objc = _ObjectiveC()
+    with objc.pool():
+        processes = objc.get_class("NSProcessInfo")
+        process = _must(objc.send(processes, "processInfo", _POINTER), "the process")
+        text = objc.string(reason)
         options = ctypes.c_uint64, _USER_INITIATED | _LATENCY_CRITICAL
-        activity = must(
-            send(process, "beginActivityWithOptions:reason:", pointer, options, (pointer, text)),
-            "the activity",
+        begin = "beginActivityWithOptions:reason:"
+        activity = _must(
+            objc.send(process, begin, _POINTER, options, (_POINTER, text)), "the activity"
         )
-        send(activity, "retain", pointer)  # else it ends with the pool
-    finally:
-        pop(pool)
+        objc.send(activity, "retain", _POINTER)  # else it ends with the pool
 
     def end() -> None:
-        pool = push()
-        try:
-            send(process, "endActivity:", None, (pointer, activity))
-            send(activity, "release", None)
-        finally:
-            pop(pool)
+        with objc.pool():
+            objc.send(process, "endActivity:", None, (_POINTER, activity))
+            objc.send(activity, "release", None)
 
     return end
+
+
+_POINTER = ctypes.c_void_p
+
+
+class _ObjectiveC:
+    """Messages to objects of Objective-C. Raises OSError, AttributeError."""
+
+    def __init__(self) -> None:
+        self._library = library = _library(_OBJC)
+        self._class = _function(library, "objc_getClass", _POINTER, ctypes.c_char_p)
+        self._selector = _function(library, "sel_registerName", _POINTER, ctypes.c_char_p)
+        self._push = _function(library, "objc_autoreleasePoolPush", _POINTER)
+        self._pop = _function(library, "objc_autoreleasePoolPop", None, _POINTER)
+
+    @contextmanager
+    def pool(self) -> Iterator[None]:
+        """For what is returned to us; a thread of Python has no pool."""
+        pool = self._push()
+        try:
+            yield
+        finally:
+            self._pop(pool)
+
+    def get_class(self, name: str) -> int:
+        """The class with this name."""
+        return _must(self._class(name.encode()), name)
+
+    def send(self, receiver: int, selector: str, result: Any, *arguments: tuple[Any, Any]) -> Any:
+        """What `receiver` answers; arguments as (type, value)."""
+        # One prototype per message: on arm64 a call by a wrong one puts arguments elsewhere.
+        types = [kind for kind, _ in arguments]
+        call = _function(self._library, "objc_msgSend", result, _POINTER, _POINTER, *types)
+        return call(receiver, self._selector(selector.encode()), *(v for _, v in arguments))
+
+    def string(self, text: str) -> int:
+        """An NSString, until the pool ends."""
+        argument = ctypes.c_char_p, text.encode()
+        strings = self.get_class("NSString")
+        return _must(self.send(strings, "stringWithUTF8String:", _POINTER, argument), "the string")
+
+
+def _must(found: int | None, what: str) -> int:
+    if not found:
+        raise OSError(f"{what} is not there")
+    return found
 
 
 def _library(path: str) -> Any:
@@ -479,6 +509,44 @@ def _core_audio() -> Callable[[int], int]:
     return read
 
 
+def microphone_permission() -> str | None:
+    """Whether macOS lets the terminal program use the microphone.
+
+    "authorized", "denied", "restricted" (by an administrator) or "not determined" (the
+    user was not asked yet); None elsewhere, or where it cannot be known.
+    """
+    if not MACOS:
+        return None
+    try:
+        _library(_FOUNDATION)
+        _library(_AV_FOUNDATION)
+        objc = _ObjectiveC()
+        with objc.pool():
+            status = objc.send(
+                objc.get_class("AVCaptureDevice"),
+                "authorizationStatusForMediaType:",
+                ctypes.c_long,
+                (_POINTER, objc.string("soun")),  # AVMediaTypeAudio
+            )
+        return _AUTHORIZATION.get(status)
+    except Exception:  # whatever ctypes and the system come up with
+        return None
+
+
+def asks_for_microphone() -> bool:
+    """Whether the system may ask the user for permission when a microphone is started."""
+    return MACOS and microphone_permission() in (None, "not determined")
+
+
+def reopen_for_permission() -> bool:
+    """Whether a microphone that is opened now may need to be opened again to be heard.
+
+    So it is on macOS if the user has not allowed it yet: Apple does not say whether sound begins
+    by itself after "Allow".
+    """
+    return MACOS and microphone_permission() != "authorized"
+
+
 def microphone_advice() -> str:
     """What to do when the microphone gives nothing but silence."""
     if MACOS:
@@ -501,3 +569,47 @@ def headphones(name: str) -> bool:
     A guess by the name; "External Headphones" is what macOS calls the headphone socket.
     """
     return bool(_HEADPHONES.search(name))
+
+
+_BLUETOOTH = re.compile(
+    r"bluetooth|air ?pods|\bbuds|\bbeats\b|\bbose\b|\bjabra\b|\bW[FH]-\w*\d|hands-?free",
+    re.IGNORECASE,
+)
+
+
+def bluetooth(name: str) -> bool:
+    """Whether a device's name says that it is connected by Bluetooth: a guess.
+
+    Such a headset takes seconds to begin, since it changes from listening to a call.
+    """
+    return bool(_BLUETOOTH.search(name))
+
+
+def first_callback_seconds() -> float:
+    """How long a stream may take from its start to its first callback.
+
+    AirPods and others have been seen to take 1 to 6 s on macOS.
+    """
+    return 8.0 if MACOS else 2.0
+
+
+def sound_latency(
+    low_latency: float, device_rate: float, rate: float, block_seconds: float
+) -> float:
+    """What to ask of PortAudio as latency for a stream in one direction (seconds).
+
+    On macOS PortAudio makes the device's buffer of it, whose length is the number of frames in
+    latency · `rate`, less the device's fixed latency, rounded up to whole blocks of the stream; the
+    device takes that number at its own rate (CalculateOptimalBufferSize in pa_mac_core.c). So this
+    asks for a buffer of `block_seconds`. The fixed latency is in `low_latency`, what PortAudio
+    gives as the device's lowest: (fixed + 64) / `device_rate`.
+
+    Elsewhere it is 0.08. On the virtual card, on a Linux machine with two to six times the work it
+    could do, runs of 15 to 20 s had xruns: 0.04 ("low") in 2 of 3, 0.06 in 1 of 6, 0.08 in 0 of 6
+    (a minute at 0.08 had 4 once). From microphone to speaker it was 220 ms at 0.04 and 280 ms at
+    0.08.
+    """
+    if not MACOS:
+        return 0.08
+    fixed = max(0, round(low_latency * device_rate) - _SMALL_BUFFER)
+    return (round(block_seconds * device_rate) + fixed) / rate

@@ -17,6 +17,7 @@ from moshi_mlx.arrays import Pcm
 from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 
 BLOCK = 480
+BLOCK_SECONDS = 0.02
 Times = NDArray[np.float64]
 Sound = Callable[[Times], NDArray[np.floating]]
 """What is in the room at times [n] (seconds): samples [n]."""
@@ -70,17 +71,23 @@ class HandCard:
 
 @dataclass
 class _Side:
-    """One direction: blocks at the times of a clock that may be fast by `ppm`, `burst` at once."""
+    """One direction: blocks at the times of a clock that may be fast by `ppm`.
+
+    The card's buffer is `buffer` seconds long: a callback has 20 ms of it, or all where that is
+    less, and several come at once where it is more.
+    """
 
     rate: int
     ppm: float
     started: float
-    burst: int
+    buffer: float
     block: int = field(init=False)
+    burst: int = field(init=False)
     samples: int = 0
 
     def __post_init__(self) -> None:
-        self.block = self.rate // 50
+        self.block = round(min(self.buffer, BLOCK_SECONDS) * self.rate)
+        self.burst = max(1, round(self.buffer / BLOCK_SECONDS))
         self.true_rate = self.rate * (1 + 1e-6 * self.ppm)
 
     def times(self) -> Times:
@@ -97,8 +104,8 @@ class SimulatedCard:
     """A card on simulated time: `now` goes on with `advance`, and the callbacks come on their own
     clocks. `sound` is heard; what is played goes to `listener` with its times.
 
-    `input_burst` and `output_burst` callbacks come at once, as from CoreAudio where its buffer is
-    so many of our blocks.
+    `input_buffer` and `output_buffer` (seconds) are the card's own: callbacks of 20 ms come several
+    at once where it is longer, as from CoreAudio.
     """
 
     def __init__(
@@ -111,8 +118,9 @@ class SimulatedCard:
         input_rate: int = SAMPLE_RATE,
         output_rate: int = SAMPLE_RATE,
         one_clock: bool = False,
-        input_burst: int = 1,
-        output_burst: int = 1,
+        input_buffer: float = BLOCK_SECONDS,
+        output_buffer: float = BLOCK_SECONDS,
+        input_name: str = "simulated microphone",
     ) -> None:
         self.now = 0.0
         self.asleep = 0.0
@@ -125,10 +133,8 @@ class SimulatedCard:
         self.opens = 0
         self._sound, self._listener = sound, listener
         self._ppm = (input_ppm, output_ppm)
-        self._bursts = (input_burst, output_burst)
-        self.info = StreamInfo(
-            "simulated microphone", "simulated speaker", input_rate, output_rate, one_clock
-        )
+        self._buffers = (input_buffer, output_buffer)
+        self.info = StreamInfo(input_name, "simulated speaker", input_rate, output_rate, one_clock)
         self._running = False
 
     def open(self) -> StreamInfo:
@@ -142,10 +148,10 @@ class SimulatedCard:
     def start(self, play: Play, hear: Hear) -> None:
         """The output's clock starts 7 ms after the input's, if it is another one."""
         self._play, self._hear = play, hear
-        self._input = _Side(self.info.input_rate, self._ppm[0], self.now, self._bursts[0])
+        self._input = _Side(self.info.input_rate, self._ppm[0], self.now, self._buffers[0])
         later = 0.0 if self.info.one_clock else 0.007
-        start, burst = self.now + later, self._bursts[1]
-        self._output = _Side(self.info.output_rate, self._ppm[1], start, burst)
+        start, buffer = self.now + later, self._buffers[1]
+        self._output = _Side(self.info.output_rate, self._ppm[1], start, buffer)
         self._running = True
 
     def stop(self) -> None:

@@ -15,9 +15,10 @@ from moshi_local.audio.capture import INPUT_LIMIT_FRAMES, Reference
 from moshi_local.audio.card import LiveAudio
 from moshi_local.audio.counters import DeviceCounters
 from moshi_local.audio.playout import Playout, shorten
+from moshi_local.audio.portaudio import StreamInfo
 from moshi_local.audio.resample import Resampler
 from moshi_local.audio.ring import Ring
-from moshi_local.events import DeviceLost, Event, Lag, MicrophoneDead, Opened, Resumed
+from moshi_local.events import DeviceLost, Event, Lag, MicrophoneDead, Notice, Opened, Resumed
 from moshi_local.options import EchoMode
 from moshi_local.port import Read
 from moshi_mlx import AudioDeviceError
@@ -339,23 +340,23 @@ def test_the_delay_that_is_reported_is_the_real_one(one_clock: bool, rate: int) 
     assert least <= reported <= least + 0.03
 
 
-@pytest.mark.parametrize("bursts", [(1, 2), (4, 1), (2, 4)])
-def test_callbacks_that_come_at_once(bursts: tuple[int, int]) -> None:
-    """As from CoreAudio with buffers of 20 to 80 ms: no hole, and the clocks' difference found."""
+@pytest.mark.parametrize(("buffers", "ppm"), [((10, 40), 60), ((40, 80), -60), ((80, 10), 60)])
+def test_the_cards_buffers_may_have_any_length(buffers: tuple[int, int], ppm: float) -> None:
+    """As CoreAudio's of 10 to 80 ms: no hole, and the clocks' difference found."""
     card = SimulatedCard(
         lambda times: 0.1 * np.sin(2000 * times),
         lambda times, pcm: None,
-        input_ppm=60,
-        output_ppm=-60,
-        input_burst=bursts[0],
-        output_burst=bursts[1],
+        input_ppm=ppm,
+        output_ppm=-ppm,
+        input_buffer=0.001 * buffers[0],
+        output_buffer=0.001 * buffers[1],
     )
     random = np.random.default_rng(0)
     with simulated(card) as port:
         pass_through(card, port, 900.0, lambda now: 0.055 + abs(random.normal(0, 0.004)))
         found = port.statistics()
     assert found["gaps"] == 0
-    assert found["drift_ppm"] == pytest.approx(-120, abs=5)
+    assert found["drift_ppm"] == pytest.approx(-2 * ppm, abs=5)
 
 
 @pytest.mark.parametrize("ppm", [0, 100])
@@ -410,6 +411,7 @@ def test_a_program_that_was_stopped_drops_its_backlog() -> None:
 
 def test_a_dead_microphone_is_told_once_a_spell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system, "MACOS", True)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "authorized")
     card = SimulatedCard(
         lambda times: np.where((times > 10) & (times < 11), 0.1, 0.0), lambda times, pcm: None
     )
@@ -420,6 +422,57 @@ def test_a_dead_microphone_is_told_once_a_spell(monkeypatch: pytest.MonkeyPatch)
             told += [(second, e) for e in of_kind(port.take_events(0.0), MicrophoneDead)]
     assert [second for second, _ in told] == [4, 42], "a microphone that gave sound has 30 s"
     assert "System Settings, Privacy & Security, Microphone" in told[0][1].advice
+
+
+def settle(card: SimulatedCard, port: LiveAudio, until: float) -> None:
+    """As `pass_through`, but the other threads of the port need no simulated time."""
+    while card.now < until:
+        pass_through(card, port, card.now + 0.02)
+        for thread in (port._helper, port._default._thread if port._default else None):
+            if thread is not None:
+                thread.join(5.0)
+
+
+def test_a_microphone_that_is_allowed_later_is_opened_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On macOS it gives zeros until it is opened after the user has allowed it."""
+    monkeypatch.setattr(system, "MACOS", True)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "denied")
+    allowed_at = 12.0
+    begun = 0.0
+
+    class Card(SimulatedCard):
+        def open(self) -> StreamInfo:
+            nonlocal begun
+            begun = self.now
+            return super().open()
+
+    def sound(times: np.ndarray) -> np.ndarray:
+        return np.full(len(times), 0.1 if begun > allowed_at else 0.0)
+
+    card = Card(sound, lambda times, pcm: None)
+    events: list[Event] = []
+    with simulated(card) as port:
+        while card.now < 30.0:
+            settle(card, port, card.now + 0.5)
+            events += port.take_events(card.now)
+    assert [type(e) for e in events if not isinstance(e, Lag)] == [Opened, MicrophoneDead, Opened]
+    assert card.opens == 4, "at 0, 5, 10 and 15 s, and not when it is heard"
+    assert port.levels()[0] > 0.0
+
+
+@pytest.mark.parametrize("mac_os", [False, True])
+def test_a_silent_one_that_is_allowed_or_elsewhere_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, mac_os: bool
+) -> None:
+    """It may have a switch, or what it comes from may be digital silence."""
+    monkeypatch.setattr(system, "MACOS", mac_os)
+    monkeypatch.setattr(system, "microphone_permission", lambda: "authorized")
+    card = SimulatedCard(lambda times: 0.0 * times, lambda times, pcm: None)
+    with simulated(card) as port:
+        settle(card, port, 12.0)
+    assert card.opens == 1
 
 
 @pytest.mark.parametrize(("held_back", "opens"), [(0.15, 1), (0.25, 2)])
@@ -481,7 +534,10 @@ def test_a_card_that_is_gone_is_tried_until_it_is_back() -> None:
 @pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(
     ("before", "patience", "reason"),
-    [(0.0, live.FIRST_CALLBACK_SECONDS, "never called"), (1.0, live.CALLBACK_SECONDS, "stopped")],
+    [
+        (0.0, system.first_callback_seconds(), "never called"),
+        (1.0, live.CALLBACK_SECONDS, "stopped"),
+    ],
 )
 def test_a_stream_that_does_not_call_is_opened_again(
     before: float, patience: float, reason: str
@@ -554,13 +610,108 @@ def test_another_default_device_is_followed() -> None:
     pulses = Pulses()
     card = SimulatedCard(pulses.sound, pulses.listen)
     with simulated(card, default_changed=changed) as port:
-        pass_through(card, port, 3.3)
+        settle(card, port, 5.3)
         (lost,) = of_kind(port.take_events(0.0), DeviceLost)
-        assert port._helper is not None
-        port._helper.join(5.0)
-    assert asked[:3] == pytest.approx([1.0, 2.0, 3.0], abs=0.15)
+        settle(card, port, 7.9)
+    assert asked[:3] == pytest.approx([3.0, 4.0, 5.0], abs=0.2), "not while the card settles"
+    assert len(asked) == 3, "nor after it was opened again"
     assert "default device has changed" in lost.reason
     assert card.opens == 2
+
+
+def test_a_system_that_takes_its_time_to_name_the_default_holds_nothing_up() -> None:
+    """CoreAudio may hold a lock while devices change."""
+    answer = threading.Event()
+
+    def changed() -> bool:
+        answer.wait(30.0)
+        return True
+
+    card = SimulatedCard(lambda times: 0.1 + 0.0 * times, lambda times, pcm: None)
+    with simulated(card, default_changed=changed) as port:
+        began = time.monotonic()
+        pass_through(card, port, 8.0)
+        assert time.monotonic() - began < 5.0
+        assert not of_kind(port.take_events(0.0), DeviceLost)
+        answer.set()
+        settle(card, port, 8.2)
+        assert len(of_kind(port.take_events(0.0), DeviceLost)) == 1
+
+
+def test_a_headset_that_needs_seconds_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On macOS; AirPods have taken 6 s, and at each opening they begin again."""
+    monkeypatch.setattr(system, "MACOS", True)
+    card, now = HandCard(input_name="AirPods"), [0.0]
+    frame = np.zeros(FRAME_SIZE, np.float32)
+    with by_hand(card, clock=lambda: now[0]) as port:
+        for _ in range(10):
+            now[0] += 0.5
+            port.read(frame, 0.0)
+        card.call(frames(1))
+        assert port.read(frame, 0.0) is Read.FRAME
+        assert not of_kind(port.take_events(0.0), DeviceLost)
+    assert card.opens == 1
+
+
+def test_a_headset_that_begins_with_silence_is_not_called_dead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(system, "MACOS", True)
+    card = SimulatedCard(
+        lambda times: np.where(times > 6.0, 0.1, 0.0),
+        lambda times, pcm: None,
+        input_name="AirPods",
+    )
+    with simulated(card) as port:
+        settle(card, port, 9.0)
+        events = port.take_events(0.0)
+    assert not of_kind(events, MicrophoneDead)
+    assert card.opens == 1
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_bluetooth_headset_is_not_given_up() -> None:
+    card, now = HandCard(output_name="Anna's AirPods Pro"), [0.0]
+    frame = np.zeros(FRAME_SIZE, np.float32)
+    with by_hand(card, clock=lambda: now[0]) as port:
+        deadline = time.monotonic() + 10
+        while card.opens < 3 * live.SILENT_STARTS and time.monotonic() < deadline:
+            now[0] += 1.0
+            port.read(frame, 0.01)
+    assert card.opens >= 3 * live.SILENT_STARTS
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_sound_for_long_is_told_once_with_its_reason() -> None:
+    card, now = HandCard(refusals=10**6), [0.0]
+    frame = np.zeros(FRAME_SIZE, np.float32)
+    notices: list[Notice] = []
+    with by_hand(card, clock=lambda: now[0]) as port:
+        card.call(frames(1))
+        port.read(frame, 0.0)
+        card.ended = True
+        for _ in range(40):
+            port.read(frame, 0.01)
+            now[0] += 1.0
+            notices += of_kind(port.take_events(0.0), Notice)
+    assert [notice.text for notice in notices] == ["still no sound: it is gone"]
+
+
+def test_a_sound_system_that_hangs_is_told() -> None:
+    card, now, hung = HandCard(), [0.0], threading.Event()
+    card.stop = lambda: bool(hung.wait(20.0))  # type: ignore[assignment,method-assign]
+    frame = np.zeros(FRAME_SIZE, np.float32)
+    notices: list[Notice] = []
+    with by_hand(card, clock=lambda: now[0]) as port:
+        card.call(frames(1))
+        card.ended = True
+        for _ in range(30):
+            port.read(frame, 0.001)
+            now[0] += 1.0
+            notices += of_kind(port.take_events(0.0), Notice)
+        hung.set()
+    (notice,) = notices
+    assert notice.text == "still no sound: the sound system does not answer: quit and start again"
 
 
 def test_the_report_has_what_a_reader_wants() -> None:

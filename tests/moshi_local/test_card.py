@@ -105,11 +105,11 @@ def test_a_killed_sound_server_is_survived(card: rig.VirtualCard, options: str) 
             time.sleep(1.5)
             card.plug_in()
             back = time.monotonic()
-        kinds = [kind for _, kind in program.summary["events"]]
+        kinds = [kind for _, kind in program.summary["events"] if kind != "Lag"]
         reopened = [when for when, kind in program.summary["events"] if kind == "Opened"][1:]
         if reopened and reopened[-1] - back < 2.0:
             break
-    assert kinds.index("DeviceLost") == 1, kinds
+    assert kinds[:2] == ["Opened", "DeviceLost"], kinds
     assert reopened
     assert reopened[-1] - back < 2.0
     assert program.summary["frames"] > 12.5 * 3.0

@@ -72,6 +72,7 @@ class Mac:
         self.handles: dict[int, str] = {}
         self.devices = {b"dIn ": 41, b"dOut": 42}
         self.status = 0
+        self.authorization = 3
         self.libraries = {
             "libobjc": Library(
                 objc_getClass=self.handle,
@@ -81,6 +82,7 @@ class Mac:
                 objc_autoreleasePoolPop=lambda pool: self.calls.append(("pop", self.name(pool))),
             ),
             "Foundation": Library(),
+            "AVFoundation": Library(),
             "libSystem": Library(pthread_set_qos_class_self_np=self.set_class),
             "CoreAudio": Library(
                 AudioObjectGetPropertyData=self.get, AudioObjectSetPropertyData=self.put
@@ -106,6 +108,8 @@ class Mac:
     def send(self, receiver: int, selector: int, *rest: Any) -> int | None:
         message = self.name(selector)
         self.calls.append((self.name(receiver), message, *rest))
+        if message == "authorizationStatusForMediaType:":
+            return self.authorization
         return (
             None
             if message in ("endActivity:", "release")
@@ -280,7 +284,7 @@ def test_a_class_that_is_missing_is_a_note(mac: Mac) -> None:
     mac.libraries["libobjc"].functions["objc_getClass"] = lambda name: None
     with system.keep_awake_and_fast() as notes:
         assert notes == [
-            "macOS may slow this program down in the background (NSString is not there)"
+            "macOS may slow this program down in the background (NSProcessInfo is not there)"
         ]
     assert mac.calls == [("pop", "pool")]
 
@@ -300,6 +304,38 @@ def test_default_devices(mac: Mac) -> None:
     assert mac.calls == [(1, b"rnlp", 0, bytes(8))]
     mac.status = -66748
     assert system.default_devices() is None
+
+
+@pytest.mark.parametrize(
+    ("status", "permission", "asks"),
+    [
+        (0, "not determined", True),
+        (1, "restricted", False),
+        (2, "denied", False),
+        (3, "authorized", False),
+        (9, None, True),
+    ],
+)
+def test_microphone_permission(mac: Mac, status: int, permission: str | None, asks: bool) -> None:
+    mac.authorization = status
+    assert system.microphone_permission() == permission
+    assert [call[:2] for call in mac.calls] == [
+        ("NSString", "stringWithUTF8String:"),
+        ("AVCaptureDevice", "authorizationStatusForMediaType:"),
+        ("pop", "pool"),
+    ]
+    assert mac.calls[0][2] == b"soun"
+    assert mac.name(mac.calls[1][2]) == "a stringWithUTF8String:"
+    assert system.asks_for_microphone() is asks
+
+
+def test_a_permission_that_cannot_be_known(mac: Mac, monkeypatch: pytest.MonkeyPatch) -> None:
+    del mac.libraries["AVFoundation"]
+    assert system.microphone_permission() is None
+    assert system.asks_for_microphone(), "rather once too often"
+    monkeypatch.setattr(system, "MACOS", False)
+    assert system.microphone_permission() is None
+    assert not system.asks_for_microphone()
 
 
 def test_only_a_default_that_is_in_use_is_watched(mac: Mac) -> None:
@@ -347,6 +383,20 @@ def test_headphones(name: str) -> None:
 @pytest.mark.parametrize("name", ["MacBook Pro Speakers", "Built-in Output", "HDMI", "default"])
 def test_speakers(name: str) -> None:
     assert not system.headphones(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["Anna’s AirPods Pro", "WH-1000XM5", "Galaxy Buds2", "Beats Studio", "Bose QC 45"]
+)
+def test_bluetooth(name: str) -> None:
+    assert system.bluetooth(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["MacBook Pro Microphone", "USB Headset", "External Headphones", "pulse", "EarPods"]
+)
+def test_by_wire(name: str) -> None:
+    assert not system.bluetooth(name)
 
 
 def test_nothing_else_in_the_app_asks_for_the_platform() -> None:

@@ -18,9 +18,11 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 from rich.cells import cell_len
 from rich.console import Console
 from rich.segment import Segment
@@ -328,16 +330,16 @@ print("exit", os.waitstatus_to_exitcode(status), file=sys.stderr, flush=True)
 
 
 class Terminal:
-    """A terminal emulator of 80 × 24 cells with the program in it."""
+    """A terminal emulator of 80 × 24 cells with a program in it, run by Python's `arguments`."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, *arguments: str, **environment: str) -> None:
         self._ours, self._theirs = pty.openpty()
         self.resize(80, 24)
         self.before = termios.tcgetattr(self._theirs)
         self._shell = subprocess.Popen(
-            [sys.executable, "-c", SHELL, "-c", PROGRAM, mode],
+            [sys.executable, "-c", SHELL, *arguments],
             stdin=self._theirs, stdout=self._theirs, stderr=subprocess.PIPE, text=True,
-            start_new_session=True, env={**os.environ, "TERM": "xterm-256color"},
+            start_new_session=True, env={**os.environ, "TERM": "xterm-256color", **environment},
         )  # fmt: skip
         self.output = ""
         self.notes: list[str] = []
@@ -424,7 +426,7 @@ class Terminal:
 
 @pytest.fixture
 def terminal(request: pytest.FixtureRequest) -> Iterator[Terminal]:
-    made = Terminal(getattr(request, "param", "plain"))
+    made = Terminal("-c", PROGRAM, getattr(request, "param", "plain"))
     yield made
     made.close()
 
@@ -510,3 +512,75 @@ def test_ctrl_z_gives_the_terminal_back_and_fg_takes_it(terminal: Terminal) -> N
     terminal.type("q")
     assert terminal.exit_code() == 0
     assert eventually(lambda: terminal.given_back)
+
+
+STUCK_SOUNDDEVICE = """
+import atexit, threading, time
+from types import SimpleNamespace
+import numpy as np
+
+class PortAudioError(Exception):
+    pass
+
+def stuck(*_, **__):
+    while True:
+        time.sleep(1.0)
+
+def query_devices(device=None, kind=None):
+    return {"index": 0, "name": "Hand Set", "hostapi": 0, "max_input_channels": 1,
+            "max_output_channels": 1, "default_samplerate": 24000.0,
+            "default_low_input_latency": 0.01, "default_low_output_latency": 0.01}
+
+def query_hostapis():
+    return [{"name": "Fake Audio", "devices": [0]}]
+
+def _initialize(): pass
+def _terminate(): pass
+
+class Stream:
+    active = False
+    def __init__(self, *, callback, blocksize, samplerate, **_):
+        self.work = callback, blocksize, samplerate
+    def start(self):
+        self.active = True
+        atexit.register(stuck)
+        threading.Thread(target=self.run, daemon=True).start()
+    def run(self):
+        callback, n, rate = self.work
+        clock = SimpleNamespace(currentTime=1.0, inputBufferAdcTime=0.98, outputBufferDacTime=1.02)
+        heard, played = np.full((2, n, 1), 0.01, np.float32)
+        while True:
+            time.sleep(n / rate)
+            callback(heard, played, n, clock, None)
+    abort = close = stuck
+"""
+
+
+@pytest.fixture
+def stuck(tmp_path: Path) -> Iterator[Terminal]:
+    """The program with a sounddevice that never stops, nor lets Python end."""
+    (tmp_path / "sounddevice.py").write_text(STUCK_SOUNDDEVICE)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    record = ["--record", str(tmp_path / "kept"), "--record-format", "wav"]
+    made = Terminal("-m", "moshi_local", "--model", "nano", *record, PYTHONPATH=path)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("how", ["q", "\x03"])
+def test_a_sound_card_that_never_stops_does_not_keep_the_program(
+    stuck: Terminal, tmp_path: Path, how: str
+) -> None:
+    stuck.wait_for("frame p50")
+    time.sleep(1.0)
+    stuck.type(how)
+    assert eventually(lambda: stuck.given_back, 20.0)
+    assert "s of sound" not in "".join(stuck.notes), "before the card is stopped"
+    assert stuck.exit_code() == 0
+    notes = "\n".join(stuck.notes)
+    assert re.search(r"\d+ frames, .* s of sound", notes), "the report"
+    assert "recorded" in notes
+    (kept,) = (tmp_path / "kept").glob("*.wav")
+    sound, _ = soundfile.read(kept)
+    assert len(sound) > 24_000 / 2
+    assert sound.shape[1] == 2

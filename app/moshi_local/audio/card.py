@@ -13,6 +13,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -20,9 +21,14 @@ import numpy as np
 from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 
-from ..events import DeviceLost, Event, Lag, MicrophoneDead, Opened, Resumed
+from ..events import DeviceLost, Event, Lag, MicrophoneDead, Notice, Opened, Resumed
 from ..options import EchoMode
-from ..platform import microphone_advice
+from ..platform import (
+    bluetooth,
+    first_callback_seconds,
+    microphone_advice,
+    reopen_for_permission,
+)
 from ..port import Read
 from .capture import INPUT_LIMIT_FRAMES, Capture, Reference
 from .counters import DeviceCounters
@@ -32,13 +38,14 @@ from .portaudio import SoundDevice, StreamInfo
 
 __all__ = ["LiveAudio"]
 
-FIRST_CALLBACK_SECONDS = 2.0
-"""So long a stream may take from its start to its first callback."""
 CALLBACK_SECONDS = 1.0
 REOPEN_SECONDS = 0.5
 """Between two attempts to open a lost card."""
 SILENT_STARTS = 5
-"""A card that has never called is given up after this many starts."""
+"""A card that has never called is given up after this many starts; a Bluetooth headset never is,
+since it may be on its way from another computer."""
+NO_SOUND_SECONDS = 10.0
+"""After this long without a card it is told why."""
 CATCH_UP_SECONDS = 0.6
 """A backlog that takes longer to work off is dropped: with what the speaker's side needs then,
 all is as before within a second."""
@@ -47,7 +54,12 @@ DEAD_SECONDS = 3.0
 """Of nothing but zeros, before a microphone that has never given sound is called dead."""
 MUTED_SECONDS = 30.0
 """And one that has: its own switch may be off, or what it comes from may be digital silence."""
+PERMISSION_SECONDS = 5.0
+"""Between two openings of a microphone that the user may have allowed meanwhile."""
 DEFAULT_POLL_SECONDS = 1.0
+SETTLE_SECONDS = 3.0
+"""So long after an opening another default device is ignored: a Bluetooth headset that begins a
+call comes and goes."""
 PILED_UP_SECONDS = 0.2
 """More delay than this, lasting, is not ours: the sound system itself keeps what came in while the
 program was held up, and does not give it back. PulseAudio does so (15 xruns in ten minutes on an
@@ -62,8 +74,9 @@ class LiveAudio:
     """Frames from a microphone and to a speaker: an `AudioPort` over a `SoundDevice`.
 
     sample_rate (Hz) and frame_size (samples) are the model's. echo says when to cancel the echo.
-    default_changed is asked once per second whether the system's own devices are others now; if
-    so, the card is opened again. clock and wall give seconds; tests put others there.
+    default_changed is asked once per second, on another thread, whether the system's own devices
+    are others now; if so, the card is opened again. clock and wall give seconds; tests put others
+    there.
 
     Entering it opens the card: AudioDeviceError. After that, a lost card is reopened, however
     often that takes, unless it never made a sound.
@@ -85,7 +98,7 @@ class LiveAudio:
         self._rate, self._frame_size = sample_rate, frame_size
         self._frame_seconds = frame_size / sample_rate
         self._echo, self._noise_suppression = echo, noise_suppression
-        self._default_changed = default_changed
+        self._default = None if default_changed is None else _Question(default_changed)
         self._default_asked = clock()
         self._clock, self._wall = clock, wall
         self.counters = DeviceCounters()
@@ -94,12 +107,16 @@ class LiveAudio:
         self._reopened = threading.Event()
         self._new_line: _Line | None = None
         self._helper: threading.Thread | None = None
+        self._opened_at = self._lost_at = clock()
+        self._trouble = ""
+        self._trouble_told = False
         self._starts = 1
         self._failure: AudioDeviceError | None = None
         self._ever_called = False
         self._steps: deque[float] = deque(maxlen=STEPS_KEPT)
         self._given_at = 0.0
         self._dead_seconds, self._dead_told, self._ever_heard = 0.0, False, False
+        self._asking_again = self._permission_may_come = False
         self._reported = (0.0, 0.0)
         self._delays: deque[float] = deque(maxlen=DELAYS_KEPT)
         self._events: list[Event] = []
@@ -126,6 +143,7 @@ class LiveAudio:
             self._reopened.wait(timeout)
             line = self._take_new_line()
             if line is None:
+                self._notice_no_sound()
                 return Read.NOTHING
             timeout = 0.0
         ready = line.capture.wait(timeout)
@@ -216,24 +234,43 @@ class LiveAudio:
         self._events.append(Resumed(0.0, slept))
 
     def _notice_dead_microphone(self, line: _Line) -> None:
-        """Tell once when there is nothing but zeros: a system that forbids listening gives them."""
+        """Tell once when there is nothing but zeros: a system that forbids listening gives them.
+
+        Where the user may allow it meanwhile, open the card again and again, without a word.
+        """
         if line.capture.level > 0.0:
+            if self._asking_again:
+                self._tell_opened(line)
             self._dead_seconds, self._dead_told, self._ever_heard = 0.0, False, True
+            self._asking_again = False
             return
         self._dead_seconds += self._frame_seconds
-        patience = MUTED_SECONDS if self._ever_heard else DEAD_SECONDS
+        name = line.info.input_name
+        slow = first_callback_seconds() if bluetooth(name) else 0.0
+        patience = MUTED_SECONDS if self._ever_heard else max(DEAD_SECONDS, slow)
         if self._dead_seconds >= patience and not self._dead_told:
             self._dead_told = True
             self._events.append(
-                MicrophoneDead(
-                    0.0, f'"{line.info.input_name}" gives only silence: {microphone_advice()}'
-                )
+                MicrophoneDead(0.0, f'"{name}" gives only silence: {microphone_advice()}')
             )
+        may_help = self._permission_may_come and not self._ever_heard
+        if may_help and self._dead_seconds >= max(patience, PERMISSION_SECONDS):
+            self._asking_again = True
+            self._reopen_soon()
+
+    def _notice_no_sound(self) -> None:
+        """Tell once when the card stays lost: nothing else would say that no attempt succeeds."""
+        if self._trouble_told or self._clock() - self._lost_at < NO_SOUND_SECONDS:
+            return
+        self._trouble_told = True
+        reason = self._trouble or "the sound system does not answer: quit and start again"
+        self._events.append(Notice(0.0, f"still no sound: {reason}"))
 
     # -------------------------------------------------------------- the watch over the card
 
     def _open(self) -> _Line:
         """Open and start the card; raises AudioDeviceError."""
+        self._permission_may_come = reopen_for_permission()
         info = self._device.open()
         line = _Line(
             info,
@@ -249,10 +286,18 @@ class LiveAudio:
         return line
 
     def _greet(self, line: _Line) -> None:
-        info = line.info
-        line.wake(self._clock())
+        self._opened_at = self._clock()
+        line.wake(self._opened_at)
         self._delays.clear()
-        self._dead_seconds, self._dead_told = 0.0, False
+        self._dead_seconds = 0.0
+        if self._default is not None:
+            self._default.take()  # whatever it was, it is what has been opened now
+        if not self._asking_again:
+            self._dead_told = False
+            self._tell_opened(line)
+
+    def _tell_opened(self, line: _Line) -> None:
+        info = line.info
         self._events.append(
             Opened(
                 0.0,
@@ -271,7 +316,7 @@ class LiveAudio:
         self._ever_called |= started
         if self._device.ended:
             return self._lose("the device is gone")
-        if line.silent_for(now) > (CALLBACK_SECONDS if started else FIRST_CALLBACK_SECONDS):
+        if line.silent_for(now) > (CALLBACK_SECONDS if started else first_callback_seconds()):
             return self._lose(
                 "it stopped calling back" if started else "it started but never called back"
             )
@@ -279,20 +324,34 @@ class LiveAudio:
             surplus = min(line.others_delay) - line.least_delay
             if surplus > PILED_UP_SECONDS:
                 return self._lose(f"the sound system holds back {1000 * surplus:.0f} ms")
-        if self._default_changed is not None and now - self._default_asked > DEFAULT_POLL_SECONDS:
-            self._default_asked = now
-            if self._default_changed():
+        if self._default is not None and now - self._opened_at > SETTLE_SECONDS:
+            if self._default.take():
                 return self._lose("the system's default device has changed")
+            if now - self._default_asked > DEFAULT_POLL_SECONDS:
+                self._default_asked = now
+                self._default.ask()
         return None
 
     def _lose(self, reason: str) -> None:
-        """Begin to open the card again. AudioDeviceError if it never made a sound."""
+        """Begin to open the card again, and tell it. AudioDeviceError if it never made a sound."""
+        assert self._line is not None
+        if self._is_dumb(self._line.info):
+            raise _dumb(self._line.info, "it never called back")
+        self._asking_again = False
+        self._events.append(DeviceLost(0.0, reason))
+        self._reopen_soon()
+
+    def _is_dumb(self, info: StreamInfo) -> bool:
+        """Whether the card has had its chances to make a sound."""
+        patient = bluetooth(info.input_name) or bluetooth(info.output_name)
+        return not (self._ever_called or patient) and self._starts >= SILENT_STARTS
+
+    def _reopen_soon(self) -> None:
+        """Open the card again, on the helper's thread."""
         assert self._line is not None
         info, self._line = self._line.info, None
-        if not self._ever_called and self._starts == SILENT_STARTS:
-            raise _dumb(info, "it never called back")
         self.counters.restarts += 1
-        self._events.append(DeviceLost(0.0, reason))
+        self._lost_at, self._trouble, self._trouble_told = self._clock(), "", False
         self._reopened.clear()
         self._helper = threading.Thread(
             target=self._reopen, args=[info], name="reopen sound", daemon=True
@@ -307,7 +366,8 @@ class LiveAudio:
             try:
                 self._new_line = self._open()
             except AudioDeviceError as error:
-                if not self._ever_called and self._starts == SILENT_STARTS:
+                self._trouble = str(error)
+                if self._is_dumb(info):
                     self._failure = _dumb(info, str(error))
                     break
                 self._closing.wait(REOPEN_SECONDS)
@@ -323,9 +383,33 @@ class LiveAudio:
             raise self._failure
         self._line, self._new_line = self._new_line, None
         assert self._line is not None
-        self._delays.clear()
         self._greet(self._line)
         return self._line
+
+
+class _Question:
+    """A question with yes for an answer, asked on another thread: the system may hold a lock for
+    as long as its devices change."""
+
+    def __init__(self, question: Callable[[], bool]) -> None:
+        self._question = question
+        self._thread: threading.Thread | None = None
+        self._yes = False
+
+    def ask(self) -> None:
+        """Begin to ask, unless it is being asked."""
+        if self._thread is None or not self._thread.is_alive():
+            self._thread = threading.Thread(target=self._run, name="ask for devices", daemon=True)
+            self._thread.start()
+
+    def take(self) -> bool:
+        """Whether the answer was yes since the last call."""
+        yes, self._yes = self._yes, False
+        return yes
+
+    def _run(self) -> None:
+        with suppress(Exception):  # then there is no answer
+            self._yes = self._question() or self._yes
 
 
 class _Line:

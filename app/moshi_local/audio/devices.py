@@ -5,6 +5,7 @@ Opens no stream.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,14 @@ __all__ = [
 ]
 
 
+_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u00b4\u0060"), "'")
+
+
 @dataclass(frozen=True, slots=True)
 class DeviceInfo:
     """A sound device as PortAudio lists it; `inputs` and `outputs` are channels, `rate` its own
-    rate (Hz)."""
+    rate (Hz), `low_input` and `low_output` the least latencies that PortAudio advises (seconds).
+    """
 
     index: int
     name: str
@@ -41,6 +46,8 @@ class DeviceInfo:
     host_api: str = ""
     default_input: bool = False
     default_output: bool = False
+    low_input: float = 0.0
+    low_output: float = 0.0
 
     def channels(self, kind: str) -> int:
         """The number of channels of `kind`, "input" or "output"."""
@@ -49,6 +56,10 @@ class DeviceInfo:
     def is_default(self, kind: str) -> bool:
         """Whether the system takes this one when none is named."""
         return self.default_input if kind == "input" else self.default_output
+
+    def low_latency(self, kind: str) -> float:
+        """The least latency that PortAudio advises for `kind` (seconds)."""
+        return self.low_input if kind == "input" else self.low_output
 
 
 def sounddevice() -> Any:
@@ -67,29 +78,54 @@ def list_devices() -> list[DeviceInfo]:
     """All sound devices that PortAudio saw when it was started or refreshed last."""
     sd = sounddevice()
     try:
-        found, host_apis = sd.query_devices(), sd.query_hostapis()
+        host_apis = sd.query_hostapis()
+        numbers = sorted(number for api in host_apis for number in api["devices"])
+        found = [_query(sd, number) for number in numbers]
     except sd.PortAudioError as error:
         raise AudioDeviceError(f"cannot list the sound devices: {reason_of(error)}") from error
     defaults = [_default(sd, kind) for kind in ("input", "output")]
     return [
         DeviceInfo(
-            i,
+            d["index"],
             d["name"],
             d["max_input_channels"],
             d["max_output_channels"],
             round(d["default_samplerate"]),
             host_apis[d["hostapi"]]["name"],
-            i == defaults[0],
-            i == defaults[1],
+            d["index"] == defaults[0],
+            d["index"] == defaults[1],
+            d["default_low_input_latency"],
+            d["default_low_output_latency"],
         )
-        for i, d in enumerate(found)
+        for d in found
     ]
+
+
+def _query(sd: Any, number: int) -> dict[str, Any]:
+    """What sounddevice says of a device, also where the name is not UTF-8, which it demands."""
+    try:
+        return dict(sd.query_devices(number))
+    except UnicodeDecodeError:
+        info = sd._lib.Pa_GetDeviceInfo(number)
+        return {
+            "index": number,
+            "name": sd._ffi.string(info.name).decode(errors="replace"),
+            "hostapi": info.hostApi,
+            "max_input_channels": info.maxInputChannels,
+            "max_output_channels": info.maxOutputChannels,
+            "default_samplerate": info.defaultSampleRate,
+            "default_low_input_latency": info.defaultLowInputLatency,
+            "default_low_output_latency": info.defaultLowOutputLatency,
+        }
 
 
 def _default(sd: Any, kind: str) -> int:
     """The number of the system's own device, or -1."""
     try:
         return int(sd.query_devices(None, kind)["index"])
+    except UnicodeDecodeError:
+        default = getattr(sd._lib, f"Pa_GetDefault{kind.capitalize()}Device")
+        return int(default())
     except (sd.PortAudioError, ValueError):
         return -1
 
@@ -97,7 +133,10 @@ def _default(sd: Any, kind: str) -> int:
 def find_device(spec: str | int, kind: str, devices: Sequence[DeviceInfo]) -> DeviceInfo:
     """The device with number `spec`, or the one device whose name contains `spec`.
 
-    `kind` is "input" or "output". A whole name goes before a part of one; case does not count.
+    `kind` is "input" or "output". A whole name goes before a part of one; case, the kind of
+    apostrophe or space, and how an accent is encoded do not count: "Anna's iPhone" is found where
+    macOS writes "Anna’s iPhone".
+
     Raises AudioDeviceError, with the devices there are, when none or several fit.
     """
     usable = [d for d in devices if d.channels(kind) > 0]
@@ -106,9 +145,10 @@ def find_device(spec: str | int, kind: str, devices: Sequence[DeviceInfo]) -> De
     if text.isdigit():
         fits = [d for d in usable if d.index == int(text)]
     else:
-        names = [(d, d.name.casefold()) for d in usable]
-        fits = [d for d, name in names if name == text.casefold()]
-        fits = fits or [d for d, name in names if text.casefold() in name]
+        wanted = _plain(text)
+        names = [(d, _plain(d.name)) for d in usable]
+        fits = [d for d, name in names if name == wanted]
+        fits = fits or [d for d, name in names if wanted in name]
     if len(fits) == 1:
         return fits[0]
     problem = "matches several devices" if fits else "matches no device"
@@ -121,9 +161,15 @@ def lasting_name(device: DeviceInfo, kind: str, devices: Sequence[DeviceInfo]) -
     A Bluetooth headset is two devices of one name on macOS, one per direction: `kind` tells them
     apart.
     """
-    name = device.name.casefold()
-    same = [other for other in devices if other.name.casefold() == name and other.channels(kind)]
+    name = _plain(device.name)
+    same = [other for other in devices if _plain(other.name) == name and other.channels(kind)]
     return device.name if len(same) == 1 else str(device.index)
+
+
+def _plain(name: str) -> str:
+    """A name as a keyboard types it: one kind of apostrophe and of space, no case."""
+    text = unicodedata.normalize("NFKC", name.translate(_APOSTROPHES)).casefold()
+    return " ".join(text.split())
 
 
 def choose_devices(input: str | None, output: str | None) -> tuple[DeviceInfo, DeviceInfo]:
@@ -161,9 +207,10 @@ def print_devices(console: Console, devices: Sequence[DeviceInfo]) -> None:
 
 
 def refresh_devices() -> None:
-    """Make PortAudio look for devices again (its list is frozen otherwise); no stream may be open.
+    """Make PortAudio look for devices again (its list is frozen otherwise).
 
-    sounddevice has no public call for this; these two are what its own issue tracker advises.
+    It ends all streams of this process that PortAudio has open, whoever opened them. sounddevice
+    has no public call for this; these two are what its own issue tracker advises.
     """
     sd = sounddevice()
     try:
@@ -175,4 +222,5 @@ def refresh_devices() -> None:
 
 def reason_of(error: Exception) -> str:
     """PortAudio's words on one line."""
-    return " ".join(str(error.args[0] if error.args else error).split())
+    words = error if isinstance(error, UnicodeError) or not error.args else error.args[0]
+    return " ".join(str(words).split())

@@ -6,7 +6,10 @@ stands behind the `SoundDevice` protocol, so that tests can put a card without h
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -15,9 +18,11 @@ import numpy as np
 from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 
+from ..platform import asks_for_microphone, sound_latency
 from .devices import (
     DeviceInfo,
     choose_devices,
+    find_device,
     lasting_name,
     list_devices,
     reason_of,
@@ -25,15 +30,26 @@ from .devices import (
     sounddevice,
 )
 
-__all__ = ["Flags", "Hear", "Play", "PortAudioDevice", "SoundDevice", "StreamInfo"]
+__all__ = [
+    "Flags",
+    "Hear",
+    "Play",
+    "PortAudioDevice",
+    "SoundDevice",
+    "StreamInfo",
+    "ask_for_microphone",
+    "busy",
+]
 
 BLOCK_SECONDS = 0.02
 """What a callback handles. Whole frames (0.08) took 160 ms longer on the virtual card."""
-LATENCY_SECONDS = 0.08
-"""What PortAudio is asked for, each way. On the virtual card, on a Linux machine with two to six
-times the work it could do, runs of 15 to 20 s had xruns: 0.04 ("low") in 2 of 3, 0.06 in 1 of 6,
-0.08 in 0 of 6 (a minute at 0.08 had 4 once). From microphone to speaker it was 220 ms at 0.04
-and 280 ms at 0.08."""
+UNKNOWN_SECONDS = 0.08
+"""What a block's time is taken for where PortAudio knows none."""
+STOP_SECONDS = 3.0
+"""So long we wait for PortAudio to stop and close. It sleeps for tenths of a second in it, and may
+take a second or two with a device that is going away; on macOS it can deadlock."""
+PERMISSION_ANSWER_SECONDS = 30.0
+"""So long the system may hold a microphone back until the user has answered."""
 
 
 class Flags(Protocol):
@@ -83,7 +99,7 @@ class SoundDevice(Protocol):
         """Find the devices as they are now, and open them; raises AudioDeviceError."""
 
     def start(self, play: Play, hear: Hear) -> None:
-        """Start what was opened: from now on, its own threads call; raises AudioDeviceError."""
+        """From now on its own threads call `play` and `hear`; raises AudioDeviceError."""
 
     def stop(self) -> None:
         """Stop and close; no callback comes after it. Never raises."""
@@ -97,6 +113,9 @@ class PortAudioDevice:
     device's own.
     block: samples in a callback; None for BLOCK_SECONDS, 0 lets PortAudio choose.
     separate: two streams even on one device.
+    refresh: look for devices again at each opening, the first included. PortAudio otherwise knows
+        only those that were there when it was started; but this ends all streams that the process
+        has open through PortAudio, also those of others.
 
     One device, or one default for both, is one duplex stream on one clock. Two devices are two
     streams and two clocks, also on macOS, where the built-in microphone and speaker are two
@@ -113,14 +132,15 @@ class PortAudioDevice:
         rate: int | None = None,
         block: int | None = None,
         separate: bool = False,
+        refresh: bool = False,
     ) -> None:
         self._specs = [input, output]
+        self._refresh = refresh
         self._sample_rate = sample_rate
         self._rate = rate
         self._block = block
         self._separate = separate
         self._streams: list[Any] = []
-        self._opened_before = False
         self._stopping = False
         self._ended = False
         self._play: Play = _silence
@@ -132,39 +152,45 @@ class PortAudioDevice:
         return self._ended
 
     def open(self) -> StreamInfo:
-        """Find the devices as they are now, and open them; raises AudioDeviceError."""
-        if self._opened_before:
-            refresh_devices()
-        source, target = choose_devices(self._specs[0], self._specs[1])
-        if not self._opened_before:
-            # Another number may be another device after a refresh: the name stays.
-            for i, (device, kind) in enumerate(((source, "input"), (target, "output"))):
-                if (self._specs[i] or "").strip().isdigit():
-                    self._specs[i] = lasting_name(device, kind, list_devices())
-        self._opened_before = True
-        self._stopping = self._ended = False
-        if source.index == target.index and not self._separate:
-            return self._open_duplex(source, target)
-        return self._open_separate(source, target)
+        """Find the devices, as they are now if we may refresh, and open them.
+
+        Of two streams, the microphone's is started before the speaker's is opened: a Bluetooth
+        headset begins a call then, and its speaker takes another rate. Raises AudioDeviceError.
+        """
+        if busy(0.5 * STOP_SECONDS):
+            raise AudioDeviceError("PortAudio does not let go of a device: quit and start again")
+        with _in_portaudio():
+            for i, kind in enumerate(("input", "output")):
+                # Its number may be another device's after a refresh: the name stays.
+                spec = (self._specs[i] or "").strip()
+                if spec.isdigit():
+                    found = list_devices()
+                    self._specs[i] = lasting_name(find_device(spec, kind, found), kind, found)
+            if self._refresh:
+                refresh_devices()
+            source, target = choose_devices(self._specs[0], self._specs[1])
+            self._stopping = self._ended = False
+            if source.index == target.index and not self._separate:
+                return self._open_duplex(source, target)
+            return self._open_separate(source, target)
 
     def start(self, play: Play, hear: Hear) -> None:
-        """Start what was opened; raises AudioDeviceError."""
-        sd = sounddevice()
+        """From now on PortAudio's threads call `play` and `hear`; raises AudioDeviceError."""
         self._play, self._hear = play, hear
-        try:
-            for stream in self._streams:
-                stream.start()
-        except sd.PortAudioError as error:
-            self.stop()
-            raise AudioDeviceError(f"the sound devices do not start: {reason_of(error)}") from error
+        with _in_portaudio():
+            self._start_streams()
 
     def stop(self) -> None:
-        """Stop and close."""
+        """Stop and close.
+
+        On macOS PortAudio can deadlock in it, and no signal reaches a thread that waits in C: so it
+        has a thread, which is left behind after STOP_SECONDS; `busy` says so.
+        """
         self._stopping = True
-        for stream in self._streams:
-            stream.abort(ignore_errors=True)
-            stream.close(ignore_errors=True)
-        self._streams = []
+        self._play, self._hear = _silence, _ignore
+        streams, self._streams = self._streams, []
+        if streams:
+            _close(streams)
 
     # ----------------------------------------------------------------------- opening
 
@@ -180,6 +206,10 @@ class PortAudioDevice:
                 device=(source.index, target.index),
                 channels=channels,
                 callback=on_block,
+                latency=(
+                    self._latency(source, "input", rate),
+                    self._latency(target, "output", rate),
+                ),
                 **self._options(rate),
             )
 
@@ -199,6 +229,7 @@ class PortAudioDevice:
                 device=target.index,
                 channels=channels[1],
                 callback=on_block,
+                latency=self._latency(target, "output", rate),
                 **self._options(rate),
             )
 
@@ -212,11 +243,15 @@ class PortAudioDevice:
                 device=source.index,
                 channels=channels[0],
                 callback=on_block,
+                latency=self._latency(source, "input", rate),
                 **self._options(rate),
             )
 
-        output_rate = self._first_that_opens(make_output, (target,), [(0, 1), (0, target.outputs)])
         input_rate = self._first_that_opens(make_input, (source,), [(1, 0), (source.inputs, 0)])
+        self._start_streams()
+        # As it is listed now: its rate may be another.
+        target = next((d for d in list_devices() if d.index == target.index), target)
+        output_rate = self._first_that_opens(make_output, (target,), [(0, 1), (0, target.outputs)])
         return StreamInfo(source.name, target.name, input_rate, output_rate, False)
 
     def _options(self, rate: int) -> dict[str, Any]:
@@ -224,9 +259,22 @@ class PortAudioDevice:
             "samplerate": rate,
             "blocksize": round(BLOCK_SECONDS * rate) if self._block is None else self._block,
             "dtype": "float32",
-            "latency": LATENCY_SECONDS,
             "finished_callback": self._on_end,
         }
+
+    def _latency(self, device: DeviceInfo, kind: str, rate: int) -> float:
+        return sound_latency(device.low_latency(kind), device.rate, rate, BLOCK_SECONDS)
+
+    def _start_streams(self) -> None:
+        """Start those that do not run."""
+        sd = sounddevice()
+        try:
+            for stream in self._streams:
+                if not stream.active:
+                    stream.start()
+        except sd.PortAudioError as error:
+            self.stop()
+            raise AudioDeviceError(f"the sound devices do not start: {reason_of(error)}") from error
 
     def _on_end(self) -> None:
         if not self._stopping:
@@ -270,6 +318,82 @@ class PortAudioDevice:
         yield from dict.fromkeys(r for r in wanted if r > 0 and r % 25 == 0)
 
 
+# ------------------------------------------------------------------ threads inside PortAudio
+
+_inside: dict[object, float] = {}
+"""The calls of PortAudio that have not returned, and since when (monotonic seconds)."""
+
+
+def busy(seconds: float = 0.0) -> bool:
+    """Whether a thread has been inside PortAudio for longer than `seconds`.
+
+    Where one is at the end of the program, Python must not end in the usual way: sounddevice would
+    then wait for PortAudio.
+    """
+    now = time.monotonic()
+    return any(now - since >= seconds for since in tuple(_inside.values()))
+
+
+@contextmanager
+def _in_portaudio() -> Iterator[None]:
+    """Around calls that may take long, or never return."""
+    call = object()
+    _inside[call] = time.monotonic()
+    try:
+        yield
+    finally:
+        del _inside[call]
+
+
+def _close(streams: list[Any]) -> None:
+    """Stop and close them on a thread, and wait for it for STOP_SECONDS."""
+
+    def close() -> None:
+        with _in_portaudio():
+            for stream in streams:
+                stream.abort(ignore_errors=True)
+                stream.close(ignore_errors=True)
+
+    thread = threading.Thread(target=close, name="close sound", daemon=True)
+    thread.start()
+    thread.join(STOP_SECONDS)
+
+
+@contextmanager
+def ask_for_microphone(input: str | None) -> Iterator[None]:
+    """While it lasts the microphone runs, where the system asks the user for permission then.
+
+    So the question comes while the model is loaded, not in the first seconds of the conversation,
+    which would begin with silence. The stream is closed at the end: the conversation looks for
+    devices again, for which no stream may be open. Only where the user has not been asked yet,
+    since a Bluetooth headset that listens plays everything like a telephone. Errors are not told
+    here: the conversation will meet them.
+    """
+    if not asks_for_microphone():
+        yield
+        return
+    streams: list[Any] = []
+
+    def listen() -> None:
+        with _in_portaudio(), suppress(Exception):
+            found = list_devices()
+            chosen = find_device(input, "input", found) if input else None
+            stream = sounddevice().InputStream(device=chosen and chosen.index, channels=1)
+            streams.append(stream)
+            stream.start()
+
+    thread = threading.Thread(target=listen, name="ask for microphone", daemon=True)
+    thread.start()
+    patience = 0.0  # where the model cannot be loaded
+    try:
+        yield
+        patience = PERMISSION_ANSWER_SECONDS
+    finally:
+        thread.join(patience)
+        if not thread.is_alive():
+            _close(streams)
+
+
 def _silence(played: Pcm, ahead: float, flags: Flags | None) -> None:
     played[:] = 0.0
 
@@ -279,8 +403,8 @@ def _ignore(heard: Pcm, age: float, flags: Flags | None) -> None:
 
 
 def _plausible(seconds: float) -> float:
-    """What PortAudio says about a block's time, or LATENCY_SECONDS if it knows nothing."""
-    return seconds if 0.0 < seconds < 2.0 else LATENCY_SECONDS
+    """What PortAudio says about a block's time, or UNKNOWN_SECONDS if it knows nothing."""
+    return seconds if 0.0 < seconds < 2.0 else UNKNOWN_SECONDS
 
 
 class _Scratch:

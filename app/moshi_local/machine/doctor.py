@@ -23,7 +23,7 @@ from moshi_mlx.distributions import installation_problem
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
 
-from ..platform import Machine, machine
+from ..platform import Machine, machine, microphone_permission
 from ..report import percentiles, warm_up
 from .prediction import (
     Shape,
@@ -151,7 +151,9 @@ def _devices(
 
 
 def sound_system() -> dict[str, str]:
-    """PortAudio's version and library; empty where it is missing.
+    """PortAudio's version and library, and on macOS whether the microphone may be heard.
+
+    Empty where PortAudio is missing.
 
     sounddevice brings one on macOS, but a Python of Homebrew's may find Homebrew's first.
     """
@@ -162,7 +164,8 @@ def sound_system() -> dict[str, str]:
     except AudioDeviceError:
         return {}
     version = sd.get_portaudio_version()[1].removeprefix("PortAudio ")
-    return {"portaudio": version, "library": str(sd._libname)}
+    permission = {"permission": text} if (text := microphone_permission()) else {}
+    return {"portaudio": version, "library": str(sd._libname), **permission}
 
 
 def published_shapes(kv_bits: int | None = None) -> list[Shape]:
