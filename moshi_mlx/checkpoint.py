@@ -106,11 +106,12 @@ class Checkpoint:
         check(lm, weights, self.where)
         return lm
 
-    def load_lm(self, dtype: mx.Dtype | None = None) -> Lm:
+    def load_lm(self, dtype: mx.Dtype | None = None, generated: int | None = None) -> Lm:
         """The language model, its adapter merged or beside it.
 
         Args:
             dtype: what to compute in: float32 on the CPU and bfloat16 on a GPU if None.
+            generated: streams that will be generated; all if None.
 
         Raises:
             CheckpointError: something doesn't match; names the tensor and the file.
@@ -122,6 +123,7 @@ class Checkpoint:
             quantization=self.config.quantization,
             lora=self.files.lora,
             lora_scaling=self.lora_scaling,
+            generated=generated,
         )
 
     def load_mimi(self, num_codebooks: int) -> Mimi:

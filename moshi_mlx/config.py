@@ -5,7 +5,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Positions = Literal["rope", "rope_concat", "sin", "sin_rope", "none"]
@@ -128,6 +128,22 @@ class LmConfig:
     demux_second_text_stream: bool = False
     conditioners: Mapping[str, ConditionerConfig] = field(default_factory=dict)
     fuser: FuserConfig | None = None
+
+    def generating(self, count: int) -> "LmConfig":
+        """The same model without the slices of the depth transformer after the first `count`."""
+        depth = self.depth
+        if depth is None or not 0 < count < depth.num_slices:
+            return self
+        weight_sets, inputs = depth.weight_sets[:count], depth.inputs[:count]
+        transformers = depth.transformers[: max(weight_sets) + 1]
+        depth = replace(
+            depth,
+            num_slices=count,
+            transformers=transformers,
+            weight_sets=weight_sets,
+            inputs=inputs,
+        )
+        return replace(self, depth=depth, dep_q=count)
 
     @property
     def text_initial_token(self) -> int:

@@ -54,6 +54,7 @@ def load_lm(
     quantization: Mapping[str, Any] | None = None,
     lora: str | Path | None = None,
     lora_scaling: float = 2.0,
+    generated: int | None = None,
 ) -> Lm:
     """A language model from files of any layout.
 
@@ -64,18 +65,40 @@ def load_lm(
         quantization: the `quantization` block of config.json; only its modes are needed.
         lora: an adapter's file: merged into full-precision layers, kept beside quantized ones.
         lora_scaling: what the adapter's part is multiplied by.
+        generated: streams that will be generated; what only others need is not loaded. None: all.
 
     Raises:
         CheckpointError: something doesn't match; names the tensor and the file.
     """
     where = _where(paths)
     weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling)
+    if generated is not None:
+        config = config.generating(generated)
+        weights, beside = needed(weights, config), needed(beside, config)
     dtype = dtype or default_dtype()
     lm = shaped_like(weights, config, quantization, where)
     fill(lm, weights, where, dtype)
     beside = {name: value.astype(dtype) for name, value in beside.items()}
     attach(lm, beside, lora_scaling, str(lora))
     return lm
+
+
+def needed(weights: Weights, config: LmConfig) -> Weights:
+    """Of a model's weights by our names, those that `LmConfig.generating` has left."""
+    depth = config.depth
+    if depth is None:
+        return weights
+    counts = {"transformers": len(depth.transformers), "linear_in": max(depth.inputs) + 1}
+
+    def there(name: str) -> bool:
+        root, _, rest = name.partition(".")
+        part, _, rest = rest.partition(".")
+        index = rest.partition(".")[0]
+        if root != "depformer" or not index.isdecimal():
+            return True
+        return int(index) < counts.get(part, depth.num_slices)
+
+    return {name: value for name, value in weights.items() if there(name)}
 
 
 def read_lm(

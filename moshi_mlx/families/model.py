@@ -40,7 +40,7 @@ class Model:
         config = checkpoint.config.lm
         own = cls.generated_streams(config)
         chosen = checkpoint.choose_codec(codec, max(own, config.n_q - own))
-        return cls(checkpoint, checkpoint.load_lm(dtype), chosen)
+        return cls(checkpoint, checkpoint.load_lm(dtype, own), chosen)
 
     @classmethod
     def generated_streams(cls, config: LmConfig) -> int:

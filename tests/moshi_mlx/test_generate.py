@@ -19,6 +19,7 @@ from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.state import load_state
 from moshi_mlx.transformer import TransformerLayer
+from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import load_lm
 from tests import conformance
 
@@ -289,6 +290,22 @@ def test_personaplex(case: str) -> None:
         assert np.abs(np.array(step.text_logits) - theirs).max() <= 1e-3
         assert step.frame is not None
         np.testing.assert_array_equal(step.frame[0], found["tokens"][0, :9, t])
+
+
+def test_slices_that_nobody_runs_are_not_loaded() -> None:
+    """Of a model that could generate both sides; what it says is the same."""
+    folder = FIXTURES / "personaplex" / "personaplex"
+    config = read_config(read_json(folder / "config.json")).lm
+    path = folder / "model.safetensors"
+    whole, part = (load_lm(path, config, dtype=mx.float32, generated=n) for n in (None, 8))
+    assert (whole.config.dep_q, part.config.dep_q) == (16, 8)
+    assert len(part.depformer.transformers) == len(part.depformer.linear_out) == 8
+    sizes = [sum(a.nbytes for a in named_parameters(lm.depformer).values()) for lm in (whole, part)]
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.15)  # the text's table is in both
+    generators = [Generator(lm, text=HOT, audio=HOT, generated=8) for lm in (whole, part)]
+    for codes in np.random.default_rng(0).integers(0, config.card, (20, 1, 8)):
+        a, b = (generator.step(codes) for generator in generators)
+        np.testing.assert_array_equal(a.written, b.written)
 
 
 @pytest.mark.parametrize("kv_bits", [None, 8])

@@ -21,15 +21,15 @@ from moshi_mlx.cache import RingCache, position_bytes
 from moshi_mlx.checkpoint import config_of
 from moshi_mlx.codec import MlxCodec
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, MimiConfig, TransformerConfig
+from moshi_mlx.families import generated_streams
 from moshi_mlx.footprint import Needs, kv_bytes, weight_bytes, weight_bytes_per_frame
 from moshi_mlx.hub import ModelFiles
 from moshi_mlx.lm import Lm
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.published import read_config
-from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.transformer import attend
 from moshi_mlx.trees import named_parameters
-from moshi_mlx.weights import skeleton
+from moshi_mlx.weights import needed, read_lm, skeleton
 
 from ..report import quantiles
 from .bench import time_steps
@@ -108,7 +108,8 @@ def published_shape(name: str, kv_bits: int | None = None) -> Shape | None:
 
 @cache
 def _preset(preset: str, bits: int, dtype: mx.Dtype, kv_bits: int | None) -> Shape:
-    return shape_of(preset, read_config(preset=preset).lm, bits, dtype, kv_bits)
+    config = read_config(preset=preset)
+    return shape_of(preset, config.lm.generating(generated_streams(config)), bits, dtype, kv_bits)
 
 
 def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
@@ -117,14 +118,15 @@ def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
     Raises:
         CheckpointError: a file is broken.
     """
-    transformer = config_of(files).lm.transformer
+    config = config_of(files)
     dtype = default_dtype()
-    arrays = read_safetensors(files.weights).values()
-    floating = mx.floating
+    arrays, _ = read_lm(files.weights, config.lm, verify=False)
+    used = needed(arrays, config.lm.generating(generated_streams(config))).values()
     weights = sum(
-        a.size * (dtype if mx.issubdtype(a.dtype, floating) else a.dtype).size for a in arrays
+        a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in used
     )
-    return Needs(weights, kv_bytes(transformer, dtype.size, kv_bits), files.mimi.stat().st_size)
+    conversation = kv_bytes(config.lm.transformer, dtype.size, kv_bits)
+    return Needs(weights, conversation, files.mimi.stat().st_size)
 
 
 # ------------------------------------------------------------------------------- prediction
