@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Tokens
-from .backend import compile_by_default
+from .backend import compile_by_default, on_gpu
 from .conditions import Condition
 from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
@@ -23,6 +23,10 @@ from .lm import Lm
 from .sampling import Sampling
 from .state import SavedState, model_fingerprint
 from .step import Drawn, Given, Heard, Recent, StepKind, TextHook, frame_step, prepared
+from .transformer import attend
+
+_KERNEL_KEYS = (1024, 2048)
+"""Numbers of keys from which on Metal attends in two passes, and in more pieces on large chips."""
 
 
 class Step(NamedTuple):
@@ -31,8 +35,8 @@ class Step(NamedTuple):
     frame: int32 [B, 1 + generated], the newest frame that is complete, text first: moved back by
         the delays. None while nothing is out: in the first `max(delays)` steps.
     written: int32 [B, 1 + generated], what this step wrote for the next one to read.
-    text_logits: [B, text_card] of this step, before guidance and sampling; 2B with guidance.
-    state: [B, dim], the temporal state of this step; 2B with guidance.
+    text_logits: float32 [B, text_card] of this step, before guidance and sampling; 2B with it.
+    state: float32 [B, dim], the temporal state of this step; 2B with guidance.
     """
 
     frame: Tokens | None
@@ -115,11 +119,24 @@ class Generator:
         compiled = compile_by_default() if compiled is None else compiled
         self._kind = StepKind(text, audio, self.generated, guidance, compiled)
         self._cache = lm.transformer.make_cache(bits=kv_bits)
-        c, rows = config.transformer, batch if guidance is None else 2 * batch
+        self._rows = batch if guidance is None else 2 * batch
+        self._dtype = lm.out_norm.weight.dtype
         for ring in self._cache:
-            ring.reserve(rows, c.num_kv_heads, c.head_dim, lm.out_norm.weight.dtype)
+            c = config.transformer
+            ring.reserve(self._rows, c.num_kv_heads, c.head_dim, self._dtype)
         mx.eval([ring.arrays() for ring in self._cache])  # now, not in the first frame
+        if on_gpu():
+            self._compile_long_attention()
         self._begin()
+
+    def _compile_long_attention(self) -> None:
+        """Attends once as frames far into a conversation will: Metal has other kernels there."""
+        c, ring = self.lm.config.transformer, self._cache[0]
+        both = mx.zeros((2, self._rows, c.num_kv_heads, 1, c.head_dim), self._dtype)
+        query = mx.zeros((self._rows, c.num_heads, 1, c.head_dim), self._dtype)
+        for keys in {min(keys, ring.slots) for keys in (*_KERNEL_KEYS, ring.slots)}:
+            ring.offset = keys - 1
+            mx.eval(attend(query, ring.update(both)))
 
     def _begin(self) -> None:
         config = self.lm.config
@@ -231,7 +248,9 @@ class Generator:
         """Ends a step."""
         if self._text.guarded or self._audio.guarded:
             self._recent.append(tokens)
-        return Step(self._ring.say(tokens), tokens, drawn.text_logits, drawn.state)
+        # NumPy knows no bfloat16; nothing is computed unless somebody asks.
+        logits, state = (a.astype(mx.float32) for a in (drawn.text_logits, drawn.state))
+        return Step(self._ring.say(tokens), tokens, logits, state)
 
     def prefill(self, frames: npt.ArrayLike) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.

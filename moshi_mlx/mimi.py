@@ -1,7 +1,8 @@
 """Mimi, the codec: 24 kHz sound to codes, 12.5 frames per second, and back.
 
 The streaming state is a value the caller holds; offline is one long step from a fresh state.
-Computes in float32. Knows nothing of files, sound cards or the language model.
+Computes in float32, the decoder in float16 where that is asked for. Knows nothing of files, sound
+cards or the language model.
 """
 
 from collections.abc import Callable
@@ -110,6 +111,15 @@ class Mimi(nn.Module):
                 dim, dim, 2 * stride, stride=stride, bias=False, depthwise=True
             )
 
+    def set_types(self, encoder: mx.Dtype, decoder: mx.Dtype) -> None:
+        """What both directions compute in; the quantizer stays in float32."""
+        for part in (self.encoder, self.encoder_transformer, self.get("downsample")):
+            if part is not None:
+                part.set_dtype(encoder)
+        for part in (self.decoder, self.decoder_transformer, self.get("upsample")):
+            if part is not None:
+                part.set_dtype(decoder)
+
     def fold_scales(self) -> None:
         """Puts what only scales a layer's output into the layer: fewer operations a step."""
         for transformer in (self.encoder_transformer, self.decoder_transformer):
@@ -153,12 +163,12 @@ class Mimi(nn.Module):
         self._check_pcm(pcm)
         _check_batch(pcm, state)
         half = state.encoder
-        x = self.encoder(pcm.astype(mx.float32).transpose(0, 2, 1), half.seanet)
+        x = self.encoder(pcm.astype(_type_of(self.encoder)).transpose(0, 2, 1), half.seanet)
         mx.async_eval(x)
         x = self.encoder_transformer(x, half.transformer)
         if "downsample" in self:
             x = self.downsample(x, half.resample)
-        return self.quantizer.encode(x)
+        return self.quantizer.encode(x.astype(mx.float32))
 
     def decode_step(self, codes: mx.array, state: MimiState) -> mx.array:
         """The next N frames of codes → their sound.
@@ -177,12 +187,12 @@ class Mimi(nn.Module):
         self._check_codes(codes)
         _check_batch(codes, state)
         half = state.decoder
-        x = self.quantizer.decode(codes.astype(mx.int32))
+        x = self.quantizer.decode(codes.astype(mx.int32)).astype(_type_of(self.decoder))
         if "upsample" in self:
             x = self.upsample(x, half.resample)
         x = self.decoder_transformer(x, half.transformer)
         mx.async_eval(x)
-        return self.decoder(x, half.seanet).transpose(0, 2, 1)
+        return self.decoder(x, half.seanet).transpose(0, 2, 1).astype(mx.float32)
 
     def encode(self, pcm: mx.array) -> mx.array:
         """Whole recordings, [B, channels, N · frame_size] → int32 [B, num_codebooks, N].
@@ -229,6 +239,10 @@ class Mimi(nn.Module):
                 f"codes must be [batch, 1 to {self.num_codebooks} codebooks, frames], "
                 f"are {list(codes.shape)}"
             )
+
+
+def _type_of(seanet: SeanetEncoder | SeanetDecoder) -> mx.Dtype:
+    return next(layer for layer in seanet.model if isinstance(layer, Conv1d)).weight.dtype
 
 
 def _check_batch(x: mx.array, state: MimiState) -> None:

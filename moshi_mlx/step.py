@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Tokens
+from .backend import on_gpu
 from .cache import Cache
 from .conditions import Conditions
 from .embedding import EmbeddingSum
@@ -134,6 +135,8 @@ class FrameStep:
         self._kind = kind
         self._stack = lm.stack_embeddings()
         self._parts = _Parts(self._lm, kind, self._stack)
+        # Each time costs a GPU a batch of its own, which is more than Python takes for a layer.
+        self._begin_every = 4 if on_gpu() else 1
         layers = range(1, len(lm.transformer.layers))
         self._first = self._function(self._parts.first)
         self._middles = [self._function(self._parts.middle(i)) for i in layers]
@@ -182,7 +185,8 @@ class FrameStep:
         added = [*stepped.added, *_position(lm, position)]
         x, *heads = self._first(inputs, turns, added, [] if heard is None else [*heard])
         for i, layer in enumerate(layers):
-            mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
+            if i % self._begin_every == 0:
+                mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
             y = layer.self_attn.mix_heads((heads[0], heads[1]), cache[i], None)
             cross = [] if stepped.cross is None else [*stepped.cross[i]]
             if layer is layers[-1]:

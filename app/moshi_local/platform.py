@@ -27,6 +27,8 @@ from typing import Any
 
 import mlx.core as mx
 
+from moshi_mlx import backend
+
 __all__ = [
     "Machine",
     "asks_for_microphone",
@@ -163,9 +165,10 @@ def memory_available() -> int:
 
 
 def peak_memory() -> int:
-    """The most memory that this process has had at once (bytes)."""
+    """The most memory that this process has had at once (bytes), with what MLX had on a GPU."""
     unit = 1 if MACOS else 1024  # of ru_maxrss
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    on_gpu = mx.get_peak_memory() if backend.on_gpu() else 0
+    return on_gpu + resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def values_from_sysctl(text: str) -> dict[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, Moshi, Sampling, SessionError
+from moshi_mlx import CheckpointError, Moshi, Sampling, SessionError, generate
 from moshi_mlx.conditions import Masked
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
@@ -506,3 +506,24 @@ def test_conformance_of_a_reset() -> None:
     generator.reset()
     again = [generator.step(c).written for c in codes]
     np.testing.assert_array_equal(first, again)
+
+
+def test_on_a_gpu_long_rings_are_attended_before_the_first_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once at each length from which on another kernel runs; the conversation is the same."""
+    lm = load("lm/moshi")
+    met: list[int] = []
+
+    def attend(q: mx.array, held: tuple[mx.array, mx.array]) -> mx.array:
+        met.append(held[0].shape[-2])
+        return q
+
+    codes = np.zeros((1, lm.config.n_q - lm.config.dep_q), np.int32)
+    plain = Generator(lm, text=HOT, audio=HOT).step(codes)
+    monkeypatch.setattr(generate, "on_gpu", lambda: True)
+    monkeypatch.setattr(generate, "attend", attend)
+    monkeypatch.setattr(generate, "_KERNEL_KEYS", (3, 5))
+    prepared = Generator(lm, text=HOT, audio=HOT, compiled=False).step(codes)
+    assert sorted(met) == sorted({3, 5, lm.config.transformer.context or 0})
+    np.testing.assert_array_equal(plain.written, prepared.written)

@@ -11,14 +11,18 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 
+import moshi_mlx
+from moshi_mlx import weights_mimi
 from moshi_mlx.codec import Codec, MlxCodec, RustCodec, choose_codec
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.errors import CheckpointError, ConfigError, MoshiError
 from moshi_mlx.files import read_json
+from moshi_mlx.hub import bundled_folder
 from moshi_mlx.mimi import Mimi, MimiState
 from moshi_mlx.published import read_mimi_config
 from moshi_mlx.trees import named_parameters
@@ -420,3 +424,22 @@ def test_a_decoder_of_another_size_must_fit(block: dict[str, object], problem: s
     assert (wide.transformer.num_layers, wide.decoding.transformer.num_layers) == (2, 4)
     with pytest.raises(ConfigError, match=problem):
         read_mimi_config({**raw, "decoder": block})
+
+
+def test_on_a_gpu_the_decoder_is_smaller_and_the_codes_are_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its error is far below what 16 bits of a quiet recording can hold; nothing else changes."""
+    exact = moshi_mlx.load("nano", codec="mlx").mimi
+    monkeypatch.setattr(weights_mimi, "on_gpu", lambda: True)
+    small = moshi_mlx.load("nano", codec="mlx").mimi
+    pcm, _ = soundfile.read(bundled_folder("nano") / "question.wav", dtype="float32")
+    heard = mx.array(pcm[: 30 * exact.frame_size])[None, None]
+    codes = exact.encode(heard)
+    assert mx.array_equal(small.encode(heard), codes).item()
+    wanted, said = exact.decode(codes), small.decode(codes)
+    assert said.dtype == mx.float32
+    error = float(mx.sum((said - wanted) ** 2) / mx.sum(wanted**2))
+    assert 0 < error < 1e-5
+    sizes = [sum(a.nbytes for a in named_parameters(m.decoder).values()) for m in (exact, small)]
+    assert sizes[1] == sizes[0] / 2
