@@ -74,7 +74,7 @@ def load_lm(
     weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling)
     if generated is not None:
         config = config.generating(generated)
-        weights, beside = needed(weights, config), needed(beside, config)
+        weights, beside = used_weights(weights, config), used_weights(beside, config)
     dtype = dtype or default_dtype()
     lm = shaped_like(weights, config, quantization, where)
     fill(lm, weights, where, dtype)
@@ -83,7 +83,7 @@ def load_lm(
     return lm
 
 
-def needed(weights: Weights, config: LmConfig) -> Weights:
+def used_weights(weights: Weights, config: LmConfig) -> Weights:
     """Of a model's weights by our names, those that `LmConfig.generating` has left."""
     depth = config.depth
     if depth is None:

@@ -29,7 +29,7 @@ from moshi_mlx.mimi import Mimi
 from moshi_mlx.published import read_config
 from moshi_mlx.transformer import attend
 from moshi_mlx.trees import named_parameters
-from moshi_mlx.weights import needed, read_lm, skeleton
+from moshi_mlx.weights import read_lm, skeleton, used_weights
 
 from ..report import quantiles
 from .bench import time_steps
@@ -121,7 +121,7 @@ def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
     config = config_of(files)
     dtype = default_dtype()
     arrays, _ = read_lm(files.weights, config.lm, verify=False)
-    used = needed(arrays, config.lm.generating(generated_streams(config))).values()
+    used = used_weights(arrays, config.lm.generating(generated_streams(config))).values()
     weights = sum(
         a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in used
     )
