@@ -120,11 +120,11 @@ class Mimi(nn.Module):
             if part is not None:
                 part.set_dtype(decoder)
 
-    def fold_scales(self) -> None:
-        """Puts what only scales a layer's output into the layer: fewer operations a step."""
+    def drop_scales(self) -> None:
+        """Goes without what only scales a layer's output: it is in the layer's weights."""
         for transformer in (self.encoder_transformer, self.decoder_transformer):
             for layer in transformer.layers:
-                layer.fold_scales()
+                layer.drop_scales()
 
     @property
     def sample_rate(self) -> int:

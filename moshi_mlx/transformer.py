@@ -225,16 +225,11 @@ class TransformerLayer(nn.Module):
     ) -> mx.array:
         return self.finish(x, self.self_attn.mix_heads(self.begin(x, turns), cache, mask), cross)
 
-    def fold_scales(self) -> None:
-        """Puts the scales of the residual branches into the weights before them."""
-        if not self._scaled:
-            return
-        last = self.gating.linear_out if self._gated else self.linear2
-        branches = [(self.layer_scale_1, self.self_attn.out_proj), (self.layer_scale_2, last)]
-        for scale, linear in branches:
-            linear.weight = scale.scale[:, None] * linear.weight
-        self._scaled = False
-        del self.layer_scale_1, self.layer_scale_2
+    def drop_scales(self) -> None:
+        """Goes without the scales of its residual branches: they are in the weights before them."""
+        if self._scaled:
+            self._scaled = False
+            del self.layer_scale_1, self.layer_scale_2
 
     def begin(self, x: mx.array, turns: Turns) -> Heads:
         """Before the attention: its heads for [B, T, dim]."""

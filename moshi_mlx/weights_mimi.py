@@ -16,7 +16,7 @@ from .errors import CheckpointError
 from .mimi import Mimi
 from .safetensors import read_safetensors
 from .vq import codebook
-from .weights import fill
+from .weights import check, fill
 
 _CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
 # What training wrote before the tensors got their present names.
@@ -118,6 +118,16 @@ def _entries(
     return codebook(parts["embedding_sum"], parts["cluster_usage"])
 
 
+def _with_scales_in_weights(weights: Weights) -> Weights:
+    """A layer's scale of what it adds, by channel, in the rows of the matrix that makes it."""
+    out = dict(weights)
+    for name in weights:
+        if match := re.fullmatch(r"(.+)\.layer_scale_([12])\.scale", name):
+            target = f"{match[1]}.{'self_attn.out_proj' if match[2] == '1' else 'linear2'}.weight"
+            out[target] = out.pop(name)[:, None] * out[target]
+    return out
+
+
 def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None) -> Mimi:
     """The codec from a safetensors file in the published naming.
 
@@ -143,8 +153,9 @@ def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | Non
         weights = from_published(weights, config, num_codebooks)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    fill(mimi, weights, str(path), mx.float32)
-    mimi.fold_scales()
+    check(mimi, weights, str(path))
+    mimi.drop_scales()
+    fill(mimi, _with_scales_in_weights(weights), str(path), mx.float32)
     if on_gpu():
         # The encoder's codes would not stay as they are: `python -m benchmarks.codec_types`.
         mimi.set_types(encoder=mx.float32, decoder=mx.float16)

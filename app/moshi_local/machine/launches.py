@@ -118,7 +118,7 @@ def step_launches(
 def codec_launches(config: MimiConfig | None = None, num_codebooks: int = 8) -> dict[str, int]:
     """Kernels for a frame of our Mimi: encode and decode."""
     mimi = Mimi(config or MimiConfig(), num_codebooks)
-    mimi.fold_scales()
+    mimi.drop_scales()
     _fill(mimi)
     state = mimi.init_state()
     pcm = mx.zeros((1, mimi.config.channels, mimi.frame_size))
