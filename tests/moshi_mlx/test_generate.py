@@ -359,6 +359,7 @@ print(json.dumps([[f.index, f.text, f.partial, f.tokens.tolist(), f.pcm.tobytes(
 """
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_a_session_goes_on_in_another_process(
     nano: Moshi, tmp_path: Path, kv_bits: int | None

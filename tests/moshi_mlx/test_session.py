@@ -46,7 +46,7 @@ def equal(a: list[Frame], b: list[Frame]) -> bool:
     )
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
+@pytest.mark.parametrize("kv_bits", [pytest.param(8, marks=pytest.mark.gpu), 4])
 def test_replies_are_the_same_with_quantized_keys_and_values(moshi: Moshi, kv_bits: int) -> None:
     """The bundled question is answered in the same words, past the context."""
     pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
@@ -67,6 +67,7 @@ def test_other_kv_bits_are_refused(moshi: Moshi) -> None:
         moshi.session(kv_bits=2)
 
 
+@pytest.mark.gpu
 def test_frames(moshi: Moshi, question: np.ndarray) -> None:
     frames = run(moshi, question)
     delay = max(moshi.config.lm.delays)
@@ -79,6 +80,7 @@ def test_frames(moshi: Moshi, question: np.ndarray) -> None:
     assert all((frame.pcm == 0).all() for frame in frames[:delay])
 
 
+@pytest.mark.gpu
 def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:
     run(moshi, question, seed=7)  # whatever went on before leaves no trace
     mine = [frame.text for frame in run(moshi, question, seed=3)]
@@ -144,6 +146,7 @@ def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:
         assert equal([session.step(pcm) for pcm in question], first)
 
 
+@pytest.mark.gpu
 def test_events(moshi: Moshi, question: np.ndarray) -> None:
     with moshi.session() as session:
         frames = [session.step(pcm) for pcm in question]
@@ -181,6 +184,7 @@ def test_bad_input(moshi: Moshi) -> None:
         session.step(np.zeros(1920))
 
 
+@pytest.mark.gpu
 def test_stream(moshi: Moshi, question: np.ndarray) -> None:
     """Two streams at once, one from an async source, equal the steps; one thread does the work."""
     threads = set()
