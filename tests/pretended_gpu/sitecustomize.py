@@ -59,12 +59,22 @@ class PretendingLoader(Loader):
 
 
 def pretend(mx: Any) -> None:
-    """Gives `mlx.core` a GPU if it has none."""
+    """Gives `mlx.core` a GPU, its default device, if it has none."""
     gpu, info, sort = mx.Device(mx.gpu), mx.device_info, mx.argsort
     if mx.default_device() == gpu:
         return
-    mx.default_device = lambda: gpu
-    mx.device_info = lambda device=gpu: dict(APPLE_M2) if device == gpu else info(device)
+    default = gpu
+
+    def set_default_device(device: Any) -> None:
+        nonlocal default
+        default = device if isinstance(device, mx.Device) else mx.Device(device)
+
+    def device_info(device: Any = None) -> dict[str, Any]:
+        return dict(APPLE_M2) if (device or default) == gpu else info(mx.cpu)
+
+    mx.default_device = lambda: default
+    mx.set_default_device = set_default_device
+    mx.device_info = device_info
     mx.metal.is_available = lambda: True
     mx.set_wired_limit = lambda limit: 0
     mx.argpartition = lambda a, kth, axis=-1, stream=None: sort(a, axis=axis, stream=stream)
