@@ -5,23 +5,17 @@ import os
 import signal
 from collections.abc import Iterator
 
-import mlx.core as mx
 import pytest
 
-from moshi_mlx.backend import on_gpu
 from tests import rig
+from tests.device import set_device
 
 REQUIRED = "MOSHI_REQUIRE_DEVICE_TESTS"
-GPU = "MOSHI_TEST_GPU"
 
 
 def pytest_configure() -> None:
-    """Computes on the CPU everywhere, as numbers are compared in float32; with MOSHI_TEST_GPU=1
-    (`make test-gpu`) on a GPU. Subprocesses compute on MLX's own device."""
-    if os.environ.get(GPU) != "1":
-        mx.set_default_device(mx.cpu)
-    elif not on_gpu():
-        raise pytest.UsageError(f"{GPU}=1, and MLX has no GPU: use `make test-gpu`")
+    """Before any module of tests is imported."""
+    set_device()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

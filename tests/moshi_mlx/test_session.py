@@ -87,7 +87,9 @@ def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarra
     code = (
         "import json\n"
         "import soundfile, moshi_mlx\n"
+        "from tests.device import set_device\n"
         "from tests.moshi_mlx import test_session as t\n"
+        "set_device()\n"
         "pcm, _ = soundfile.read(t.NANO / 'question.wav', dtype='float32')\n"
         "frames = t.run(moshi_mlx.load('nano', codec='mlx'),"
         " pcm[: t.FRAMES * 1920].reshape(t.FRAMES, 1920), seed=3)\n"

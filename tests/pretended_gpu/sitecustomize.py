@@ -60,7 +60,8 @@ class PretendingLoader(Loader):
 
 def pretend(mx: Any) -> None:
     """Gives `mlx.core` a GPU, its default device, if it has none."""
-    gpu, info, sort = mx.Device(mx.gpu), mx.device_info, mx.argsort
+    gpu, info = mx.Device(mx.gpu), mx.device_info
+    sort, partition = mx.argsort, mx.argpartition
     if mx.default_device() == gpu:
         return
     default = gpu
@@ -72,12 +73,17 @@ def pretend(mx: Any) -> None:
     def device_info(device: Any = None) -> dict[str, Any]:
         return dict(APPLE_M2) if (device or default) == gpu else info(mx.cpu)
 
+    def argpartition(a: Any, kth: int, axis: int | None = -1, *, stream: Any = None) -> Any:
+        if default == gpu:
+            return sort(a, axis=axis, stream=stream)
+        return partition(a, kth, axis=axis, stream=stream)
+
     mx.default_device = lambda: default
     mx.set_default_device = set_default_device
     mx.device_info = device_info
     mx.metal.is_available = lambda: True
     mx.set_wired_limit = lambda limit: 0
-    mx.argpartition = lambda a, kth, axis=-1, stream=None: sort(a, axis=axis, stream=stream)
+    mx.argpartition = argpartition
 
 
 sys.meta_path.insert(0, Finder())
