@@ -13,7 +13,11 @@ MAKING := build/making
 # MLX's Linux wheel brings the reference BLAS; OpenBLAS, where it is installed, is many times faster.
 OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/null && \
 	ldconfig -p | sed -n 's/.*libopenblas\.so\.0 .*=> //p' | head -n 1)
-RUN := $(if $(OPENBLAS),LD_PRELOAD="$(OPENBLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
+# On an M5 and on NVIDIA's cards MLX multiplies float32 in TF32, with 10 bits, unless told otherwise.
+RUN := MLX_ENABLE_TF32=0 $(if $(OPENBLAS),LD_PRELOAD="$(OPENBLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
+# A Mac has a GPU, and Homebrew's Python has a sitecustomize that this one would hide.
+PRETENDED := $(if $(filter-out Darwin,$(shell uname)),\
+	PYTHONPATH="$(CURDIR)/tests/pretended_gpu$${PYTHONPATH:+:$$PYTHONPATH}")
 
 CODE := moshi_mlx app quantize recipes benchmarks examples tests
 UV := $(shell command -v uv)
@@ -27,11 +31,12 @@ endif
 UNHIDE := $(if $(filter Darwin,$(shell uname)),-@chflags -R nohidden $(VENV) 2>/dev/null)
 comma := ,
 
-.PHONY: help demo test check bench nano nano-eval constraints wheels clean
+.PHONY: help demo test test-gpu check bench nano nano-eval constraints wheels clean
 
 help:
 	@echo "make demo         answers a spoken question: build/demo.wav"
 	@echo "make test         runs the tests"
+	@echo "make test-gpu     runs the tests marked gpu on the GPU, or on a pretended one where MLX has none"
 	@echo "make check        runs lint, format, types and tests, as CI does"
 	@echo "make bench        times a step on this machine, interleaved with Kyutai's moshi_mlx"
 	@echo "make nano         trains the bundled model from scratch, in hours: build/nano (needs flite, festival, espeak-ng)"
@@ -47,6 +52,9 @@ demo: $(VENV)/runtime.stamp
 
 test: $(VENV)/dev.stamp
 	$(RUN) $(BIN)/pytest
+
+test-gpu: $(VENV)/dev.stamp
+	$(RUN) $(PRETENDED) MOSHI_TEST_GPU=1 $(BIN)/pytest -m gpu
 
 check: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(CODE)

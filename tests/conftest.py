@@ -1,4 +1,4 @@
-"""What all tests share: signals, and when a test that needs the sound card may be left out."""
+"""What all tests share: the device, signals, and when a test may be left out."""
 
 import ctypes.util
 import os
@@ -8,8 +8,14 @@ from collections.abc import Iterator
 import pytest
 
 from tests import rig
+from tests.device import set_device
 
 REQUIRED = "MOSHI_REQUIRE_DEVICE_TESTS"
+
+
+def pytest_configure() -> None:
+    """Before any module of tests is imported."""
+    set_device()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

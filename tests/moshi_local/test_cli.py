@@ -21,6 +21,7 @@ from moshi_local import cli
 from moshi_local.chat import ChatOptions
 from moshi_local.cli import SamplingFlags, main
 from moshi_mlx import Sampling
+from moshi_mlx.backend import default_dtype
 from moshi_mlx.hub import bundled_folder
 
 RATE = 24_000
@@ -113,6 +114,7 @@ def test_sampling_flags_change_only_what_they_say() -> None:
     assert SamplingFlags(temperature=0.0).audio(default) == Sampling(temperature=0.0, top_k=25)
 
 
+@pytest.mark.gpu
 def test_run_writes_the_answer_and_a_summary(
     recording: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,6 +140,7 @@ def test_run_is_the_same_with_the_same_seed(recording: Path) -> None:
     assert first.read_bytes() != other.read_bytes()
 
 
+@pytest.mark.gpu
 def test_kv_bits_reach_the_session(
     recording: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -179,7 +182,7 @@ def test_float16_answers_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
             arguments = ["run", str(question), str(tmp_path / "out.wav"), "--json", *option]
             assert main(arguments) == 0
             said.append([word["text"] for word in json.loads(capsys.readouterr().out)["words"]])
-    assert loaded == [mx.float32, mx.float16]
+    assert loaded == [default_dtype(), mx.float16]
     assert said[0] == said[1] != []
 
 

@@ -43,6 +43,7 @@ from moshi_local.machine.verdict import Verdict, check_before, late_warning
 from moshi_local.platform import Machine, machine
 from moshi_local.report import warm_up
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
+from moshi_mlx.backend import on_gpu
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import Needs
 from moshi_mlx.hub import bundled_folder, resolve
@@ -145,11 +146,12 @@ def test_quantized_keys_and_values_need_less() -> None:
         check_before("moshiko-q4", here=here)
 
 
+@pytest.mark.gpu
 def test_needs_of_files_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
     files = resolve("nano")
     needs = needs_of_files(files)
-    parameters = prediction.named_parameters(moshi_mlx.load("nano").lm)
+    parameters = prediction.named_parameters(moshi_mlx.load("nano", dtype=mx.float32).lm)
     assert needs.weights == sum(a.nbytes for a in parameters.values())
     # 4 layers, context 100, 192 wide, float32.
     assert needs.conversation == 2 * 4 * 100 * 192 * 4
@@ -302,6 +304,16 @@ def test_a_model_that_is_here_goes_first(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_series_are_no_models() -> None:
     assert not set(catalog.all_series()) & set(catalog.names())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not on_gpu(), reason="MLX computes on the CPU here; see `make test-gpu`")
+def test_a_gpu_limits_what_a_model_may_take() -> None:
+    here = machine()
+    assert here.backend == "gpu"
+    assert here.device == mx.device_info()["device_name"]
+    assert here.gpu_memory
+    assert here.usable_memory == min(here.memory_total, here.gpu_memory)
 
 
 # ------------------------------------------------------------------------------ measuring

@@ -180,7 +180,8 @@ def test_a_row_is_all_that_a_model_needs(
     assert rows["nano"]["here"]["fits"] is True
     assert cli.main(["run", "a", "b", "--model", "wordi-q4"]) == 2
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    found = {row.entry.name: row for row in survey(MAC, speed)}
+    small = replace(MAC, gpu_memory=17_000_000_000)
+    found = {row.entry.name: row for row in survey(small, speed)}
     assert found["wordy-q4"].verdict.fits is True
     assert found["wordy-q4"].verdict.frame_ms is None
     assert published_shape("wordy-q4") is None

@@ -8,6 +8,7 @@ import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -20,6 +21,13 @@ def eventually(true: Callable[[], bool], seconds: float = 5.0) -> bool:
     while not true() and time.monotonic() < end:
         time.sleep(0.005)
     return true()
+
+
+def terminal_state(fd: int) -> list[Any]:
+    """As `termios.tcgetattr`, without PENDIN: BSD and macOS set it until the next line is read."""
+    state = termios.tcgetattr(fd)
+    state[3] &= ~termios.PENDIN
+    return state
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def test_a_held_key_is_held_until_it_stops_repeating() -> None:
 
 def test_keys_come_one_by_one_and_the_terminal_is_given_back(terminal: tuple[int, int]) -> None:
     keyboard, fd = terminal
-    before = termios.tcgetattr(fd)
+    before = terminal_state(fd)
     pressed: list[str] = []
     with Keys({"m": lambda: pressed.append("m"), "q": lambda: pressed.append("q")}, fd=fd) as keys:
         assert keys.active
@@ -73,7 +81,7 @@ def test_keys_come_one_by_one_and_the_terminal_is_given_back(terminal: tuple[int
         assert eventually(lambda: pressed[-1:] == ["q"])
         os.write(keyboard, b"left over")
     assert pressed == ["m", "m", "q"]
-    assert termios.tcgetattr(fd) == before
+    assert terminal_state(fd) == before
     assert "keys" not in [thread.name for thread in threading.enumerate()]
 
 
@@ -102,15 +110,15 @@ def test_space_that_is_held_at_the_end_is_let_go(terminal: tuple[int, int]) -> N
 
 def test_suspended_the_terminal_is_as_it_was(terminal: tuple[int, int]) -> None:
     keyboard, fd = terminal
-    before = termios.tcgetattr(fd)
+    before = terminal_state(fd)
     pressed: list[str] = []
     with Keys({"m": lambda: pressed.append("m")}, fd=fd) as keys:
         keys.suspend()
-        assert termios.tcgetattr(fd) == before
+        assert terminal_state(fd) == before
         keys.resume()
         os.write(keyboard, b"m")
         assert eventually(lambda: pressed == ["m"])
-    assert termios.tcgetattr(fd) == before
+    assert terminal_state(fd) == before
 
 
 def test_no_terminal_no_keys() -> None:
@@ -123,7 +131,7 @@ def test_no_terminal_no_keys() -> None:
 
 def test_an_error_inside_gives_the_terminal_back(terminal: tuple[int, int]) -> None:
     _, fd = terminal
-    before = termios.tcgetattr(fd)
+    before = terminal_state(fd)
     with pytest.raises(RuntimeError), Keys({}, fd=fd):
         raise RuntimeError
-    assert termios.tcgetattr(fd) == before
+    assert terminal_state(fd) == before

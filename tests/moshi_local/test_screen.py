@@ -42,7 +42,7 @@ from moshi_local.events import (
 from moshi_local.terminal.screen import KEPT_LINES, ScreenState, can_draw, level, wrap
 from moshi_mlx import SpeechStarted, Word, WordSpoken
 from moshi_mlx.testing import FRAME_SIZE, FakeSession
-from tests.moshi_local.test_keys import eventually
+from tests.moshi_local.test_keys import eventually, terminal_state
 
 QUIET = np.zeros(FRAME_SIZE, np.float32)
 
@@ -307,6 +307,7 @@ except Exception as error:
 
 SHELL = """
 import fcntl, os, signal, subprocess, sys, termios
+from contextlib import suppress
 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 ignored = (signal.SIGTTOU, signal.SIGHUP)
 for number in ignored:
@@ -325,8 +326,12 @@ while True:
     os.tcsetpgrp(0, program.pid)
     os.kill(program.pid, signal.SIGCONT)
 print("exit", os.waitstatus_to_exitcode(status), file=sys.stderr, flush=True)
+with suppress(OSError):  # the terminal may be gone
+    os.tcsetpgrp(0, os.getpgrp())
+    sys.stdin.readline()
 """
-"""As much of a shell as job control needs: it goes on with a stopped program after a line."""
+"""As much of a shell as job control needs: it goes on with a stopped program after a line. It ends
+after another one, since macOS takes the terminal from all when the leader of its session ends."""
 
 
 class Terminal:
@@ -335,7 +340,7 @@ class Terminal:
     def __init__(self, *arguments: str, **environment: str) -> None:
         self._ours, self._theirs = pty.openpty()
         self.resize(80, 24)
-        self.before = termios.tcgetattr(self._theirs)
+        self.before = terminal_state(self._theirs)
         self._shell = subprocess.Popen(
             [sys.executable, "-c", SHELL, *arguments],
             stdin=self._theirs, stdout=self._theirs, stderr=subprocess.PIPE, text=True,
@@ -390,16 +395,21 @@ class Terminal:
             pytest.fail(f"{words!r} is not on the screen: {self.shown()}, {self.notes}")
 
     def exit_code(self) -> int:
-        self._shell.wait(20)
-        self._readers[1].join(5)
+        """The program's, when it has ended; the shell stays."""
+        assert eventually(lambda: self._ended, 20.0), self.notes
         return int(self.notes[-1].split()[1])
+
+    @property
+    def _ended(self) -> bool:
+        return self.notes[-1].startswith("exit ")
 
     @property
     def given_back(self) -> bool:
         """Whether keys, screen and cursor are as they were."""
+        assert self._shell.poll() is None, "on macOS there would be no terminal to look at"
         output = self.output
         return (
-            termios.tcgetattr(self._theirs) == self.before
+            terminal_state(self._theirs) == self.before
             and output.rfind("\x1b[?1049l") > output.rfind("\x1b[?1049h")
             and output.rfind("\x1b[?25h") > output.rfind("\x1b[?25l")
         )
@@ -416,10 +426,10 @@ class Terminal:
             os.close(self._ours)
 
     def close(self) -> None:
-        if self._shell.poll() is None:
+        if not self._ended:
             os.kill(self.pid, signal.SIGKILL)
-            self._shell.kill()
-            self._shell.wait()
+        self._shell.kill()
+        self._shell.wait()
         os.close(self._theirs)
         self._look_away()
 

@@ -366,7 +366,9 @@ CONTINUE = """
 import json, sys
 import numpy as np
 import moshi_mlx
+from tests.device import set_device
 from tests.moshi_mlx.test_generate import GUARDED, sound
+set_device()
 path, kv_bits, start = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
 moshi = moshi_mlx.load("nano", verb="talk", codec="mlx")
 with moshi.session(state=path, text=GUARDED, audio=GUARDED, kv_bits=kv_bits) as session:
@@ -376,6 +378,7 @@ print(json.dumps([[f.index, f.text, f.partial, f.tokens.tolist(), f.pcm.tobytes(
 """
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("kv_bits", [None, 8])
 def test_a_session_goes_on_in_another_process(
     nano: Moshi, tmp_path: Path, kv_bits: int | None

@@ -20,6 +20,7 @@ CASES = Path(__file__).parents[1] / "fixtures" / "lm"
 GREEDY = Sampling(temperature=0)
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("case", sorted(p.name for p in CASES.iterdir()))
 def test_reference_numbers(case: str) -> None:
     result = conformance.run_case(CASES / case)

@@ -152,6 +152,7 @@ def test_rust_codec_is_the_same_codec(full_size: Callable[[int], Path]) -> None:
     np.testing.assert_allclose(rust_pcm, our_pcm, atol=PCM_TOLERANCE)
 
 
+@pytest.mark.gpu
 def test_auto_takes_the_codec_that_is_clearly_faster(full_size: Callable[[int], Path]) -> None:
     pytest.importorskip("rustymimi")
     path = full_size(1)
@@ -166,6 +167,7 @@ def test_auto_takes_the_codec_that_is_clearly_faster(full_size: Callable[[int], 
     np.testing.assert_array_equal(heard[0], heard[1])  # a state that was timed serves nobody
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["nano", "small"])
 def test_other_shapes_are_the_reference(name: str) -> None:
     """nano; and several dilated residual blocks with learned shortcuts; past the context."""

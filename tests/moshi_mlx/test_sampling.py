@@ -19,6 +19,7 @@ def frequencies(sampling: Sampling, draws: int = 20_000) -> np.ndarray:
     return np.bincount(tokens, minlength=5) / draws
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
@@ -36,6 +37,7 @@ def test_frequencies(sampling: Sampling, expected: list[float]) -> None:
     np.testing.assert_allclose(frequencies(sampling), expected, atol=0.015)
 
 
+@pytest.mark.gpu
 @settings(deadline=None, max_examples=40)
 @given(
     st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=30),
@@ -58,6 +60,7 @@ def test_out_of_range_is_refused() -> None:
             Sampling(**wrong)
 
 
+@pytest.mark.gpu
 def test_seed_decides() -> None:
     """The same seed gives the same conversation, another one another."""
     lm = load("moshi")

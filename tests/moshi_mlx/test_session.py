@@ -47,7 +47,7 @@ def equal(a: list[Frame], b: list[Frame]) -> bool:
     )
 
 
-@pytest.mark.parametrize("kv_bits", [8, 4])
+@pytest.mark.parametrize("kv_bits", [pytest.param(8, marks=pytest.mark.gpu), 4])
 def test_replies_are_the_same_with_quantized_keys_and_values(moshi: Moshi, kv_bits: int) -> None:
     """The bundled question is answered in the same words, past the context."""
     pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
@@ -68,6 +68,7 @@ def test_other_kv_bits_are_refused(moshi: Moshi) -> None:
         moshi.session(kv_bits=2)
 
 
+@pytest.mark.gpu
 def test_frames(moshi: Moshi, question: np.ndarray) -> None:
     frames = run(moshi, question)
     delay = max(moshi.config.lm.delays)
@@ -80,13 +81,14 @@ def test_frames(moshi: Moshi, question: np.ndarray) -> None:
     assert all((frame.pcm == 0).all() for frame in frames[:delay])
 
 
+@pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True])
 def test_one_synchronisation_a_frame(moshi: Moshi, question: np.ndarray, compiled: bool) -> None:
     """As on a GPU: the same frames as part by part, words held or not, past the context."""
     context = moshi.config.lm.transformer.context or 0
     heard = np.concatenate([question] * (context // FRAMES + 1))
     sessions = [moshi.session(seed=3) for _ in range(2)]
-    sessions[1]._one_go = True
+    sessions[0]._one_go, sessions[1]._one_go = False, True
     if compiled:
         sessions[1]._generator._kind = sessions[1]._generator._kind._replace(compiled=True)
         sessions[1].reset()
@@ -103,13 +105,16 @@ def test_one_synchronisation_a_frame(moshi: Moshi, question: np.ndarray, compile
     assert counts.syncs == 3
 
 
+@pytest.mark.gpu
 def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:
     run(moshi, question, seed=7)  # whatever went on before leaves no trace
     mine = [frame.text for frame in run(moshi, question, seed=3)]
     code = (
         "import json\n"
         "import soundfile, moshi_mlx\n"
+        "from tests.device import set_device\n"
         "from tests.moshi_mlx import test_session as t\n"
+        "set_device()\n"
         "pcm, _ = soundfile.read(t.NANO / 'question.wav', dtype='float32')\n"
         "frames = t.run(moshi_mlx.load('nano', codec='mlx'),"
         " pcm[: t.FRAMES * 1920].reshape(t.FRAMES, 1920), seed=3)\n"
@@ -168,6 +173,7 @@ def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:
         assert equal([session.step(pcm) for pcm in question], first)
 
 
+@pytest.mark.gpu
 def test_events(moshi: Moshi, question: np.ndarray) -> None:
     with moshi.session() as session:
         frames = [session.step(pcm) for pcm in question]
@@ -205,6 +211,7 @@ def test_bad_input(moshi: Moshi) -> None:
         session.step(np.zeros(1920))
 
 
+@pytest.mark.gpu
 def test_stream(moshi: Moshi, question: np.ndarray) -> None:
     """Two streams at once, one from an async source, equal the steps; one thread does the work."""
     threads = set()

@@ -63,6 +63,7 @@ def test_the_recording_is_small_and_as_described() -> None:
     assert Path(QUESTION).stat().st_size < 600_000
 
 
+@pytest.mark.gpu
 def test_the_text_is_right(demo: tuple[dict[str, Any], np.ndarray, int]) -> None:
     summary, _, _ = demo
     said = [text for text, _, _ in phrases(summary["words"])]
@@ -70,6 +71,7 @@ def test_the_text_is_right(demo: tuple[dict[str, Any], np.ndarray, int]) -> None
     assert summary["text"] == " ".join(REPLIES)
 
 
+@pytest.mark.gpu
 def test_each_reply_comes_after_its_question(demo: tuple[dict[str, Any], np.ndarray, int]) -> None:
     summary, both, rate = demo
     asked = np.flatnonzero(np.abs(both[:, 0]) > 0.02) / rate

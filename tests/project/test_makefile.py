@@ -17,13 +17,19 @@ FITS = f'exec "{sys.executable}" "$@"'
 pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 
 
-def make(folder: Path, programs: dict[str, str], *arguments: str, dry: bool = True) -> str:
-    """The lines that `make demo` would run, or what it says where `dry` is False."""
+def make(
+    folder: Path,
+    programs: dict[str, str],
+    *arguments: str,
+    target: str = "demo",
+    dry: bool = True,
+) -> str:
+    """The lines that `make TARGET` would run, or what it says where `dry` is False."""
     for name, text in programs.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n", encoding="utf-8")
         (folder / name).chmod(0o755)
     done = subprocess.run(
-        ["make", *(["-n"] if dry else []), "demo", f"VENV={folder}/venv", *arguments],
+        ["make", *(["-n"] if dry else []), target, f"VENV={folder}/venv", *arguments],
         cwd=ROOT,
         env={"PATH": f"{folder}:/usr/bin:/bin"},
         capture_output=True,
@@ -62,3 +68,32 @@ def test_a_hidden_environment_is_shown_again(tmp_path: Path) -> None:
     lines = make(tmp_path, programs | {"uname": "echo Darwin"}, "UV=").splitlines()
     install = next(i for i, line in enumerate(lines) if line.endswith("-e ."))
     assert lines[install + 1].startswith(f"chflags -R nohidden {tmp_path}/venv")
+
+
+def test_float32_is_multiplied_as_float32(tmp_path: Path) -> None:
+    """The reference's numbers are missed with TF32, which is MLX's default on newer GPUs."""
+    programs = dict.fromkeys(PYTHONS, FITS) | {"ldconfig": "exit 0"}
+    for target, program in (
+        ("test", "pytest"),
+        ("check", "pytest"),
+        ("bench", "moshi-local bench"),
+    ):
+        lines = make(tmp_path, programs, "UV=", "PYTHON=python3", target=target).splitlines()
+        started = [line for line in lines if f"/bin/{program}" in line]
+        assert started
+        assert all("MLX_ENABLE_TF32=0 " in line for line in started)
+
+
+def test_the_gpu_is_real_on_a_mac_and_pretended_elsewhere(tmp_path: Path) -> None:
+    programs = dict.fromkeys(PYTHONS, FITS)
+    for system, pretended in (("Linux", True), ("Darwin", False)):
+        named = programs | {"uname": f"echo {system}"}
+        (line,) = [
+            line
+            for line in make(
+                tmp_path, named, "UV=", "PYTHON=python3", target="test-gpu"
+            ).splitlines()
+            if line.endswith("/bin/pytest -m gpu")
+        ]
+        assert "MOSHI_TEST_GPU=1 " in line
+        assert (f'PYTHONPATH="{ROOT}/tests/pretended_gpu' in line) == pretended

@@ -34,10 +34,10 @@ def test_what_is_checked_where() -> None:
     }
     assert systems == {("ubuntu", "3.11"), ("ubuntu", "3.14"), ("macos", "3.12")}
     commands = " ".join(step.get("run", "") for step in job["steps"])
-    for command in ("make check", "make demo", "moshi-local doctor --json"):
+    for command in ("make check", "make test-gpu", "make demo", "moshi-local doctor --json"):
         assert command in commands
     assert any(step.get("uses", "").startswith("actions/upload-artifact") for step in job["steps"])
-    packages = (WORKFLOWS.parents[1] / ".ci" / "run").read_text(encoding="utf-8")
-    for package in ("libportaudio2", "pulseaudio-utils", "festvox-us-slt-hts"):
-        assert package in packages
-        assert package in commands
+    here = (WORKFLOWS.parents[1] / ".ci" / "run").read_text(encoding="utf-8")
+    for both in ("make test-gpu", "libportaudio2", "pulseaudio-utils", "festvox-us-slt-hts", "g++"):
+        assert both in here
+        assert both in commands

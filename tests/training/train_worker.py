@@ -17,6 +17,7 @@ from moshi_mlx.training.losses import Batch
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer
 from moshi_mlx.weights import load_lm
+from tests.device import set_device
 
 CASE = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi"
 STEPS = 4
@@ -67,6 +68,7 @@ def logged(folder: Path) -> list[dict[str, float]]:
 
 
 def main() -> None:
+    set_device()
     size, accumulation = int(sys.argv[2]), int(sys.argv[3])
     peers = Peers.found()
     trainer = make_trainer(Path(sys.argv[1]), size, accumulation, peers)
