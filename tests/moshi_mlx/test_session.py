@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -215,7 +216,7 @@ def test_bad_input(moshi: Moshi) -> None:
 def test_stream(moshi: Moshi, question: np.ndarray) -> None:
     """Two streams at once, one from an async source, equal the steps; one thread does the work."""
     threads = set()
-    step = moshi.codec.encode_step
+    step = moshi.codec.encode_later
 
     async def slowly() -> AsyncIterator[np.ndarray]:
         for pcm in question:
@@ -234,11 +235,11 @@ def test_stream(moshi: Moshi, question: np.ndarray) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
 
-        def noting(pcm: np.ndarray, state: object) -> np.ndarray:
+        def noting(pcm: np.ndarray, state: object) -> mx.array:
             threads.add(threading.get_ident())
             return step(pcm, state)  # type: ignore[arg-type]
 
-        patch.setattr(moshi.codec, "encode_step", noting)
+        patch.setattr(moshi.codec, "encode_later", noting)
         results = asyncio.run(both())
     with moshi.session() as session:
         expected = [session.step(pcm) for pcm in question]
