@@ -16,6 +16,7 @@ import soundfile
 import moshi_mlx
 from moshi_local.machine.mlx_counters import counting
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
+from moshi_mlx.codec import MlxCodec
 from moshi_mlx.hub import bundled_folder
 
 NANO = bundled_folder("nano")
@@ -216,6 +217,7 @@ def test_bad_input(moshi: Moshi) -> None:
 def test_stream(moshi: Moshi, question: np.ndarray) -> None:
     """Two streams at once, one from an async source, equal the steps; one thread does the work."""
     threads = set()
+    assert isinstance(moshi.codec, MlxCodec)
     step = moshi.codec.encode_later
 
     async def slowly() -> AsyncIterator[np.ndarray]:
