@@ -6,7 +6,6 @@ process.
 """
 
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,8 +22,10 @@ from .codec import Codec, MlxCodec
 from .config import LmConfig
 from .errors import SessionError
 from .events import Event, WordSpoken
+from .exclusive import Exclusive
 from .generate import Generator
 from .state import SavedState, joined
+from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
 from .worker import Worker
 
@@ -75,7 +76,7 @@ class Frame:
 
 
 class Session(Closing):
-    """A conversation; made by `Moshi.session`. Use it from one thread, or through `stream`.
+    """A conversation; made by `Moshi.session`. From any thread, one at a time, or by `stream`.
 
     Args:
         codec: sound to codes and back.
@@ -100,6 +101,7 @@ class Session(Closing):
         self._tokenizer = tokenizer
         self._generator = generator
         self._worker = worker
+        self._turn = Exclusive("session")
         self._closed = False
         self._streaming = False
         self.frame_rate = codec.sample_rate / codec.frame_size
@@ -139,6 +141,10 @@ class Session(Closing):
         return self._step(pcm, hold_text)
 
     def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
+        with self._turn:
+            return self._stepped(pcm, hold_text)
+
+    def _stepped(self, pcm: npt.ArrayLike, hold_text: bool) -> Frame:
         self._check_open()
         heard = self._checked(pcm)
         index = self._index
@@ -205,8 +211,9 @@ class Session(Closing):
         self._check_open()
         if self._streaming:
             raise SessionError("this session is being streamed: it cannot be reset meanwhile")
-        self._generator.reset()
-        self._begin()
+        with self._turn:
+            self._generator.reset()
+            self._begin()
 
     def save(self) -> SavedState:
         """The whole conversation as a value, to be resumed later: `Moshi.session(state=…)`.
@@ -220,12 +227,13 @@ class Session(Closing):
         self._check_open()
         if self._streaming:
             raise SessionError("this session is being streamed: it cannot be saved meanwhile")
-        parts = {
-            "generator": self._generator.save(),
-            "codec": self._codec.save_state(self._codec_state),
-        }
-        activity = {"moshi": self._moshi.save(), "user": self._user.save()}
-        return joined(parts, words=self._words.save(), index=self._index, **activity)
+        with self._turn:
+            parts = {
+                "generator": self._generator.save(),
+                "codec": self._codec.save_state(self._codec_state),
+            }
+            activity = {"moshi": self._moshi.save(), "user": self._user.save()}
+            return joined(parts, words=self._words.save(), index=self._index, **activity)
 
     def _restore(self, state: SavedState) -> None:
         self._generator.restore(state.part("generator"))
@@ -235,29 +243,32 @@ class Session(Closing):
         self._user.restore(state.facts["user"])
         self._index = state.facts["index"]
 
-    async def stream(
-        self, source: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
-    ) -> AsyncIterator[Frame]:
+    def stream(self, source: Source) -> FrameStream[Frame]:
         """Steps through the frames of `source`, on the one thread that does MLX's work.
 
         Safe in an event loop and beside other sessions of the model; ends with the source. One
-        stream at a time per session.
+        stream at a time per session. A frame whose caller is cancelled comes next.
 
         Raises:
-            SessionError: as `step`.
+            SessionError: as `step`, by the first frame.
         """
-        if self._streaming:
-            raise SessionError("this session is being streamed already")
-        self._streaming = True
-        try:
-            async for pcm in _each(source):
-                yield await self._worker.run(partial(self._step, pcm))
-        finally:
+
+        def begin() -> None:
+            if self._streaming:
+                raise SessionError("this session is being streamed already")
+            self._streaming = True
+
+        def end() -> None:
             self._streaming = False
 
+        return FrameStream(
+            source, begin, lambda pcm: self._worker.submit(partial(self._step, pcm)), end
+        )
+
     def close(self) -> None:
-        """Lets go of the state; a closed session cannot be used again."""
+        """Lets go of the state, once a step on its way is done; it cannot be used again."""
         self._closed = True
+        self._turn.wait()
         self._codec_state = None
 
     def _check_open(self) -> None:
@@ -280,14 +291,3 @@ def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) 
         pad=config.text_padding_id,
         frame_rate=frame_rate,
     )
-
-
-async def _each(
-    source: Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike],
-) -> AsyncIterator[npt.ArrayLike]:
-    if isinstance(source, AsyncIterable):
-        async for pcm in source:
-            yield pcm
-    else:
-        for pcm in source:
-            yield pcm

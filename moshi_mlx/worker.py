@@ -1,6 +1,5 @@
 """One thread that does all of MLX's work for callers on other threads. Knows nothing of models."""
 
-import asyncio
 import threading
 import weakref
 from collections.abc import Callable
@@ -10,8 +9,13 @@ from typing import Any, TypeVar
 
 import mlx.core as mx
 
+from .errors import SessionError
+
 T = TypeVar("T")
 _Job = tuple[Callable[[], Any], "Future[Any]"]
+
+EXIT_SECONDS = 10.0
+"""What a job that runs while the process ends may take."""
 
 
 class Worker:
@@ -23,46 +27,61 @@ class Worker:
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._end: Callable[[], Any] | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        self._thread: threading.Thread | None = None
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
-        """Queues `work`; the future has its result. From any thread."""
+        """Queues `work`; the future has its result. From any thread.
+
+        A future that is cancelled before its turn is passed over.
+
+        Raises:
+            SessionError: the worker is closed.
+        """
         future: Future[T] = Future()
-        self._jobs.put((work, future))
-        if self._end is None:
-            thread = threading.Thread(target=_work, args=(self._jobs,), name="moshi-local MLX")
-            thread.daemon = True  # `finalize` ends it; Python would wait for it before that
-            thread.start()
-            self._end = weakref.finalize(self, _end, self._jobs, thread)
+        with self._lock:
+            if self._closed:
+                raise SessionError("the thread of this model has ended: load the model again")
+            self._jobs.put((work, future))
+            if self._thread is None:
+                self._thread = threading.Thread(
+                    target=_work, args=[self._jobs], name="moshi-local MLX"
+                )
+                self._thread.daemon = True  # `finalize` ends it; Python would wait before that
+                self._thread.start()
+                weakref.finalize(self, _end, self._jobs, self._thread, EXIT_SECONDS)
         return future
 
-    async def run(self, work: Callable[[], T]) -> T:
-        """Awaits `work`. A cancelled caller still waits for it to end, so that jobs never mix."""
-        waiting = asyncio.wrap_future(self.submit(work))
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            await asyncio.wait([waiting])
-            raise
+    def close(self, timeout: float | None = None) -> bool:
+        """Ends the thread once the jobs that were given are done; it takes no others.
 
-    def close(self) -> None:
-        """Ends the thread once the jobs that were given are done; it takes no others."""
-        if self._end is not None:
-            self._end()
+        Args:
+            timeout: seconds to wait for that at most.
+
+        Returns:
+            Whether it has ended; never for the thread itself.
+        """
+        with self._lock:
+            self._closed = True
+            thread = self._thread
+        return thread is None or _end(self._jobs, thread, timeout)
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     while (job := jobs.get()) is not None:
         work, future = job
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
         del job, work, future  # a waiting thread must not keep a session alive
     mx.clear_streams()
 
 
-def _end(jobs: SimpleQueue[_Job | None], thread: threading.Thread) -> None:
+def _end(jobs: SimpleQueue[_Job | None], thread: threading.Thread, timeout: float | None) -> bool:
     jobs.put(None)
     if thread is not threading.current_thread():
-        thread.join()
+        thread.join(timeout)
+    return not thread.is_alive()

@@ -11,6 +11,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import numpy as np
@@ -94,12 +95,17 @@ class Engine(Closing):
             raise SessionError("this engine is closed: make a new one")
         return self._worker.submit(work)
 
-    def close(self) -> None:
-        """Finishes the frames that wait, closes all conversations, and ends the thread."""
+    def close(self, timeout: float | None = None) -> None:
+        """Finishes the frames that wait, closes all conversations, and ends the thread.
+
+        Args:
+            timeout: seconds to wait at most for each; what hangs is left behind.
+        """
         for conversation in tuple(self._open):
-            conversation.close()
+            with suppress(TimeoutError):
+                conversation.close(timeout)
         self._closed = True
-        self._worker.close()
+        self._worker.close(timeout)
 
     def forget(self, conversation: EngineConversation) -> None:
         """A conversation has been closed."""
@@ -139,12 +145,29 @@ class EngineConversation(Closing):
         """The same for an event loop. A frame whose caller is cancelled is stepped all the same."""
         return await asyncio.shield(asyncio.wrap_future(self._submit(pcm)))
 
-    def close(self) -> None:
-        """Closes the session, once a frame that waits has been stepped. May be called again."""
-        if not self._closed:
-            self._closed = True
-            self._engine.submit(self._session.close).result()
-            self._engine.forget(self)
+    def close(self, timeout: float | None = None) -> Sequence[Event]:
+        """Closes the session, once a frame that waits has been stepped. May be called again.
+
+        Args:
+            timeout: seconds to wait at most; it is closed all the same.
+
+        Returns:
+            What happened since the last frame, with the word that was still open.
+
+        Raises:
+            TimeoutError: that was not there in time.
+        """
+        if self._closed:
+            return []
+        self._closed = True
+        self._engine.forget(self)
+
+        def work() -> Sequence[Event]:
+            self.controls.finish()
+            self._session.close()
+            return self.controls.take_events()
+
+        return self._engine.submit(work).result(timeout)
 
     def _submit(self, pcm: Pcm) -> Future[tuple[Frame | None, Sequence[Event]]]:
         if self._closed:

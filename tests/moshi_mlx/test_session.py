@@ -3,6 +3,7 @@
 import asyncio
 import itertools
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -262,7 +263,7 @@ def test_a_streamed_session_refuses_steps(moshi: Moshi, question: np.ndarray) ->
                 session.reset()
             with pytest.raises(SessionError, match="already"):
                 await anext(session.stream(question))
-            await stream.aclose()  # type: ignore[attr-defined]
+            await stream.aclose()
             session.step(question[0])
 
     asyncio.run(mixed())
@@ -286,3 +287,88 @@ def test_cancelled_stream_leaves_the_session_usable(moshi: Moshi, question: np.n
             assert session.frames == before + 1
 
     asyncio.run(cancelled())
+
+
+def test_a_frame_whose_caller_is_cancelled_comes_next(moshi: Moshi, question: np.ndarray) -> None:
+    async def impatient() -> list[int]:
+        found: list[int] = []
+        with moshi.session() as session:
+            stream = session.stream(question[:6])
+            while len(found) < 6:
+                try:
+                    found.append((await asyncio.wait_for(anext(stream), 0.0001)).index)
+                except TimeoutError:
+                    gone.append(len(found))
+        return found
+
+    gone: list[int] = []
+    assert asyncio.run(impatient()) == list(range(6))
+    assert gone  # some were cancelled
+
+
+def test_a_stream_that_is_left_frees_the_session(moshi: Moshi, question: np.ndarray) -> None:
+    async def left() -> int:
+        with moshi.session() as session:
+            async for _ in session.stream(question):
+                break
+            return session.step(question[0]).index
+
+    assert asyncio.run(left()) == 1
+
+
+def test_closed_during_a_stream(moshi: Moshi, question: np.ndarray) -> None:
+    async def closed() -> None:
+        session = moshi.session()
+        stream = session.stream(question)
+        await anext(stream)
+        session.close()
+        with pytest.raises(SessionError, match="closed"):
+            await anext(stream)
+
+    asyncio.run(closed())
+
+
+def test_a_second_thread_is_refused_at_once(moshi: Moshi, question: np.ndarray) -> None:
+    """While the first one steps; afterwards any thread may."""
+    with moshi.session() as session:
+        inside, go_on = threading.Event(), threading.Event()
+        stepped = session._generator.step
+
+        def slow(*args: object, **named: object) -> object:
+            inside.set()
+            go_on.wait(20)
+            return stepped(*args, **named)  # type: ignore[arg-type]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session._generator, "step", slow)
+            patch.setattr(session, "_one_go", False)
+            first = threading.Thread(target=session.step, args=[question[0]])
+            first.start()
+            assert inside.wait(20)
+            for use in (lambda: session.step(question[0]), session.reset, session.save):
+                with pytest.raises(SessionError, match="in use by another thread"):
+                    use()
+            go_on.set()
+            first.join()
+        assert session.step(question[1]).index == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
+def test_a_forked_process_is_refused() -> None:
+    """With one line, where it would wait for ever."""
+    code = (
+        "import os, numpy as np, moshi_mlx\n"
+        "session = moshi_mlx.load('nano', codec='mlx').session()\n"
+        "session.step(np.zeros(1920))\n"
+        "if not os.fork():\n"
+        "    try:\n"
+        "        session.step(np.zeros(1920))\n"
+        "    except moshi_mlx.SessionError as error:\n"
+        "        print(error)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert "before the process was forked" in done.stdout

@@ -42,6 +42,8 @@ ALLOWED: dict[str, set[str]] = {
     "text": set(),
     "trees": set(),
     "worker": set(),
+    "exclusive": set(),
+    "stream": set(),
     "lora": set(),
     "events": {"text"},
     "activity": {"arrays", "events"},

@@ -1,0 +1,86 @@
+"""Frames of a session for an event loop. Knows nothing of what a step does."""
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from concurrent.futures import Future
+from typing import Generic, TypeVar
+
+import numpy.typing as npt
+
+F = TypeVar("F")
+Source = Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
+
+
+class FrameStream(AsyncIterator[F], Generic[F]):
+    """What a session says to the frames of a source; made by `Session.stream`.
+
+    A frame whose caller is cancelled, as by `asyncio.wait_for`, is the next one that is given. The
+    session is free again when the stream has ended, was cancelled or closed, or is left.
+
+    Args:
+        source: the other side's frames.
+        begin: takes the session, or raises.
+        submit: begins a step.
+        end: gives the session back.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        begin: Callable[[], None],
+        submit: Callable[[npt.ArrayLike], "Future[F]"],
+        end: Callable[[], None],
+    ) -> None:
+        self._frames = _each(source)
+        self._begin, self._submit, self._end = begin, submit, end
+        self._begun = self._ended = False
+        self._step: asyncio.Future[F] | None = None
+
+    async def __anext__(self) -> F:
+        if self._ended:
+            raise StopAsyncIteration
+        if not self._begun:
+            self._begin()
+            self._begun = True
+        try:
+            if self._step is None:
+                pcm = await anext(self._frames)
+                self._step = asyncio.wrap_future(self._submit(pcm))
+            frame = await asyncio.shield(self._step)
+        except asyncio.CancelledError:
+            if self._step is not None:  # before that the session is in use
+                await asyncio.wait([self._step])
+            self._give_back()
+            raise
+        except BaseException:
+            self._finish()
+            raise
+        self._step = None
+        return frame
+
+    async def aclose(self) -> None:
+        """Ends it, once a step on its way is done."""
+        if self._step is not None:
+            await asyncio.wait([self._step])
+        self._finish()
+
+    def __del__(self) -> None:
+        self._finish()
+
+    def _finish(self) -> None:
+        self._give_back()
+        self._ended = True
+
+    def _give_back(self) -> None:
+        if self._begun:
+            self._begun = False
+            self._end()
+
+
+async def _each(source: Source) -> AsyncIterator[npt.ArrayLike]:
+    if isinstance(source, AsyncIterable):
+        async for pcm in source:
+            yield pcm
+    else:
+        for pcm in source:
+            yield pcm

@@ -1,0 +1,60 @@
+"""The one thread of a model."""
+
+import threading
+
+import pytest
+
+from moshi_mlx import SessionError
+from moshi_mlx.worker import Worker
+
+
+def test_a_future_that_is_cancelled_is_passed_over() -> None:
+    worker, go_on, done = Worker(), threading.Event(), []
+    first = worker.submit(lambda: go_on.wait(20))
+    second = worker.submit(lambda: done.append(2))
+    third = worker.submit(lambda: done.append(3))
+    assert second.cancel()
+    go_on.set()
+    assert first.result(20)
+    third.result(20)
+    assert done == [3]
+    assert worker.close(20)
+
+
+def test_an_error_is_the_callers_and_ends_nothing() -> None:
+    worker = Worker()
+    with pytest.raises(ZeroDivisionError):
+        worker.submit(lambda: 1 // 0).result(20)
+    assert worker.submit(lambda: 1).result(20) == 1
+    assert worker.close(20)
+
+
+def test_closed() -> None:
+    """What was given is done, nothing more is taken; a job that hangs is left behind."""
+    worker, go_on = Worker(), threading.Event()
+    waiting = worker.submit(lambda: go_on.wait(20))
+    assert not worker.close(0.05)
+    with pytest.raises(SessionError, match="has ended"):
+        worker.submit(lambda: None)
+    go_on.set()
+    assert waiting.result(20)
+    assert worker.close(20)
+    assert Worker().close()
+
+
+def test_many_threads_begin_it_once() -> None:
+    worker, together = Worker(), threading.Barrier(8)
+    names: list[str] = []
+
+    def ask() -> None:
+        together.wait()
+        names.append(worker.submit(lambda: str(threading.get_ident())).result(20))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(names) == 8
+    assert len(set(names)) == 1
+    assert worker.close(20)
