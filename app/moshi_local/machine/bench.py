@@ -50,7 +50,8 @@ class Report:
     compiled: the step was; see `Generator`.
     kv_bits: of keys and values; see `Generator`.
     python_ms: the part of `frame_ms` not spent waiting for MLX, which works meanwhile.
-    host_syncs_per_frame: evaluations that Python waits for.
+    host_syncs_per_frame: evaluations that Python waits for, in a step of the language model; and
+        `session_syncs_per_frame` with the codec, None where there is none.
     primitives_per_frame: of the graphs evaluated, without views; `views_per_frame` are those.
     launches_per_frame: kernels that a GPU would launch, by parts; see `launches`.
     predicted_roofline_ms: by chip, for a full context; a prediction, see `footprint.floor_ms`.
@@ -64,6 +65,7 @@ class Report:
     python_ms: dict[str, float]
     stages: dict[str, dict[str, float]]
     host_syncs_per_frame: int
+    session_syncs_per_frame: int | None
     primitives_per_frame: int
     views_per_frame: int
     launches_per_frame: dict[str, int]
@@ -167,6 +169,7 @@ def make_report(
     generated: int | None = None,
     compiled: bool | None = None,
     kv_bits: int | None = None,
+    session_syncs: int | None = None,
 ) -> Report:
     """Puts times together with what is counted."""
     asked = count_step(lm, generated, compiled, kv_bits=kv_bits)
@@ -184,6 +187,7 @@ def make_report(
         python_ms=percentiles(asked.python_seconds),
         stages=stages,
         host_syncs_per_frame=asked.host_syncs_per_frame,
+        session_syncs_per_frame=session_syncs,
         primitives_per_frame=asked.primitives_per_frame,
         views_per_frame=asked.views_per_frame,
         launches_per_frame=launched,
@@ -210,6 +214,8 @@ def bench_model(
     silence = np.zeros(moshi.frame_size, np.float32)
     with moshi.session(kv_bits=kv_bits) as session:
         timings = [session.step(silence).timing for _ in range(WARM_UP + min(frames, 200))]
+        with counting() as counts:
+            session.step(silence)
         if profile is not None:
             profile.look(lambda: session.step(silence).timing, frames)
     stages = {
@@ -220,7 +226,10 @@ def bench_model(
     bits = 4 if isinstance(lm.text_linear, nn.QuantizedLinear) else 16
     launched = step_launches(lm.config, bits, TEXT, AUDIO, generated)
     launched |= codec_launches(moshi.mimi.config, moshi.codec.num_codebooks)
-    return make_report(moshi.files.name, lm, times, stages, launched, generated, compiled, kv_bits)
+    name, syncs = moshi.files.name, counts.syncs
+    return make_report(
+        name, lm, times, stages, launched, generated, compiled, kv_bits, session_syncs=syncs
+    )
 
 
 def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
@@ -337,6 +346,8 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
         )
     for stage, times in mine.stages.items():
         print(f"  {stage}: p50 {times['p50']:.2f}  p95 {times['p95']:.2f} ms")
+    if mine.session_syncs_per_frame is not None:
+        print(f"  a frame with its codec waits {mine.session_syncs_per_frame} times for MLX")
     print(_asked("ours", mine) + f", {mine.python_ms['p50']:.2f} ms outside MLX (p50)")
     if theirs is not None:
         print(_asked("upstream", theirs))
