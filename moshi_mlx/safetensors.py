@@ -27,7 +27,9 @@ ITEM_SIZE = {
     "BOOL": 1, "U8": 1, "I8": 1, "U16": 2, "I16": 2, "F16": 2, "BF16": 2, "U32": 4, "I32": 4,
     "F32": 4, "U64": 8, "I64": 8,
 }  # fmt: skip
-"""Bytes of an element, by the format's names of types; F64 and the 8-bit floats are refused."""
+"""Bytes of an element, by the format's names of types."""
+_UNREAD = {"F64": "64-bit floats", "F8_E4M3": "8-bit floats", "F8_E5M2": "8-bit floats"}
+"""Types of the format that MLX does not compute with."""
 
 _MAX_AXES = 8
 _MAX_NAME = 1000
@@ -128,6 +130,12 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
         )
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
+        dtype = entry.get("dtype") if isinstance(entry, dict) else None
+        if isinstance(dtype, str) and dtype in _UNREAD:
+            raise CheckpointError(
+                f"{where}: tensor {_shown(name)} has {_UNREAD[dtype]} ({dtype}), which are not "
+                "read: convert the file to BF16 or F32"
+            )
         try:
             tensors[name] = _entry(name, entry, data_size)
         except CheckpointError as error:
@@ -183,7 +191,7 @@ def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
     if first.startswith(_PICKLES):
         return "is a pickle (PyTorch's .pt or .bin), which can run code when it is read; refused"
     other = next((what for mark, what in _OTHERS.items() if first.startswith(mark)), None)
-    if other is not None and first[5:8] != b"\0\0\0":  # else it is a header's length
+    if other is not None and length > MAX_HEADER:  # else these may be a header's length
         return f"is {other}, not safetensors"
     if len(start) < 8:
         return f"is not a safetensors file: it has only {size} bytes"

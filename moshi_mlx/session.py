@@ -129,8 +129,9 @@ class Session(Closing):
         """Hears a frame and says one.
 
         Args:
-            pcm: the other side's sound, float [frame_size] at the codec's rate, in −1 … 1. What
-                is not a finite number is heard as silence, what is out of range is clipped.
+            pcm: the other side's sound, [frame_size] at the codec's rate: floats in −1 … 1, or
+                int16 or int32 samples, which are scaled to that. What is not a finite number is
+                heard as silence, what is out of range is clipped.
             hold_text: no word may come from this step: its text is padding, as in a pause.
 
         Raises:
@@ -276,12 +277,23 @@ class Session(Closing):
             raise SessionError("this session is closed: make a new one")
 
     def _checked(self, pcm: npt.ArrayLike) -> Pcm:
-        heard = np.asarray(pcm, dtype=np.float32)
+        heard = _floats(np.asarray(pcm))
         if heard.shape != (self._codec.frame_size,):
             raise SessionError(
                 f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
             )
         return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
+
+
+def _floats(samples: npt.NDArray[Any]) -> Pcm:
+    """float32; whole numbers, as sound cards give them, in −1 … 1."""
+    if samples.dtype in (np.int16, np.int32):
+        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if samples.dtype.kind != "f":
+        raise SessionError(
+            f"a frame has floats in −1 … 1, or int16 or int32 samples, this one {samples.dtype}"
+        )
+    return samples.astype(np.float32, copy=False)
 
 
 def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:

@@ -84,6 +84,20 @@ def test_a_run_that_fails_keeps_the_old_output(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_header_without_lengths(tmp_path: Path) -> None:
+    """As a recorder leaves it that was killed: what follows is read, as with lengths of -1."""
+    source, target = tmp_path / "in.wav", tmp_path / "out.wav"
+    soundfile.write(source, tone(0.5), SAMPLE_RATE)
+    sound, _ = soundfile.read(source)
+    for length in (bytes(4), b"\xff" * 4):
+        content = bytearray(source.read_bytes())
+        data = content.index(b"data")
+        content[4:8] = content[data + 4 : data + 8] = length
+        source.write_bytes(content)
+        echo(source, target)
+        assert np.array_equal(soundfile.read(target)[0][: len(sound)], sound)
+
+
 def test_what_is_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
     good, text, empty = tmp_path / "in.wav", tmp_path / "text.wav", tmp_path / "empty.wav"
     soundfile.write(good, tone(0.1), SAMPLE_RATE)

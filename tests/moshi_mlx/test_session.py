@@ -214,6 +214,19 @@ def test_bad_input(moshi: Moshi) -> None:
         session.step(np.zeros(1920))
 
 
+def test_samples_of_a_sound_card_are_scaled(moshi: Moshi, question: np.ndarray) -> None:
+    """Never clipped to a square wave; other whole numbers are refused, since nobody knows how."""
+    with moshi.session() as floats, moshi.session() as shorts, moshi.session() as longs:
+        for pcm in question[:8]:
+            short = np.round(pcm * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
+            wanted = floats.step(short / 2**15)
+            assert equal([wanted], [shorts.step(short)])
+            assert equal([wanted], [longs.step(short.astype(np.int32) << 16)])
+        for kind in (np.int64, np.uint8, np.bool_, np.complex64):
+            with pytest.raises(SessionError, match=f"int32 samples, this one {np.dtype(kind)}"):
+                floats.step(np.zeros(1920, kind))
+
+
 @pytest.mark.gpu
 def test_stream(moshi: Moshi, question: np.ndarray) -> None:
     """Two streams at once, one from an async source, equal the steps; one thread does the work."""

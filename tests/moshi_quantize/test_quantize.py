@@ -278,6 +278,7 @@ def nan(value: mx.array) -> mx.array:
 
 NORM, HEAD = "out_norm.alpha", "text_linear.weight"
 PICKLE = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."
+DOUBLE = b'{"x":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}'
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (cut, "is truncated: "),
     "empty": (write(b""), "has only 0 bytes"),
@@ -287,6 +288,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "header is a list": (write(b"\x08" + bytes(7) + b"[[[[]]]]"), "is not a safetensors file"),
     "a text": (write(b"These are not the weights." * 9), "is not a safetensors file"),
     "a web page": (write(b"<!doctype html><html><body>"), "is a web page, not safetensors"),
+    "GGUF": (write(b"GGUF\3\0\0\0" + bytes(90)), "is a GGUF file"),
+    "64-bit floats": (
+        write(b"6" + bytes(7) + DOUBLE + bytes(8)),
+        "has 64-bit floats (F64), which are not read: convert",
+    ),
     "LFS pointer": (write(b"version https://git-lfs.github.com/spec/v1\n"), "is a Git LFS pointer"),
     "pickle": (write(PICKLE), "is a pickle"),
     "zip pickle": (write(b"PK\x03\x04" + bytes(90)), "is a pickle"),

@@ -6,6 +6,7 @@ little memory. The output has a temporary name until it is whole.
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -179,8 +180,22 @@ def _open_input(source: Path) -> soundfile.SoundFile:
         raise AudioFileError(f"cannot read {source} as sound: {_reason(error)}") from error
     if file.frames == 0:
         file.close()
-        raise AudioFileError(f"{source} is empty: it has no samples")
+        file = _without_length(source)
     return file
+
+
+def _without_length(source: Path) -> soundfile.SoundFile:
+    """A WAV whose header says 0, as of a recorder that was killed: all that follows is read."""
+    content = bytearray(source.read_bytes())
+    data = content.find(b"data", 12)
+    if content[:4] == b"RIFF" and content[8:12] == b"WAVE" and 0 < data < len(content) - 8:
+        for place in (4, data + 4):
+            content[place : place + 4] = b"\xff" * 4
+        with suppress(soundfile.SoundFileError):
+            file = soundfile.SoundFile(io.BytesIO(content))
+            if file.frames:
+                return file
+    raise AudioFileError(f"{source} is empty: it has no samples")
 
 
 def _reason(error: Exception) -> str:
