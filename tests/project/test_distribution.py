@@ -100,7 +100,7 @@ def test_theirs_came_later(installed: Path, program: str) -> None:
     (installed / "moshi_mlx" / "local.py").write_text("")
     (installed / "moshi_mlx" / "__init__.py").write_text(THEIRS)
     code, errors = said(installed, program, "--help")
-    assert code == 2
+    assert code == 2, errors
     assert errors.count("\n") == 1, errors
     assert "its files have replaced ours, and the command moshi-local is now its own" in errors
 
@@ -110,7 +110,7 @@ def test_theirs_was_removed(installed: Path, program: str) -> None:
     """What both owned is gone: `moshi_mlx` is a namespace without content, one line again."""
     (installed / "moshi_mlx" / "__init__.py").unlink()
     code, errors = said(installed, program, "--help")
-    assert code == 2
+    assert code == 2, errors
     assert errors.count("\n") == 1, errors
     assert "its removal has taken some of our files away" in errors
 
@@ -122,9 +122,29 @@ def test_theirs_hides_a_checkout(installed: Path) -> None:
     theirs.mkdir()
     (theirs / "__init__.py").write_text(THEIRS)
     code, errors = said(installed, "moshi_local", "--help")
-    assert code == 2
+    assert code == 2, errors
     assert errors.count("\n") == 1, errors
     assert "hides the library of this checkout" in errors
+
+
+def test_no_driver_for_mlx_on_cuda(installed: Path) -> None:
+    """An extension module whose library is not there, as MLX for CUDA is without the driver."""
+    compiler = shutil.which("gcc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs gcc on Linux")
+    (installed / "mlx").mkdir()
+    (installed / "mlx" / "__init__.py").touch()
+    empty = installed / "empty.c"
+    empty.touch()
+    build = [compiler, "-shared", "-fPIC", str(empty), "-Wl,--no-as-needed"]
+    driver = installed / "libcuda.so.1"
+    subprocess.run([*build, f"-Wl,-soname,{driver.name}", "-o", str(driver)], check=True)
+    subprocess.run([*build, str(driver), "-o", str(installed / "mlx" / "core.so")], check=True)
+    driver.unlink()
+    code, errors = said(installed, "moshi_local", "--help")
+    assert code == 2, errors
+    assert errors.count("\n") == 1, errors
+    assert "NVIDIA's driver is missing. To fix it: install the driver, or replace" in errors
 
 
 def test_an_import_that_needs_an_extra_says_which() -> None:
