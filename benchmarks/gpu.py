@@ -41,6 +41,7 @@ from moshi_local.machine.mimi_codes import ENOUGH, bundled_question, tf32_agreem
 from moshi_local.machine.prediction import long_conversation_ms
 from moshi_local.platform import machine
 from moshi_local.report import STAGES, percentiles
+from moshi_mlx import prepare_gpu
 from moshi_mlx.codec import MlxCodec
 from moshi_mlx.config import LmConfig, MimiConfig
 from moshi_mlx.files import read_json, write_json
@@ -220,6 +221,7 @@ def answer(stepped: float) -> list[str]:
 
 def model(setting: Setting, bits: int) -> Iterator[Found]:
     """Steps of the language model: times, the worst frames, memory on the way, a reset."""
+    prepare_gpu()  # as the program does
     generator = make_generator(setting.made(bits), setting.generated)
     made = memory()
     began = time.perf_counter()
@@ -285,7 +287,7 @@ def whole_frames(setting: Setting) -> Iterator[Found]:
     The text is held: random weights would say tokens that no tokenizer knows.
     """
     mimi = Mimi(MimiConfig())
-    mimi.fold_scales()
+    mimi.drop_scales()
     mx.eval(mimi.parameters())
     codec = MlxCodec(mimi)
     generator = make_generator(setting.made(4), setting.generated)
