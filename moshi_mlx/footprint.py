@@ -26,8 +26,9 @@ BANDWIDTHS = {
 }
 """Memory bandwidth by chip in GB/s, as stated by Apple."""
 
-CODEC_BYTES = 385_000_000
-"""The published Mimi in float32; as large in memory as in its file."""
+ENCODER_BYTES, DECODER_BYTES = 174_000_000, 160_000_000
+"""The published Mimi in float32: encoder with the quantizer of 8 codebooks, and decoder."""
+CODEC_BYTES = ENCODER_BYTES + DECODER_BYTES
 WORKING_BYTES = 300_000_000
 """Python, MLX and what a step computes, beside weights, conversation and codec: an allowance.
 Nano took 77 MB on Linux; with Metal it was not measured."""

@@ -41,6 +41,12 @@ def load_model(
     needs = verdict.needs
     if note := moshi_mlx.prepare_gpu(None if needs is None else needs.total):
         notes.print(note, markup=False, soft_wrap=True)
+    if verdict.kv_bits and not kv_bits:
+        notes.print(
+            f"keys and values in {verdict.kv_bits} bits: in full, a long conversation would be too "
+            "much for this machine",
+            soft_wrap=True,
+        )
     notes.print(f"loading {verdict.model}", markup=False, soft_wrap=True)
     moshi = moshi_mlx.load(
         verdict.model,

@@ -89,7 +89,7 @@ def chat(options: ChatOptions) -> None:
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         hints += filter(None, [system.prefer_this_thread()])
-        session = stack.enter_context(open_session(moshi, seed, options.sampling, options.kv_bits))
+        session = stack.enter_context(open_session(moshi, seed, options.sampling, verdict.kv_bits))
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
         hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))

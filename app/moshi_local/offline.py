@@ -62,7 +62,7 @@ def answer_file(options: FileOptions) -> None:
         tail=options.tail,
         stereo=options.stereo,
     )
-    with open_session(moshi, options.seed, options.sampling, options.kv_bits) as session:
+    with open_session(moshi, options.seed, options.sampling, verdict.kv_bits) as session:
         warm_up(session, frame_size)
         with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
             report = run_loop(

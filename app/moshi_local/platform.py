@@ -116,8 +116,15 @@ class Machine:
 
     @property
     def usable_memory(self) -> int:
-        """What a model may take at most (bytes)."""
-        return min(self.memory_total, self.gpu_memory or self.memory_total)
+        """What a model may take at most (bytes).
+
+        On a Mac an eighth of all memory less than the GPU may have, since that is the same memory:
+        8 bits in 16 GB would leave 6.7 GB to macOS and all other programs.
+        """
+        if self.gpu_memory is None:
+            return self.memory_total
+        shared = self.os.startswith("macOS")
+        return min(self.memory_total, self.gpu_memory - (self.memory_total // 8 if shared else 0))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

@@ -328,6 +328,8 @@ RECIPES: dict[str, Recipe] = {
     "q4": Recipe("q4", Precision(4, 32)),
     "q8": Recipe("q8", Precision(8, 64)),
     "q4-mixed": Recipe("q4-mixed", Precision(4, 32), upgrade=0.1),
+    # For 8 GB: what a frame reads most of in 3 bits.
+    "q3-mixed": Recipe("q3-mixed", Precision(4, 64), rules=(("temporal", Precision(3, 64)),)),
     "q6-mixed": Recipe("q6-mixed", Precision(6, 64), upgrade=0.1),
     "mxfp4": Recipe("mxfp4", Precision(4, 32, "mxfp4")),
     "mxfp8": Recipe("mxfp8", Precision(8, 32, "mxfp8")),

@@ -58,13 +58,15 @@ MAC = Machine(
     performance_cores=4,
     memory_total=16_000_000_000,
     memory_available=9_000_000_000,
-    gpu_memory=11_000_000_000,
+    gpu_memory=13_000_000_000,
     os="macOS 15.1",
     python="3.12.1",
     mlx="0.32",
     backend="gpu",
     device="Apple M2",
 )
+MARGIN = 2_000_000_000
+"""What a Mac with that memory keeps for all else."""
 NO_SPEED = (0.0, 0.0)
 
 
@@ -81,6 +83,7 @@ def without_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.bfloat16)
+    monkeypatch.setattr(prediction, "on_gpu", lambda: True)
 
 
 def fast_enough_for(*bits: int) -> Any:
@@ -116,7 +119,7 @@ def test_published_models(name: str, read: float, weights: float) -> None:
     # Keys and values, 32 layers, 3000 frames, 4096 wide, 2 bytes.
     assert shape.needs.conversation == 2 * 32 * 3000 * 4096 * 2
     assert shape.needs.total == sum(
-        (shape.needs.weights, shape.needs.conversation, 385_000_000, 300_000_000)
+        (shape.needs.weights, shape.needs.conversation, 254_000_000, 300_000_000)
     )
 
 
@@ -140,7 +143,7 @@ def test_quantized_keys_and_values_need_less() -> None:
     files = resolve("nano")
     assert needs_of_files(files, 8).conversation == 2 * 4 * 100 * 192 * 9 // 8
     just = int((plain.total + eight.total) / 2)
-    here = replace(MAC, gpu_memory=just)
+    here = replace(MAC, gpu_memory=just + MARGIN)
     assert check_before("moshiko-q4", here=here, kv_bits=8).fits
     with pytest.raises(MoshiError, match="moshiko-q4 needs"):
         check_before("moshiko-q4", here=here)
@@ -248,25 +251,57 @@ def test_a_model_that_cannot_fit_is_refused_before_it_is_fetched() -> None:
     with pytest.raises(MoshiError) as error:
         check_before("moshika-bf16", here=MAC)
     assert str(error.value) == (
-        "moshika-bf16 needs 17.6 GB of memory (15.4 GB weights, 1.6 GB for a long conversation, "
-        "0.7 GB codec and working memory); on this machine the GPU can use 11.0 GB of 16.0 GB. "
-        "Use --model moshika-q8 (needs 10.4 GB) or --model nano, or --force to try it anyway"
+        "moshika-bf16 needs 17.5 GB of memory (15.4 GB weights, 1.6 GB for a long conversation, "
+        "0.6 GB codec and working memory); on this machine a model can use 11.0 GB of 16.0 GB. "
+        "Use --model moshika-q8 (needs 10.3 GB) or --model nano, or --force to try it anyway"
     )
     assert check_before("moshika-bf16", here=MAC, force=True).fits is False
 
 
 def test_a_small_machine_is_told_of_nano() -> None:
     here = replace(MAC, memory_total=8_000_000_000, gpu_memory=None)
-    with pytest.raises(MoshiError, match=r"there is 8.0 GB. Use --model moshiko-q4 \(needs 7.1"):
+    with pytest.raises(MoshiError, match=r"there is 8.0 GB. Use --model moshiko-q4 \(needs 6.9"):
         check_before("kyutai/moshiko-mlx-q8", here=here)
     with pytest.raises(MoshiError, match=r"\. Use --model nano, or"):
         check_before("moshiko", here=replace(here, gpu_memory=5_500_000_000))
 
 
+def test_a_mac_with_8_gb_is_told_how_to_make_a_model_that_fits() -> None:
+    """3 bits for most, keys and values in 4; and by name what is only too long in full."""
+    here = replace(MAC, memory_total=8 << 30, gpu_memory=5_730_000_000)
+    assert here.usable_memory == 5_730_000_000 - (1 << 30)
+    for name in ("moshika", "moshika-q4", "kyutai/moshika-mlx-q8"):
+        with pytest.raises(MoshiError) as error:
+            check_before(name, here=here)
+        assert (
+            "Use --model moshika-small --kv-bits 4 (needs 4.5 GB), once made by `moshi-quantize "
+            "moshika-bf16 moshika-small --recipe q3-mixed --no-report` or --model nano, or --force"
+        ) in str(error.value)
+    with pytest.raises(MoshiError, match=r"Use --model moshiko-q4 --kv-bits 8 \(needs 6.2 GB\)"):
+        check_before("moshiko-q4", here=replace(here, gpu_memory=7_600_000_000))
+    with pytest.raises(MoshiError, match="Use --model nano, or"):
+        check_before("moshiko-q4", here=replace(here, gpu_memory=5_600_000_000))
+
+
+def test_a_mac_keeps_a_share_for_all_else() -> None:
+    """8 bits would leave 6.7 GB of 16 to macOS and what else runs."""
+    shares = {8: (5.73, None), 16: (11.45, "q4"), 24: (17.18, "q8"), 32: (22.9, "bf16")}
+    for total, (limit, most) in shares.items():
+        here = replace(MAC, memory_total=total << 30, gpu_memory=int(limit * 1e9))
+        fitting = [
+            entry.precision
+            for entry in catalog.series("moshiko")
+            if (needs := verdict.needs_of(entry.name)) and needs.total <= here.usable_memory
+        ]
+        assert next(iter(fitting), None) == most
+    cuda = replace(MAC, os="Debian", memory_total=16 << 30, gpu_memory=12 << 30)
+    assert cuda.usable_memory == 12 << 30
+
+
 def test_what_fits_passes_and_is_told_of_other_programs() -> None:
     assert check_before("moshiko-q4", here=MAC).advice is None
     advice = check_before("moshiko-q8", here=MAC).advice
-    assert advice == "close other programs first: moshiko-q8 needs 1.4 GB more than is free now"
+    assert advice == "close other programs first: moshiko-q8 needs 1.3 GB more than is free now"
     assert check_before("nano", here=MAC).fits
     # Nothing is known of what is not here; loading says what is wrong with a name.
     assert check_before("org/other", here=MAC).needs is None
@@ -278,20 +313,42 @@ def test_what_fits_passes_and_is_told_of_other_programs() -> None:
     [
         (11e9, (4, 8), "moshika-q8", [8]),
         (11e9, (4,), "moshika-q4", [8, 4]),
-        (11e9, (), "moshika-q4", [8, 4]),
-        (8e9, (4, 8), "moshika-q4", []),  # the only one that fits: nothing to measure
+        (11e9, (), "moshika-q4", [8, 4, 8, 4]),  # and with keys and values in 8 bits
+        (8e9, (4, 8), "moshika-q4", [4]),
     ],
 )
 def test_the_precision_is_chosen(
     memory: float, holding: tuple[int, ...], chosen: str, asked: list[int]
 ) -> None:
     speed_of = fast_enough_for(*holding)
-    found = check_before("moshika", here=replace(MAC, gpu_memory=int(memory)), speed_of=speed_of)
-    assert found.model == chosen
+    here = replace(MAC, gpu_memory=int(memory) + MARGIN)
+    found = check_before("moshika", here=here, speed_of=speed_of)
+    assert (found.model, found.kv_bits) == (chosen, None)
     assert speed_of.asked == asked
     if asked:
         assert found.predicted
         assert found.holds is bool(holding)
+
+
+@pytest.mark.parametrize(
+    ("memory", "asked", "chosen"),
+    [
+        (11e9, None, 8),  # in full, a long conversation is late
+        (6.5e9, None, 8),  # in full, it does not fit
+        (11e9, 4, 4),  # what was asked for
+    ],
+)
+def test_keys_and_values_in_8_bits_before_giving_up(
+    memory: float, asked: int | None, chosen: int
+) -> None:
+    def speed_of(shape: Shape) -> Speed:
+        frame = 0.05 if shape.bits == 4 and shape.kv_bits else 0.1
+        return Speed(NO_SPEED, NO_SPEED, (frame, frame), NO_SPEED)
+
+    here = replace(MAC, gpu_memory=int(memory) + MARGIN)
+    found = check_before("moshiko", here=here, speed_of=speed_of, kv_bits=asked)
+    assert (found.model, found.kv_bits, found.fits) == ("moshiko-q4", chosen, True)
+    assert found.needs == verdict.needs_of("moshiko-q4", chosen)
 
 
 def test_a_model_that_is_here_goes_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,7 +370,7 @@ def test_a_gpu_limits_what_a_model_may_take() -> None:
     assert here.backend == "gpu"
     assert here.device == mx.device_info()["device_name"]
     assert here.gpu_memory
-    assert here.usable_memory == min(here.memory_total, here.gpu_memory)
+    assert 0 < here.usable_memory <= min(here.memory_total, here.gpu_memory)
 
 
 # ------------------------------------------------------------------------------ measuring

@@ -12,8 +12,10 @@ import pytest
 import soundfile
 
 from benchmarks.quantize_proofs import make_small
+from moshi_local.machine.prediction import SMALL_RECIPE, small_shape
 from moshi_mlx.checkpoint import Checkpoint, open_checkpoint
 from moshi_mlx.errors import AudioFileError, CheckpointError
+from moshi_mlx.lm import Lm
 from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
@@ -286,3 +288,18 @@ def test_hears_a_recording(
     assert np.array_equal(found, find_dialogues(source, recording).evaluation)
     with pytest.raises(AudioFileError, match=r"none\.wav: cannot be read as sound"):
         find_dialogues(source, tmp_path / "none.wav")
+
+
+def test_the_recipe_for_8_gb_has_the_size_that_is_promised() -> None:
+    """The doctor knows it from the shapes alone, and may not import this program."""
+    shape = small_shape("moshiko-bf16")
+    assert shape is not None
+    made = recipe(SMALL_RECIPE)
+    lm = Lm(shape.config)
+    layers = layers_of(lm)
+    assignment = made.assign(layers)
+    size = sum(layer.nbytes(assignment[layer.path]) for layer in layers)
+    assert shape.needs.weights == pytest.approx(size, rel=0.001)
+    assert {str(assignment[layer.path]) for layer in layers if layer.part == "temporal"} == {"3:64"}
+    assert {str(assignment[layer.path]) for layer in layers if layer.part != "temporal"} == {"4:64"}
+    assert shape.needs.total < 5_730_000_000 - (1 << 30)  # of a Mac with 8 GB

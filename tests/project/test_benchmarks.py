@@ -91,3 +91,14 @@ def test_a_frame_that_is_slow_in_every_run() -> None:
         {"frame": 3, "ms": 500.0, "ratio": 50.0},
         {"frame": 7, "ms": 16.0, "ratio": 1.6},
     ]
+
+
+def test_the_table_of_macs_is_in_the_documents() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.macs"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() in (ROOT / "docs" / "mac.md").read_text(encoding="utf-8")

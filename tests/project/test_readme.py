@@ -81,6 +81,7 @@ def test_commands_exist(page: Path) -> None:
 def test_the_table_of_models_is_the_catalogues(monkeypatch: pytest.MonkeyPatch) -> None:
     """Downloads and needs as the catalogue and the footprint have them, for a GPU's bfloat16."""
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.bfloat16)
+    monkeypatch.setattr(prediction, "on_gpu", lambda: True)
     text = README.read_text(encoding="utf-8")
     for entry in catalog.ENTRIES:
         if entry.bundled:

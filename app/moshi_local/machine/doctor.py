@@ -33,7 +33,7 @@ from .prediction import (
     needs_of_files,
     published_shape,
 )
-from .verdict import Verdict, choose, predicted, relatives, shortage, size_of
+from .verdict import Verdict, choose, made_small, predicted, relatives, shortage, size_of
 
 __all__ = [
     "Diagnosis",
@@ -120,7 +120,8 @@ def diagnose(
     here, speeds = machine(), Speeds()
     sound, problem = _devices(list_devices)
     if catalog.series(name):
-        name = choose(name, here, speeds, kv_bits).model
+        chosen = choose(name, here, speeds, kv_bits)
+        name, kv_bits = chosen.model, chosen.kv_bits
     verdict = _verdict(name, here, frames, speeds, kv_bits)
     others = [_published(shape, here, speeds) for shape in published_shapes(kv_bits)]
     if verdict.holds is False:
@@ -223,7 +224,9 @@ def _advice(verdict: Verdict, others: Sequence[Verdict]) -> str:
         return f"close other programs and try again: {smallest} is the smallest model"
     holding = [v for v in others if v.holds and size_of(v) < size_of(verdict)]
     if not holding:
-        return f"use --model {smallest}, which is small and comes with the program"
+        small = made_small(verdict) if verdict.fits is False else []
+        ways = [*small, f"--model {smallest}, which is small and comes with the program"]
+        return f"use {', or '.join(ways)}"
     best = max(holding, key=size_of).model
     bits = {e.name: e.bits for e in catalog.ENTRIES}
     same_voice = [e.name for e in relatives(verdict.model) if e.bits == bits[best]]

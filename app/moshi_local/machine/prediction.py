@@ -7,7 +7,7 @@ the model's sizes. `predict` has the formula. Knows nothing of devices, verdicts
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -16,13 +16,20 @@ import mlx.nn as nn
 import numpy as np
 
 from moshi_mlx import catalog
-from moshi_mlx.backend import default_dtype
+from moshi_mlx.backend import default_dtype, on_gpu
 from moshi_mlx.cache import RingCache, position_bytes
 from moshi_mlx.checkpoint import config_of
 from moshi_mlx.codec import MlxCodec
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, MimiConfig, TransformerConfig
 from moshi_mlx.families import generated_streams
-from moshi_mlx.footprint import Needs, kv_bytes, weight_bytes, weight_bytes_per_frame
+from moshi_mlx.footprint import (
+    DECODER_BYTES,
+    ENCODER_BYTES,
+    Needs,
+    kv_bytes,
+    weight_bytes,
+    weight_bytes_per_frame,
+)
 from moshi_mlx.hub import ModelFiles
 from moshi_mlx.lm import Lm
 from moshi_mlx.mimi import Mimi
@@ -44,8 +51,10 @@ __all__ = [
     "measure_speed",
     "needs_of_files",
     "predict",
+    "SMALL_RECIPE",
     "published_shape",
     "shape_of",
+    "small_shape",
 ]
 
 _STREAM_BYTES = 256_000_000  # more than processors' caches hold
@@ -90,7 +99,9 @@ def shape_of(
         bits=bits,
         config=config,
         read_per_frame=weight_bytes_per_frame(lm, config),
-        needs=Needs(weight_bytes(lm), kv_bytes(config.transformer, dtype.size, kv_bits)),
+        needs=Needs(
+            weight_bytes(lm), kv_bytes(config.transformer, dtype.size, kv_bits), _codec_bytes()
+        ),
         kv_bits=kv_bits,
     )
 
@@ -104,6 +115,36 @@ def published_shape(name: str, kv_bits: int | None = None) -> Shape | None:
     if entry is None or entry.preset is None:
         return None
     return replace(_preset(entry.preset, entry.bits, default_dtype(), kv_bits), name=entry.name)
+
+
+SMALL_RECIPE = "q3-mixed"
+"""Of moshi-quantize: 3 bits for the temporal transformer, 4 for the rest, in groups of 64."""
+_SMALL_BITS = {True: 3.5, False: 4.5}  # a weight, with its share of scale and bias
+
+
+def small_shape(name: str) -> Shape | None:
+    """A model of the catalogue made small by `SMALL_RECIPE`, with keys and values in 4 bits.
+
+    None where `published_shape` is.
+    """
+    whole = published_shape(name, kv_bits=4)
+    if whole is None:
+        return None
+    lm = skeleton(whole.config, dtype=default_dtype())
+
+    def size(arrays: Mapping[str, mx.array]) -> int:
+        bits = ((_SMALL_BITS[n.startswith("transformer.")], a) for n, a in arrays.items())
+        return round(sum(a.size * b / 8 if a.ndim > 1 else a.nbytes for b, a in bits))
+
+    weights = size(named_parameters(lm))
+    share = weights / whole.needs.weights
+    return replace(
+        whole,
+        name=f"{name}, {SMALL_RECIPE}",
+        bits=3,
+        read_per_frame=round(share * whole.read_per_frame),
+        needs=replace(whole.needs, weights=weights),
+    )
 
 
 @cache
@@ -126,7 +167,12 @@ def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
         a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in used
     )
     conversation = kv_bytes(config.lm.transformer, dtype.size, kv_bits)
-    return Needs(weights, conversation, files.mimi.stat().st_size)
+    return Needs(weights, conversation, min(_codec_bytes(), files.mimi.stat().st_size))
+
+
+def _codec_bytes() -> int:
+    """The published codec as it is in memory: on a GPU its decoder is in float16."""
+    return ENCODER_BYTES + DECODER_BYTES // (2 if on_gpu() else 1)
 
 
 # ------------------------------------------------------------------------------- prediction
@@ -203,22 +249,33 @@ class Speeds:
     """This machine's speed with the published shapes, measured when first asked for."""
 
     def __init__(self) -> None:
-        self._measured: dict[int, Speed] = {}
+        self._measured: dict[tuple[int, int | None], Speed] = {}
 
     def __call__(self, shape: Shape) -> Speed:
-        """Takes some seconds for the first precision, about one for each other."""
-        if shape.bits not in self._measured:
+        """Takes some seconds for the first shape, about one for each other."""
+        key = shape.bits, shape.kv_bits
+        if key not in self._measured:
+            alike = {i: s for k, s in self._measured.items() for i in (0, 1) if k[i] == key[i]}
             other = next(iter(self._measured.values()), None)
-            self._measured[shape.bits] = measure_speed(shape, other)
-        return self._measured[shape.bits]
+            self._measured[key] = measure_speed(shape, other, alike.get(0), alike.get(1))
+        return self._measured[key]
 
 
-def measure_speed(shape: Shape, before: Speed | None = None) -> Speed:
-    """Measures for some seconds; what `before`, of another precision, has in common is taken."""
-    weights = _per_byte(*_matrix_pass(shape.config.transformer, shape.bits))
-    if before is not None:
-        return replace(before, weights=weights)
-    attention = _per_byte(*_attention_pass(shape.config.transformer, shape.kv_bits))
+def measure_speed(
+    shape: Shape,
+    other: Speed | None = None,
+    same_bits: Speed | None = None,
+    same_kv_bits: Speed | None = None,
+) -> Speed:
+    """Measures for some seconds; what others that were measured have in common is taken."""
+    c = shape.config.transformer
+    weights = same_bits.weights if same_bits else _per_byte(*_matrix_pass(c, shape.bits))
+    if same_kv_bits is not None:
+        attention = same_kv_bits.attention
+    else:
+        attention = _per_byte(*_attention_pass(c, shape.kv_bits))
+    if other is not None:
+        return replace(other, weights=weights, attention=attention)
     small = skeleton(narrow(shape.config), dtype=default_dtype())
     mx.eval(small.parameters())
     generated = min(small.config.dep_q, small.config.n_q // 2)

@@ -19,12 +19,22 @@ from moshi_mlx.hub import ModelFiles, resolve
 
 from ..platform import Machine, machine, under_memory_pressure
 from ..report import percentiles
-from .prediction import Shape, Speed, Speeds, needs_of_files, predict, published_shape
+from .prediction import (
+    SMALL_RECIPE,
+    Shape,
+    Speed,
+    Speeds,
+    needs_of_files,
+    predict,
+    published_shape,
+    small_shape,
+)
 
 __all__ = [
     "BUDGET_MS",
     "Verdict",
     "check_before",
+    "made_small",
     "late_warning",
     "local_files",
     "needs_of",
@@ -47,6 +57,7 @@ class Verdict:
     predicted: frame_ms is a prediction, at full context.
     frames: how many were measured.
     codec: with which of the two they were measured.
+    kv_bits: of the conversation's keys and values, as `Moshi.session` takes it.
     growth_ms: what a full context adds to a measured frame (milliseconds), at most.
     advice: what to do, if there is something.
     """
@@ -60,6 +71,7 @@ class Verdict:
     codec: str = ""
     growth_ms: float = 0.0
     budget_ms: float = BUDGET_MS
+    kv_bits: int | None = None
     advice: str | None = None
 
     @property
@@ -115,8 +127,9 @@ def check_before(
     Only memory is compared, and `advice` says if too little of it is free; that is quick.
     For the name of a series the precision is chosen among the quantized ones: of those that fit in
     memory, the most exact that is predicted to be in time, what is already on this machine before
-    what is not; if none is in time, the smallest. That takes seconds of measuring, unless only one
-    fits. Load `Verdict.model`.
+    what is not; if none is in time, the smallest. That takes seconds of measuring. Where none fits
+    and is in time, keys and values in 8 bits are tried, unless `kv_bits` says what they are to be.
+    Load `Verdict.model`, and talk with `Verdict.kv_bits`.
 
     Args:
         name: as the user gave it.
@@ -133,7 +146,7 @@ def check_before(
     if catalog.series(name):
         verdict = choose(name, here, speed_of or Speeds(), kv_bits)
     else:
-        verdict = Verdict(name, needs_of(name, kv_bits), here.usable_memory)
+        verdict = Verdict(name, needs_of(name, kv_bits), here.usable_memory, kv_bits=kv_bits)
     if verdict.fits is False and not force:
         raise _too_large(verdict, here, kv_bits)
     return replace(verdict, advice=shortage(verdict, here))
@@ -143,11 +156,24 @@ def choose(
     series: str, here: Machine, speed_of: Callable[[Shape], Speed], kv_bits: int | None
 ) -> Verdict:
     """The precision of a series that suits a machine best; see `check_before`."""
+    verdict = _choose(series, here, speed_of, kv_bits)
+    if kv_bits or (verdict.fits is not False and verdict.holds is not False):
+        return verdict
+    packed = _choose(series, here, speed_of, 8)
+    return packed if packed.holds or verdict.fits is False else verdict
+
+
+def _choose(
+    series: str, here: Machine, speed_of: Callable[[Shape], Speed], kv_bits: int | None
+) -> Verdict:
     entries = [entry for entry in catalog.series(series) if entry.bits < 16]
-    verdicts = [Verdict(e.name, needs_of(e.name, kv_bits), here.usable_memory) for e in entries]
+    memory = here.usable_memory
+    verdicts = [
+        Verdict(e.name, needs_of(e.name, kv_bits), memory, kv_bits=kv_bits) for e in entries
+    ]
     fitting = [verdict for verdict in verdicts if verdict.fits is not False]
-    if len(fitting) < 2:
-        return fitting[0] if fitting else verdicts[-1]
+    if not fitting:
+        return verdicts[-1]
     fitting.sort(key=lambda verdict: local_files(verdict.model) is None)  # stable
     tried: list[Verdict] = []
     for verdict in fitting:
@@ -180,17 +206,37 @@ def shortage(verdict: Verdict, here: Machine) -> str | None:
 
 
 def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
-    ways = [f"--model {catalog.default_model()}"]
-    for entry in relatives(verdict.model):
-        needs = needs_of(entry.name, kv_bits)
-        if needs is not None and needs.total <= verdict.memory:
-            ways.insert(0, f"--model {entry.name} (needs {gb(needs.total)})")
-            break
-    can = f"the GPU can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
+    ways = [*_ways_out(verdict, kv_bits), f"--model {catalog.default_model()}"]
+    can = f"a model can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
     return MoshiError(
         f"{verdict.model} needs {verdict.needs}; on this machine {can} {gb(here.memory_total)}. "
         f"Use {' or '.join(ways)}, or --force to try it anyway"
     )
+
+
+def _ways_out(verdict: Verdict, kv_bits: int | None) -> list[str]:
+    """What fits in place of a model that does not, as options: the best there is."""
+    names = [entry.name for entry in relatives(verdict.model)] or [verdict.model]
+    for bits in (kv_bits,) if kv_bits else (None, 8, 4):
+        for name in names:
+            needs = needs_of(name, bits)
+            if needs is not None and needs.total <= verdict.memory:
+                kv = f" --kv-bits {bits}" if bits and not kv_bits else ""
+                return [f"--model {name}{kv} (needs {gb(needs.total)})"]
+    return made_small(verdict)
+
+
+def made_small(verdict: Verdict) -> list[str]:
+    """How to make a published model small enough for a Mac with 8 GB, where that is enough."""
+    whole = next((e for e in relatives(verdict.model) if e.bits == 16), None)
+    shape = None if whole is None else small_shape(whole.name)
+    if whole is None or shape is None or shape.needs.total > verdict.memory:
+        return []
+    folder = f"{whole.series}-small"
+    return [
+        f"--model {folder} --kv-bits {shape.kv_bits} (needs {gb(shape.needs.total)}), once made by "
+        f"`moshi-quantize {whole.name} {folder} --recipe {SMALL_RECIPE} --no-report`"
+    ]
 
 
 def relatives(name: str) -> list[Entry]:
