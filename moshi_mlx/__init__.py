@@ -11,6 +11,7 @@ from .codec import Codec
 from .config import LmConfig, MimiConfig, ModelConfig
 from .distributions import installation_problem
 from .errors import (
+    ArgumentError,
     AudioDeviceError,
     AudioFileError,
     CheckpointError,
@@ -36,6 +37,7 @@ if (_problem := installation_problem()) is not None:
     logging.getLogger(__name__).warning(_problem)
 
 __all__ = [
+    "ArgumentError",
     "AudioDeviceError",
     "AudioFileError",
     "CheckpointError",

@@ -14,6 +14,8 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
+from .errors import ArgumentError, SessionError
+
 KV_GROUPS = {8: 64, 4: 32}
 """Bits that keys and values can be quantized to → numbers that share a scale and a bias, where
 that divides a head's width; else 32 do, and other widths are filled up with zeros."""
@@ -138,12 +140,12 @@ class RingCache:
         bits: quantize keys and values to 8 or 4 bits, new ones before they are attended; None: no.
 
     Raises:
-        ValueError: the bits are none of `KV_GROUPS`.
+        ArgumentError: the bits are none of `KV_GROUPS`.
     """
 
     def __init__(self, context: int, lookahead: int = 1, bits: int | None = None) -> None:
         if bits is not None and bits not in KV_GROUPS:
-            raise ValueError(f"keys and values are quantized to 8 or 4 bits, not {bits}")
+            raise ArgumentError(f"keys and values are quantized to 8 or 4 bits, not {bits}")
         self.context = context
         self.lookahead = lookahead
         self.slots = -(-(context + lookahead - 1) // lookahead) * lookahead
@@ -184,11 +186,23 @@ class RingCache:
         return [mx.array(held[..., : self._filled, :]) for held in self._held if self.offset]
 
     def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
-        """Continues where a cache of the same kind had this offset and saved these arrays."""
+        """Continues where a cache of the same kind had this offset and saved these arrays.
+
+        Raises:
+            SessionError: they are not of a cache of this kind.
+        """
         self.offset = offset
         self._reserve(arrays)
-        for held, array in zip(self._held, arrays, strict=False):
-            held[..., : array.shape[-2], :] = array
+        if not offset:
+            return
+        for held, array in zip(self._held, arrays, strict=True):
+            slots = held[..., : self._filled, :]
+            if array.shape != slots.shape or array.dtype != held.dtype:
+                raise SessionError(
+                    f"keys and values of a saved conversation must be {list(slots.shape)} of "
+                    f"{held.dtype}, are {list(array.shape)} of {array.dtype}"
+                )
+            held[..., : self._filled, :] = array
 
     @property
     def _filled(self) -> int:

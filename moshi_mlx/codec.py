@@ -18,9 +18,10 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import finite, integers, samples
 from .arrays import Codes, Pcm
 from .config import MimiConfig
-from .errors import CheckpointError, MoshiError, SessionError
+from .errors import ArgumentError, CheckpointError, MoshiError, SessionError
 from .files import cache_folder, write_json
 from .mimi import Mimi, MimiState
 from .state import SavedState
@@ -68,13 +69,13 @@ class Codec(Protocol[State]):
         """A stream that continues where `save_state` was called. Raises SessionError likewise."""
 
     def encode_step(self, pcm: npt.ArrayLike, state: State) -> Codes:
-        """float32 [N · frame_size] → int32 [num_codebooks, N]; ValueError for other shapes."""
+        """float32 [N · frame_size] → int32 [num_codebooks, N]; ArgumentError for others."""
 
     def decode_step(self, codes: npt.ArrayLike, state: State) -> Pcm:
         """int32 [num_codebooks, N] → float32 [N · frame_size].
 
         Raises:
-            ValueError: another shape, or a code out of range (−1, −2).
+            ArgumentError: another shape, or a code out of range (−1, −2).
         """
 
 
@@ -110,11 +111,11 @@ class MlxCodec:
     def encode_later(self, pcm: npt.ArrayLike, state: MimiState) -> mx.array:
         """`encode_step` with nothing evaluated: int32 [num_codebooks, N]."""
         checked = _checked_pcm(pcm, self.frame_size)
-        return self.mimi.encode_step(mx.array(checked)[None, None], state).squeeze(0)
+        return self.mimi.encode_later(mx.array(checked)[None, None], state).squeeze(0)
 
     def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:
         """`decode_step` with nothing evaluated or checked: float32 [N · frame_size]."""
-        return self.mimi.decode_step(codes[None], state)[0, 0]
+        return self.mimi.decode_later(codes[None], state)[0, 0]
 
     def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
         bins = self.mimi.config.quantizer.bins
@@ -198,19 +199,18 @@ def _rust_impossible(config: MimiConfig | None) -> str | None:
 
 
 def _checked_pcm(pcm: npt.ArrayLike, frame_size: int) -> Pcm:
-    checked = np.ascontiguousarray(pcm, dtype=np.float32)
+    checked = samples(pcm)
     if checked.ndim != 1 or not checked.size or checked.size % frame_size:
-        raise ValueError(f"pcm must be [frames of {frame_size} samples], is {checked.shape}")
-    return checked
+        raise ArgumentError(f"pcm must be [frames of {frame_size} samples], is {checked.shape}")
+    finite("pcm", checked)  # what is not would stay in the state
+    return np.ascontiguousarray(checked)
 
 
 def _checked_codes(codes: npt.ArrayLike, num_codebooks: int, bins: int) -> Codes:
-    checked = np.ascontiguousarray(codes, dtype=np.int32)
+    checked = integers("codes", codes, 0, bins - 1)
     if checked.ndim != 2 or checked.shape[0] != num_codebooks or not checked.size:
-        raise ValueError(f"codes must be [{num_codebooks}, frames], are {checked.shape}")
-    if checked.min() < 0 or checked.max() >= bins:
-        raise ValueError(f"codes must be from 0 to {bins - 1}")
-    return checked
+        raise ArgumentError(f"codes must be [{num_codebooks}, frames], are {checked.shape}")
+    return np.ascontiguousarray(checked)
 
 
 def choose_codec(

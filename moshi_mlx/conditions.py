@@ -98,12 +98,19 @@ class Conditioner(nn.Module):
                 value = mx.zeros((0, self._config.dim))
             if isinstance(value, mx.array):
                 value = Masked(value, mx.ones(value.shape[:1], dtype=mx.bool_))
+            if not isinstance(value, Masked):
+                raise ConfigError(
+                    f"conditioner '{self._name}' takes an mx.array or a Masked, "
+                    f"not {type(value).__name__}"
+                )
             good = value.values.ndim == 2 and value.values.shape[1] == self._config.dim
             if not good or value.mask.shape != value.values.shape[:1]:
                 raise ConfigError(
                     f"conditioner '{self._name}' takes tensors [S, {self._config.dim}] with masks "
                     f"[S], not {list(value.values.shape)} with {list(value.mask.shape)}"
                 )
+            if not mx.isfinite(value.values).all().item():
+                raise ConfigError(f"conditioner '{self._name}' takes finite numbers")
             rows.append(value)
         length = max(1, *(len(row.mask) for row in rows))
         padded = [mx.pad(row.values, [(0, length - len(row.mask)), (0, 0)]) for row in rows]

@@ -129,6 +129,12 @@ class LmConfig:
     conditioners: Mapping[str, ConditionerConfig] = field(default_factory=dict)
     fuser: FuserConfig | None = None
 
+    @property
+    def text_limit(self) -> int:
+        """Text tokens are below this; with two streams in one token, the multiplexed ones."""
+        rows = self.text_card + 1
+        return rows * (rows + 1) if self.demux_second_text_stream else self.text_card
+
     def generating(self, count: int) -> "LmConfig":
         """The same model without the slices of the depth transformer after the first `count`."""
         depth = self.depth

@@ -4,6 +4,7 @@ Each message says what is wrong, where, and how to fix it; a program can show it
 """
 
 __all__ = [
+    "ArgumentError",
     "AudioDeviceError",
     "AudioFileError",
     "CheckpointError",
@@ -18,6 +19,10 @@ __all__ = [
 
 class MoshiError(Exception):
     """The root: everything that can go wrong for a reason the user can act on."""
+
+
+class ArgumentError(MoshiError, ValueError):
+    """A function of the library was given an impossible value; names the argument and the value."""
 
 
 class CheckpointError(MoshiError):

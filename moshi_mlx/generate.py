@@ -6,18 +6,19 @@ Knows nothing of PCM, words or threads.
 
 from collections import deque
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import integers, on_host, seed_of, whole
 from .arrays import Tokens
 from .backend import compile_by_default, on_gpu
 from .conditions import Condition
 from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
-from .errors import SessionError
+from .errors import ArgumentError, SessionError
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
@@ -82,7 +83,8 @@ class Generator:
         kv_bits: quantize the temporal transformer's keys and values to 8 or 4 bits; None: no.
 
     Raises:
-        ValueError: an argument has an impossible value.
+        ArgumentError: an argument has an impossible value.
+        ConfigError: a condition is not one of the model's.
     """
 
     def __init__(
@@ -101,20 +103,24 @@ class Generator:
     ) -> None:
         config = lm.config
         self.lm = lm
-        self.batch = batch
-        self.generated = config.dep_q if generated is None else generated
-        if not 0 <= self.generated <= config.dep_q:
-            raise ValueError(f"generated must be from 0 to {config.dep_q}, is {generated}")
+        self.batch = whole("batch", batch, 1)
+        most = config.dep_q
+        self.generated = most if generated is None else whole("generated", generated, 0, most)
+        for name, how in (("text", text), ("audio", audio)):
+            if not isinstance(how, Sampling):
+                raise ArgumentError(f"{name} must be a Sampling, is {how!r}")
         self._text, self._audio = text, audio
-        self._seed = seed
+        self._seed = seed_of(seed)
         self.guidance = guidance
         self._kv_bits = kv_bits
         given = None
         if config.conditioners:
             values = list(conditions or [{}] * batch)
+            if len(values) != batch:
+                raise ArgumentError(f"conditions must be {batch} mappings, are {len(values)}")
             given = lm.condition_provider(values + ([{}] * batch if guidance else []))
         elif conditions:
-            raise ValueError("this model has no conditioners")
+            raise ArgumentError("this model has no conditioners")
         self._stepped = prepared(lm, given)
         compiled = compile_by_default() if compiled is None else compiled
         self._kind = StepKind(text, audio, self.generated, guidance, compiled)
@@ -151,7 +157,7 @@ class Generator:
 
     def reset(self, seed: int | None = None) -> None:
         """Back to the beginning, with the same seed unless another is given."""
-        self._seed = self._seed if seed is None else seed
+        self._seed = self._seed if seed is None else seed_of(seed)
         self._begin()
 
     @property
@@ -196,13 +202,21 @@ class Generator:
                 synchronisation with the device.
 
         Raises:
-            ValueError: a shape is wrong, or a token is none of the model's.
+            ArgumentError: a shape is wrong, or a token is none of the model's.
         """
         heard = self._codes("codes", codes, self.given, none_drawn=True)
+        null = self._null_mask(null_mask)
+        known, offset = list(self._known), self._cache[0].offset
         given, forced, over = self._given(text, audio, overwrite, on_text)
         self._ring.hear(heard)
-        drawn = self._draw(self._reads(null_mask), given)
-        tokens = np.array(drawn.tokens).astype(np.int32)  # the step's one synchronisation
+        try:
+            drawn = self._draw(self._reads(null), given)
+            tokens = np.array(drawn.tokens).astype(np.int32)  # the step's one synchronisation
+        except BaseException:  # of the hook, or Ctrl-C: the step was not made
+            self._known = deque(known)
+            for ring in self._cache:
+                ring.offset = offset
+            raise
         if forced is not None and over is not None:
             chosen = forced.copy()
             chosen[:, : given.slices] = tokens[:, 1:]
@@ -218,11 +232,11 @@ class Generator:
             text: as `step` has it.
 
         Raises:
-            ValueError: the text is none of the model's, there is guidance, or the last frames of a
-                prompt are still to be spoken (`prompted`), which `step` alone can do.
+            ArgumentError: the text is none of the model's, there is guidance, or the last frames
+                of a prompt are still to be spoken (`prompted`), which `step` alone can do.
         """
         if self.guidance is not None or self.prompted:
-            raise ValueError("with guidance, and just after a prompt, use step")
+            raise ArgumentError("with guidance, and just after a prompt, use step")
         given, _, _ = self._given(text, None, None, None)
         there = self._ring.reads_now(self.given)
         reads = self._reads(None)
@@ -240,7 +254,7 @@ class Generator:
         return bool(self._known)
 
     def _draw(self, reads: Tokens, given: Given, heard: Heard | None = None) -> Drawn:
-        key = mx.array([self._seed % 2**32, self.steps], dtype=mx.uint32)
+        key = mx.array([self._seed, self.steps], dtype=mx.uint32)
         lately = self._lately()
         return self._step(reads, self._cache, key, given, lately, self._stepped, heard)
 
@@ -268,21 +282,21 @@ class Generator:
             Text logits [B, T − 1, text_card] of these steps, not evaluated; 2B with guidance.
 
         Raises:
-            ValueError: the shape is wrong, a token is none of the model's, or there are delays of
-                more than one frame in the middle of a conversation.
+            ArgumentError: the shape is wrong, a token is none of the model's, or there are delays
+                of more than one frame in the middle of a conversation.
         """
         config = self.lm.config
-        known = np.asarray(frames)
+        known = on_host("frames", frames)
         if known.shape[:2] != (self.batch, 1 + config.n_q) or known.ndim != 3 or not known.size:
-            raise ValueError(
+            raise ArgumentError(
                 f"frames must be [{self.batch}, {1 + config.n_q}, frames], are {known.shape}"
             )
         own = slice(1, 1 + self.generated)
-        self._checked("frames' text", known[:, 0], self._text_limit, ZERO_TOKEN)
-        self._checked("frames' codes", known[:, 1:], config.card, ZERO_TOKEN)
+        integers("frames' text", known[:, 0], ZERO_TOKEN, self.lm.config.text_limit - 1)
+        integers("frames' codes", known[:, 1:], ZERO_TOKEN, config.card - 1)
         delays = np.array(config.delays)[: 1 + self.generated]
         if self.steps and delays.max() > 1:
-            raise ValueError("a model with longer delays can only be prefilled at the beginning")
+            raise ArgumentError("a model with longer delays can only be prefilled at the beginning")
         known = known.astype(np.int32)
         start, length = self.steps, known.shape[2]
 
@@ -342,9 +356,9 @@ class Generator:
                 "this state was saved with another model, number of conversations or --kv-bits"
             )
         self._begin()
-        self._seed = state.facts["seed"]
-        self._ring.step = state.facts["step"]
-        self._ring.tokens = state.numpy("ring")
+        self._seed = seed_of(state.facts["seed"])
+        self._ring.step = whole("step", state.facts["step"], 0)
+        self._ring.tokens = _whole_shape("ring", state.numpy("ring"), self._ring.tokens.shape)
         for i, cache in enumerate(self._cache):
             held = [state.arrays[f"cache.{i}.{j}"] for j in range(_count(state, f"cache.{i}."))]
             cache.restore(state.facts["offset"], held)
@@ -365,13 +379,6 @@ class Generator:
             self.lm.config, self.batch, self.generated, self._kv_bits, guided, weights
         )
 
-    @property
-    def _text_limit(self) -> int:
-        """Text tokens are below this; with two streams in one token, the multiplexed ones."""
-        config = self.lm.config
-        rows = config.text_card + 1
-        return rows * (rows + 1) if config.demux_second_text_stream else config.text_card
-
     def _given(
         self,
         text: npt.ArrayLike | None,
@@ -381,10 +388,12 @@ class Generator:
     ) -> tuple[Given, Tokens | None, Tokens | None]:
         """What a step is told: for the step, and the codes forced and overwritten, if any."""
         draw = UNGENERATED_TOKEN
-        said = np.asarray(draw if text is None else text)
-        self._checked("text", said, self._text_limit, draw)
+        words = self._tokens("text", draw if text is None else text, draw)
+        codes = [
+            None if given is None else self._codes(name, given, self.generated)
+            for name, given in (("audio", audio), ("overwrite", overwrite))
+        ]
         known = self._known.popleft() if self._known else None
-        words = np.broadcast_to(said, (self.batch,)).astype(np.int32)
         if known is not None:
             words = np.where(words == draw, known[:, 0], words)
         hook = None if on_text is None else self._hooked(on_text)
@@ -392,10 +401,11 @@ class Generator:
             sparse = bool((words == ZERO_TOKEN).any()) or hook is not None
             given = Given(words.astype(np.uint32), None, self.generated, sparse, hook)
             return given, None, None
-        forced = self._codes("audio", draw if audio is None else audio, self.generated)
+        forced, over = (
+            np.full((self.batch, self.generated), draw, np.int32) if c is None else c for c in codes
+        )
         if known is not None:
             forced = np.where(forced == draw, known[:, 1:], forced)
-        over = self._codes("overwrite", draw if overwrite is None else overwrite, self.generated)
         free = np.flatnonzero(((forced == draw) & (over == draw)).any(axis=0))
         slices = int(free[-1]) + 1 if len(free) else 0
         sparse = hook is not None or bool((words == ZERO_TOKEN).any() | (forced < 0).any())
@@ -406,49 +416,43 @@ class Generator:
         """The hook, with what it returns checked."""
 
         def hook(tokens: Tokens) -> Tokens:
-            chosen = np.broadcast_to(np.asarray(on_text(tokens)), (self.batch,))
-            self._checked("on_text's tokens", chosen, self._text_limit, ZERO_TOKEN)
-            return chosen.astype(np.int32)
+            return self._tokens("on_text's tokens", on_text(tokens), ZERO_TOKEN)
 
         return hook
+
+    def _tokens(self, name: str, tokens: npt.ArrayLike, least: int) -> Tokens:
+        """Text tokens as int32 [B], checked."""
+        given = integers(name, tokens, least, self.lm.config.text_limit - 1)
+        return _spread(name, given, (self.batch,))
 
     def _codes(
         self, name: str, codes: npt.ArrayLike, streams: int, none_drawn: bool = False
     ) -> Tokens:
         """Codes as int32 [B, streams], checked."""
-        given = np.asarray(codes)
-        shape = (self.batch, streams)
-        if none_drawn and given.shape != shape:
-            raise ValueError(f"{name} must be [{self.batch}, {streams}], are {given.shape}")
-        try:
-            given = np.broadcast_to(given, shape)
-        except ValueError:
-            raise ValueError(
-                f"{name} must be [{self.batch}, {streams}], are {given.shape}"
-            ) from None
         least = ZERO_TOKEN if none_drawn else UNGENERATED_TOKEN
-        self._checked(name, given, self.lm.config.card, least)
-        return given.astype(np.int32)
+        given = integers(name, codes, least, self.lm.config.card - 1)
+        shape = (self.batch, streams)
+        return _whole_shape(name, given, shape) if none_drawn else _spread(name, given, shape)
 
-    def _checked(self, name: str, tokens: npt.NDArray[np.generic], limit: int, least: int) -> None:
-        """Refuses invalid tokens, by name and value."""
-        if not tokens.size:
-            return
-        low, high = tokens.min(), tokens.max()
-        if not (low >= least and high < limit):
-            wrong = high if low >= least else low
-            raise ValueError(f"{name} must be from {least} to {limit - 1}, is {wrong}")
+    def _null_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
+        """As bool [B, 1 + n_q], checked."""
+        if mask is None:
+            return None
+        if self.guidance is None:
+            raise ArgumentError("null_mask is for guidance")
+        given = on_host("null_mask", mask)
+        if given.dtype != np.bool_:
+            raise ArgumentError(f"null_mask must be bool, is {given.dtype}")
+        return _spread("null_mask", given, (self.batch, 1 + self.lm.config.n_q))
 
-    def _reads(self, null_mask: npt.ArrayLike | None) -> Tokens:
+    def _reads(self, null_mask: npt.NDArray[np.bool_] | None) -> Tokens:
         """What the model reads in this step; with guidance, then what the null half reads."""
         own = self._ring.read()
         if self.guidance is None:
-            if null_mask is not None:
-                raise ValueError("null_mask is for guidance")
             return own
         null = own.copy()
         if null_mask is not None:
-            null[np.broadcast_to(np.asarray(null_mask, dtype=np.bool_), null.shape)] = ZERO_TOKEN
+            null[null_mask] = ZERO_TOKEN
         if not self.guidance.text and self.steps:
             null[:, 0] = ZERO_TOKEN
         return np.concatenate([own, null])
@@ -476,6 +480,20 @@ class Generator:
             config = self.lm.config
             mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
         return mask
+
+
+def _whole_shape(name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    if found.shape != shape:
+        raise ArgumentError(f"{name} must be {list(shape)}, are {found.shape}")
+    return found
+
+
+def _spread(name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
+    """The array over the rows it does not have."""
+    try:
+        return np.broadcast_to(found, shape)
+    except ValueError:
+        raise ArgumentError(f"{name} must be {list(shape)}, are {found.shape}") from None
 
 
 def _count(state: SavedState, start: str) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .arguments import real
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -20,6 +22,9 @@ class Guidance:
 
     coefficient: float
     text: bool = True
+
+    def __post_init__(self) -> None:
+        real("coefficient", self.coefficient, -1000, 1000)
 
     def guided(self, logits: mx.array) -> mx.array:
         """Logits of the doubled batch [2B, ...] → those to draw from [B, ...]."""

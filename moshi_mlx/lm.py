@@ -9,12 +9,14 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arguments import integers
 from .cache import Cache
 from .conditions import ConditionProvider, Conditions
 from .config import ZERO_TOKEN, LmConfig
 from .delays import delayed, undelayed
 from .depth import DepthTransformer
 from .embedding import EmbeddingSum, can_stack, make_embedding
+from .errors import ArgumentError
 from .transformer import CrossKv, Transformer, make_norm
 
 
@@ -107,8 +109,12 @@ class Lm(nn.Module):
                 where there is no token.
             conditions: of the models that have conditioners.
             kv_bits: keys and values as a `Generator` with `kv_bits` has them.
+
+        Raises:
+            ArgumentError: the shape is wrong, or a token is none of the model's.
         """
         config = self.config
+        self._check(codes)
         batch, _, length = codes.shape
         sequence = delayed(codes, config.delays, config.initial_tokens)
         inputs, targets = sequence[:, :, :-1], sequence[:, :, 1:]
@@ -126,3 +132,12 @@ class Lm(nn.Module):
         text, text_mask = undelayed(text[:, None], config.delays[:1])
         there = codes[:, : 1 + dep_q] != ZERO_TOKEN
         return LmOutput(text, audio, mx.concatenate([text_mask, audio_mask], axis=1) & there)
+
+    def _check(self, codes: mx.array) -> None:
+        config = self.config
+        if codes.ndim != 3 or codes.shape[1] != 1 + config.n_q or not codes.size:
+            raise ArgumentError(
+                f"codes must be [batch, {1 + config.n_q}, frames], are {list(codes.shape)}"
+            )
+        integers("codes' text", codes[:, 0], ZERO_TOKEN, config.text_limit - 1)
+        integers("codes' audio", codes[:, 1:], ZERO_TOKEN, config.card - 1)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arguments import finite, integers, samples, whole
 from .cache import RingCache
 from .config import MimiConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
+from .errors import ArgumentError
 from .seanet import SeanetDecoder, SeanetEncoder
 from .state import SavedState, joined
 from .transformer import Transformer
@@ -96,7 +98,7 @@ class Mimi(nn.Module):
     def __init__(self, config: MimiConfig, num_codebooks: int = 8) -> None:
         super().__init__()
         self.config = config
-        self.num_codebooks = num_codebooks
+        self.num_codebooks = whole("num_codebooks", num_codebooks, 1, config.quantizer.n_q)
         dim, stride = config.seanet.dimension, config.stride
         self.encoder = SeanetEncoder(config.seanet)
         self.encoder_transformer = Transformer(config.transformer)
@@ -145,21 +147,29 @@ class Mimi(nn.Module):
         decoder = _Half(
             self.decoder.init_state(), self.decoder_transformer.make_cache(stride), ConvState()
         )
-        return MimiState(batch, encoder, decoder)
+        return MimiState(whole("batch", batch, 1), encoder, decoder)
 
     def encode_step(self, pcm: mx.array, state: MimiState) -> mx.array:
         """The next N frames of sound → their codes.
 
         Args:
-            pcm: float [B, channels, N · frame_size], about ±1.
+            pcm: float [B, channels, N · frame_size], about ±1, or int16 or int32 samples; they are
+                evaluated.
             state: the stream; is changed.
 
         Returns:
             int32 [B, num_codebooks, N].
 
         Raises:
-            ValueError: the shape is wrong.
+            ArgumentError: the shape or type is wrong, or a sample not finite.
         """
+        self._check_pcm(pcm)
+        heard = samples(pcm)
+        finite("pcm", heard)  # what is not would stay in the state
+        return self.encode_later(mx.array(heard), state)
+
+    def encode_later(self, pcm: mx.array, state: MimiState) -> mx.array:
+        """`encode_step` of floats that are known to be finite and need not be evaluated."""
         self._check_pcm(pcm)
         _check_batch(pcm, state)
         half = state.encoder
@@ -174,16 +184,22 @@ class Mimi(nn.Module):
         """The next N frames of codes → their sound.
 
         Args:
-            codes: integers [B, k, N], 1 ≤ k ≤ num_codebooks, each from 0 to bins - 1 (not checked:
-                that would take an evaluation).
+            codes: integers [B, k, N], 1 ≤ k ≤ num_codebooks, each from 0 to bins - 1; they are
+                evaluated.
             state: the stream; is changed.
 
         Returns:
             float32 [B, channels, N · frame_size].
 
         Raises:
-            ValueError: the shape is wrong.
+            ArgumentError: the shape is wrong, or a code out of range.
         """
+        self._check_codes(codes)
+        integers("codes", codes, 0, self.config.quantizer.bins - 1)
+        return self.decode_later(codes, state)
+
+    def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:
+        """`decode_step` of codes that are known to be in range and need not be evaluated."""
         self._check_codes(codes)
         _check_batch(codes, state)
         half = state.decoder
@@ -200,7 +216,7 @@ class Mimi(nn.Module):
         Evaluates block by block, so memory doesn't grow with the length.
 
         Raises:
-            ValueError: as `encode_step`.
+            ArgumentError: as `encode_step`.
         """
         self._check_pcm(pcm)
         return self._offline(self.encode_step, pcm, _BLOCK * self.frame_size)
@@ -209,7 +225,7 @@ class Mimi(nn.Module):
         """Whole recordings back, [B, k, N] → float32 [B, channels, N · frame_size]; as `encode`.
 
         Raises:
-            ValueError: as `decode_step`.
+            ArgumentError: as `decode_step`.
         """
         self._check_codes(codes)
         return self._offline(self.decode_step, codes, _BLOCK)
@@ -228,14 +244,14 @@ class Mimi(nn.Module):
         channels, size = self.config.channels, self.frame_size
         good = pcm.ndim == 3 and pcm.shape[1] == channels
         if not good or pcm.shape[-1] % size or not pcm.shape[-1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"pcm must be [batch, {channels}, frames of {size} samples], is {list(pcm.shape)}"
             )
 
     def _check_codes(self, codes: mx.array) -> None:
         good = codes.ndim == 3 and 1 <= codes.shape[1] <= self.num_codebooks
         if not good or not codes.shape[-1]:
-            raise ValueError(
+            raise ArgumentError(
                 f"codes must be [batch, 1 to {self.num_codebooks} codebooks, frames], "
                 f"are {list(codes.shape)}"
             )
@@ -247,4 +263,4 @@ def _type_of(seanet: SeanetEncoder | SeanetDecoder) -> mx.Dtype:
 
 def _check_batch(x: mx.array, state: MimiState) -> None:
     if x.shape[0] != state.batch:
-        raise ValueError(f"the state is of a batch of {state.batch}, this is one of {x.shape[0]}")
+        raise ArgumentError(f"the state is of a batch of {state.batch}, this is {x.shape[0]}")

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
+from .arguments import real, whole
+from .errors import ArgumentError
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -12,6 +15,9 @@ class Sampling:
     The filters apply in the order of the fields, each to what the one before left; 0 switches one
     off. Logits of tokens among the last `repetition_window` of their stream are divided (negative
     ones multiplied) by `repetition_penalty` (Keskar et al. 2019); 1 switches that off.
+
+    Raises:
+        ArgumentError: a number is out of range, or none.
     """
 
     temperature: float = 0.8
@@ -22,10 +28,13 @@ class Sampling:
     repetition_window: int = 64
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or self.repetition_window < 1:
-            raise ValueError(f"temperature, top_k or repetition_window out of range in {self}")
-        if not (0 <= self.top_p <= 1 and 0 <= self.min_p <= 1 and self.repetition_penalty > 0):
-            raise ValueError(f"top_p, min_p or repetition_penalty out of range in {self}")
+        if real("temperature", self.temperature, 0, 1e6):
+            real("a temperature that is not 0", self.temperature, 1e-6, 1e6)
+        whole("top_k", self.top_k, 0)
+        real("top_p", self.top_p, 0, 1)
+        real("min_p", self.min_p, 0, 1)
+        real("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
+        whole("repetition_window", self.repetition_window, 1, 100_000)
 
     @property
     def greedy(self) -> bool:
@@ -61,7 +70,7 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
     if sampling.greedy:
         return mx.argmax(logits, axis=-1)
     if uniform is None:
-        raise ValueError("only greedy sampling goes without random numbers")
+        raise ArgumentError("only greedy sampling goes without random numbers")
     candidates = None
     if 0 < sampling.top_k < logits.shape[-1]:
         candidates = mx.argpartition(-logits, sampling.top_k - 1, axis=-1)[:, : sampling.top_k]

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
+from .arguments import samples
 from .arrays import Pcm, Tokens
 from .backend import on_gpu
 from .closing import Closing
 from .codec import Codec, MlxCodec
 from .config import LmConfig
-from .errors import SessionError
+from .errors import ArgumentError, SessionError
 from .events import Event, WordSpoken
 from .exclusive import Exclusive
 from .generate import Generator
@@ -135,7 +136,7 @@ class Session(Closing):
             hold_text: no word may come from this step: its text is padding, as in a pause.
 
         Raises:
-            SessionError: the session is closed or being streamed, or the shape is wrong.
+            SessionError: the session is closed or being streamed, or the shape or type is wrong.
         """
         if self._streaming:
             raise SessionError("this session is being streamed: take its frames from there")
@@ -237,6 +238,14 @@ class Session(Closing):
             return joined(parts, words=self._words.save(), index=self._index, **activity)
 
     def _restore(self, state: SavedState) -> None:
+        try:
+            self._resume(state)
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
+            raise SessionError(
+                f"the saved conversation is damaged ({type(error).__name__}: {error})"
+            ) from error
+
+    def _resume(self, state: SavedState) -> None:
         self._generator.restore(state.part("generator"))
         self._codec_state = self._codec.restore_state(state.part("codec"))
         self._words.restore(state.facts["words"])
@@ -277,23 +286,15 @@ class Session(Closing):
             raise SessionError("this session is closed: make a new one")
 
     def _checked(self, pcm: npt.ArrayLike) -> Pcm:
-        heard = _floats(np.asarray(pcm))
+        try:
+            heard = samples(pcm)
+        except ArgumentError as error:
+            raise SessionError(f"a frame is refused: {error}") from None
         if heard.shape != (self._codec.frame_size,):
             raise SessionError(
                 f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
             )
         return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
-
-
-def _floats(samples: npt.NDArray[Any]) -> Pcm:
-    """float32; whole numbers, as sound cards give them, in −1 … 1."""
-    if samples.dtype in (np.int16, np.int32):
-        return (samples / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
-    if samples.dtype.kind != "f":
-        raise SessionError(
-            f"a frame has floats in −1 … 1, or int16 or int32 samples, this one {samples.dtype}"
-        )
-    return samples.astype(np.float32, copy=False)
 
 
 def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:

@@ -7,6 +7,8 @@ from typing import Generic, TypeVar
 
 import numpy.typing as npt
 
+from .errors import ArgumentError
+
 F = TypeVar("F")
 Source = Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
 
@@ -31,9 +33,11 @@ class FrameStream(AsyncIterator[F], Generic[F]):
         submit: Callable[[npt.ArrayLike], "Future[F]"],
         end: Callable[[], None],
     ) -> None:
+        self._begun = self._ended = False
+        if not isinstance(source, Iterable | AsyncIterable):
+            raise ArgumentError(f"source must be an iterable of frames, is {source!r}")
         self._frames = _each(source)
         self._begin, self._submit, self._end = begin, submit, end
-        self._begun = self._ended = False
         self._step: asyncio.Future[F] | None = None
 
     async def __anext__(self) -> F:

@@ -8,6 +8,7 @@ state. Knows nothing of frames or of training.
 import mlx.core as mx
 import mlx.nn as nn
 
+from .arguments import whole
 from .config import QuantizerConfig
 
 _LEAST_USAGE = 1e-5
@@ -53,8 +54,7 @@ class SplitResidualQuantizer(nn.Module):
 
     def __init__(self, config: QuantizerConfig, num_codebooks: int) -> None:
         super().__init__()
-        if not 1 <= num_codebooks <= config.n_q:
-            raise ValueError(f"num_codebooks must be from 1 to {config.n_q}, is {num_codebooks}")
+        whole("num_codebooks", num_codebooks, 1, config.n_q)
         self.semantic = ResidualQuantizer(config, 1)
         if num_codebooks > 1:
             self.acoustic = ResidualQuantizer(config, num_codebooks - 1)

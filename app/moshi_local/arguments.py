@@ -152,6 +152,7 @@ SeedOption = Annotated[
     int | None,
     typer.Option(
         min=0,
+        max=2**32 - 1,
         metavar="N",
         help="Make sampling repeatable with this seed.",
         show_default="random",
@@ -162,6 +163,7 @@ SeedZeroOption = Annotated[
     int,
     typer.Option(
         min=0,
+        max=2**32 - 1,
         metavar="N",
         help="Make sampling repeatable with this seed.",
         rich_help_panel=SAMPLING,

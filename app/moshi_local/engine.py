@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from moshi_mlx import Event, Frame, Moshi, Session, SessionError
+from moshi_mlx.arguments import samples
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.closing import Closing
 from moshi_mlx.worker import Worker
@@ -126,10 +127,10 @@ class EngineConversation(Closing):
         self._closed = False
 
     def step(self, pcm: Pcm, timeout: float | None = None) -> tuple[Frame | None, Sequence[Event]]:
-        """Hears float32 [frame_size] and says a frame; blocks until it is there.
+        """Hears [frame_size] samples and says a frame; blocks until it is there.
 
         Args:
-            pcm: the other side's sound; it is copied.
+            pcm: the other side's sound, as `Session.step` takes it; it is copied.
             timeout: seconds to wait at most; the frame is stepped all the same.
 
         Returns:
@@ -174,7 +175,7 @@ class EngineConversation(Closing):
             raise SessionError("this conversation is closed: open a new one")
         if not self._turn.acquire(blocking=False):
             raise SessionError("a frame of this conversation is still being stepped: wait for it")
-        heard = np.array(pcm, dtype=np.float32)
+        heard = np.array(samples(pcm))
 
         def work() -> tuple[Frame | None, Sequence[Event]]:
             try:

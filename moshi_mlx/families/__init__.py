@@ -4,6 +4,7 @@
 """
 
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from typing import Literal, overload
 
@@ -12,6 +13,7 @@ import mlx.core as mx
 from ..checkpoint import open_checkpoint
 from ..codec import CodecName
 from ..config import ModelConfig
+from ..errors import ArgumentError
 from .dialogue import Moshi
 from .kinds import Kind, Verb, kind_of, require_verb
 from .model import Model
@@ -72,8 +74,13 @@ def load(
         HubError: the name leads to no files.
         VerbError: the model cannot do what is asked.
         CheckpointError: a file is broken or doesn't match the others.
+        ArgumentError: the name is neither text nor a path, or the type none to compute in.
         TokenizerError: the tokenizer is missing or broken.
     """
+    if not isinstance(name, str | PathLike):
+        raise ArgumentError(f"name must be text or a path, is {name!r}")
+    if dtype is not None and dtype not in (mx.float32, mx.bfloat16, mx.float16):
+        raise ArgumentError(f"dtype must be float32, bfloat16 or float16, is {dtype}")
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)

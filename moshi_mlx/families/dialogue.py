@@ -9,6 +9,7 @@ from typing import Any
 
 from ..conditions import Condition
 from ..config import LmConfig
+from ..errors import ArgumentError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Session
@@ -57,10 +58,12 @@ class Moshi(Model):
             ConfigError: a condition is not one of the model's.
             SessionError: the state is of another model, or the codec is rustymimi.
             CheckpointError: the state's file is missing or broken.
-            ValueError: `kv_bits` is neither 8 nor 4.
+            ArgumentError: an argument has an impossible value.
         """
         if isinstance(state, str | Path):
             state = load_state(state)
+        elif not isinstance(state, SavedState | None):
+            raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
         generator = Generator(
             self.lm,
             text=text or self.text_sampling,

@@ -1,11 +1,14 @@
 """Sampling: distributions, filters, seeds, the guard."""
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moshi_mlx.errors import ArgumentError
 from moshi_mlx.generate import Generator
 from moshi_mlx.sampling import Sampling, penalized, sample
 from tests.moshi_mlx.test_lm import load
@@ -55,9 +58,19 @@ def test_a_token_is_always_drawn(
 
 
 def test_out_of_range_is_refused() -> None:
-    for wrong in ({"temperature": -1}, {"top_k": -1}, {"top_p": 1.5}, {"repetition_penalty": 0}):
-        with pytest.raises(ValueError, match="out of range"):
-            Sampling(**wrong)
+    nan, inf = float("nan"), float("inf")
+    wrong: list[tuple[str, Any]] = [
+        *(("temperature", value) for value in (-1, nan, inf, "1", True, 1e-9)),
+        *(("top_k", value) for value in (-1, 2.5, nan, True, None)),
+        *(("top_p", value) for value in (1.5, -0.1, nan)),
+        *(("min_p", value) for value in (1.5, -0.1, nan)),
+        *(("repetition_penalty", value) for value in (0, -2, nan, inf)),
+        *(("repetition_window", value) for value in (0, -1, 1.5, 10**9)),
+    ]
+    for name, value in wrong:
+        with pytest.raises(ArgumentError, match=f"{name}|a temperature") as error:
+            Sampling(**{name: value})
+        assert repr(value) in str(error.value)
 
 
 @pytest.mark.gpu
