@@ -144,8 +144,8 @@ class RingCache:
     """
 
     def __init__(self, context: int, lookahead: int = 1, bits: int | None = None) -> None:
-        if bits is not None and bits not in KV_GROUPS:
-            raise ArgumentError(f"keys and values are quantized to 8 or 4 bits, not {bits}")
+        if bits is not None and (not isinstance(bits, int) or bits not in KV_GROUPS):
+            raise ArgumentError(f"keys and values are quantized to 8 or 4 bits, not {bits!r}")
         self.context = context
         self.lookahead = lookahead
         self.slots = -(-(context + lookahead - 1) // lookahead) * lookahead
