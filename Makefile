@@ -10,11 +10,8 @@ UPSTREAM := build/upstream
 FRAMES ?= 200
 MAKING := build/making
 
-# MLX's Linux wheel brings the reference BLAS; OpenBLAS, where it is installed, is many times faster.
-OPENBLAS := $(shell PATH="$$PATH:/sbin:/usr/sbin"; command -v ldconfig >/dev/null && \
-	ldconfig -p | sed -n 's/.*libopenblas\.so\.0 .*=> //p' | head -n 1)
 # On an M5 and on NVIDIA's cards MLX multiplies float32 in TF32, with 10 bits, unless told otherwise.
-RUN := MLX_ENABLE_TF32=0 $(if $(OPENBLAS),LD_PRELOAD="$(OPENBLAS)$${LD_PRELOAD:+:$$LD_PRELOAD}")
+RUN := MLX_ENABLE_TF32=0
 # A Mac has a GPU, and Homebrew's Python has a sitecustomize that this one would hide.
 PRETENDED := $(if $(filter-out Darwin,$(shell uname)),\
 	PYTHONPATH="$(CURDIR)/tests/pretended_gpu$${PYTHONPATH:+:$$PYTHONPATH}")

@@ -6,7 +6,7 @@
 `times` steps a model with random weights (`--config`) once through `--frames` frames, and compares
 a conversation that is as long as the model's context with one that is at the end, in turns of ten
 frames, so that what else the machine does hits both alike. Upstream's stops by itself after 4000
-frames. `memory` lets nano hear its question again and again. On Linux put OpenBLAS into LD_PRELOAD.
+frames. `memory` lets nano hear its question again and again.
 """
 
 import argparse

@@ -3,7 +3,7 @@
     python -m benchmarks.fuzz [--minutes 20] [--seed 0] [TARGET ...]
 
 Hypothesis makes run files, manifests, alignments, config.json, weights, sound files, command lines
-and calls of a session; whatever is wrong with them must end in one line. Each target has its own
+and calls of a session; whatever is wrong with them must end in one line. Each target is a separate
 process, two at a time, which writes down what it is about to try: a crash names its input. Prints
 the examples per target; exit code 1 if anything else than an error of ours was raised.
 """
@@ -353,7 +353,7 @@ def try_target(name: str, seconds: float, seed: int) -> NoReturn:
 
 
 def report(name: str, seconds: float, seed: int) -> bool:
-    """Tries one target in a process of its own, and prints what came of it."""
+    """Tries one target in a separate process, and prints what came of it."""
     command = [sys.executable, "-m", "benchmarks.fuzz", name, "--alone", str(seconds)]
     home = tempfile.mkdtemp(prefix="fuzz-home-")
     surroundings = {**os.environ, "HOME": home, "XDG_CACHE_HOME": home, "HF_HUB_OFFLINE": "1"}

@@ -3,8 +3,7 @@
     python -m benchmarks.mimi_speed [--frames 100] [--upstream PYTHON]
 
 All see the same random Mimi and the same frames, in turns of ten, so that what else the machine
-does hits all alike. PYTHON: an environment with upstream's moshi_mlx 0.3.0. On Linux put OpenBLAS
-into LD_PRELOAD (see the README).
+does hits all alike. PYTHON: an environment with upstream's moshi_mlx 0.3.0.
 """
 
 import argparse
@@ -78,8 +77,10 @@ def turns(steps: Steps, frames: int) -> Iterator[dict[str, list[float]]]:
 
 def elsewhere(python: str, path: Path, frames: int) -> Iterator[dict[str, list[float]]]:
     """`turns` of upstream's Mimi in another environment: a line of JSON after each line given."""
+    from moshi_mlx.blas import with_openblas
+
     command = [python, "-P", __file__, "--frames", str(frames), "--serve", str(path)]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment = with_openblas({k: v for k, v in os.environ.items() if k != "PYTHONPATH"})
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as child:

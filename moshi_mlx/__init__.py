@@ -5,33 +5,75 @@ time. `load_mimi` gives the codec alone.
 """
 
 import logging
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-from .backend import prepare_gpu
-from .codec import Codec
-from .config import LmConfig, MimiConfig, ModelConfig
+from .blas import use_openblas
 from .distributions import installation_problem
-from .errors import (
-    ArgumentError,
-    AudioDeviceError,
-    AudioFileError,
-    CheckpointError,
-    ConfigError,
-    HubError,
-    MoshiError,
-    SessionError,
-    TokenizerError,
-    VerbError,
-)
-from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
-from .families import Model, Moshi, load
-from .lm import Lm, LmOutput
-from .mimi import Mimi
-from .sampling import Sampling
-from .session import Frame, Session, Timing
-from .text import TextTokenizer, Word
-from .weights_mimi import load_mimi
+
+if TYPE_CHECKING:
+    from .backend import prepare_gpu
+    from .codec import Codec
+    from .config import LmConfig, MimiConfig, ModelConfig
+    from .errors import (
+        ArgumentError,
+        AudioDeviceError,
+        AudioFileError,
+        CheckpointError,
+        ConfigError,
+        HubError,
+        MoshiError,
+        SessionError,
+        TokenizerError,
+        VerbError,
+    )
+    from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+    from .families import Model, Moshi, load
+    from .lm import Lm, LmOutput
+    from .mimi import Mimi
+    from .sampling import Sampling
+    from .session import Frame, Session, Timing
+    from .text import TextTokenizer, Word
+    from .weights_mimi import load_mimi
+
+_PARTS = {
+    "ArgumentError": "errors",
+    "AudioDeviceError": "errors",
+    "AudioFileError": "errors",
+    "CheckpointError": "errors",
+    "Codec": "codec",
+    "ConfigError": "errors",
+    "Event": "events",
+    "Frame": "session",
+    "HubError": "errors",
+    "Lm": "lm",
+    "LmConfig": "config",
+    "LmOutput": "lm",
+    "Mimi": "mimi",
+    "MimiConfig": "config",
+    "Model": "families",
+    "ModelConfig": "config",
+    "Moshi": "families",
+    "MoshiError": "errors",
+    "Sampling": "sampling",
+    "Session": "session",
+    "SessionError": "errors",
+    "SpeechEnded": "events",
+    "SpeechStarted": "events",
+    "TextTokenizer": "text",
+    "Timing": "session",
+    "TokenizerError": "errors",
+    "VerbError": "errors",
+    "Word": "text",
+    "WordSpoken": "events",
+    "load": "families",
+    "load_mimi": "weights_mimi",
+    "prepare_gpu": "backend",
+}
 
 __version__ = "0.1.0"
+
+use_openblas()  # before anything imports MLX
 
 if (_problem := installation_problem()) is not None:
     logging.getLogger(__name__).warning(_problem)
@@ -70,3 +112,10 @@ __all__ = [
     "load_mimi",
     "prepare_gpu",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """The parts, each imported when it is asked for."""
+    if name not in _PARTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_PARTS[name]}", __name__), name)

@@ -2,6 +2,8 @@
 
 import mlx.core as mx
 
+from .blas import use_openblas
+
 CACHE_BYTES = 256 << 20
 """What MLX may keep of freed memory on a GPU. By default that is nearly all memory, and what does
 not fit a later request exactly is never used again; a frame's arrays are some megabytes."""
@@ -10,6 +12,11 @@ not fit a later request exactly is never used again; a frame's arrays are some m
 def on_gpu() -> bool:
     """Whether MLX computes on a GPU (Metal or CUDA) by default."""
     return bool(mx.default_device().type == mx.gpu)
+
+
+def slow_reason() -> str | None:
+    """Why MLX multiplies slower than it need here, and how to fix it; None if it doesn't."""
+    return None if on_gpu() else use_openblas()
 
 
 def default_dtype() -> mx.Dtype:

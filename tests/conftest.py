@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import moshi_mlx  # noqa: F401  before MLX, for its BLAS
 from tests import rig
 from tests.device import set_device
 

@@ -12,7 +12,8 @@ import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Moshi, Session
+from moshi_mlx import Moshi, Session, catalog
+from moshi_mlx.backend import slow_reason
 
 from .machine.verdict import Verdict, check_before
 from .options import ModelSource, SamplingFlags
@@ -47,7 +48,15 @@ def load_model(
             "much for this machine",
             soft_wrap=True,
         )
-    notes.print(f"loading {verdict.model}", markup=False, soft_wrap=True)
+    entry = catalog.find(verdict.model)
+    demonstration = None
+    if entry is not None and entry.bundled:
+        demonstration = (
+            f"{entry.name} is a demonstration model: it knows a few dozen sentences. "
+            f"For a real one: --model {catalog.all_series()[0]}"
+        )
+    for line in filter(None, (slow_reason(), demonstration, f"loading {verdict.model}")):
+        notes.print(line, markup=False, soft_wrap=True)
     moshi = moshi_mlx.load(
         verdict.model,
         verb="talk",

@@ -34,7 +34,8 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "arrays": set(),
     "arguments": {"arrays"},
-    "backend": set(),
+    "backend": {"blas"},
+    "blas": set(),
     "catalog": set(),
     "config": set(),
     "distributions": set(),
@@ -82,7 +83,7 @@ SHARED = {"events", "port", "report", "platform", "options"}
 EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "chat", "cli", "config_file"}
-JOINING |= {"conversation", "engine", "first_start", "loop", "offline"}
+JOINING |= {"conversation", "engine", "first_start", "launch", "loop", "offline"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

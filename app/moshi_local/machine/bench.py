@@ -5,6 +5,7 @@ interleaved, so that other load on the machine affects both.
 """
 
 import json
+import os
 import subprocess
 import tempfile
 import time
@@ -19,6 +20,7 @@ import numpy as np
 
 from moshi_mlx import Moshi, MoshiError, Sampling, Timing
 from moshi_mlx.backend import compile_by_default
+from moshi_mlx.blas import with_openblas
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
@@ -322,6 +324,7 @@ def upstream_steps(python: Path, folder: Path, bits: int, frames: int) -> dict[s
             capture_output=True,
             text=True,
             check=False,
+            env=with_openblas(os.environ),
         )
     except OSError as error:
         raise MoshiError(f"{python}: cannot be run: {error.strerror}") from error

@@ -19,6 +19,7 @@ from rich.text import Text
 
 import moshi_mlx
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
+from moshi_mlx.backend import slow_reason
 from moshi_mlx.distributions import installation_problem
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
@@ -52,6 +53,7 @@ class Diagnosis:
     sound_system: what they are reached through; see `sound_system`.
     cached: Moshi models that were fetched before and are complete.
     installation_problem: what is wrong with the program's own files, if anything.
+    slow_reason: why MLX is slower here than it need be, if it is.
     verdict: of the model that was asked for.
     others: predictions for the published ones, `moshiko` for both voices.
     """
@@ -63,6 +65,7 @@ class Diagnosis:
     verdict: Verdict
     others: Sequence[Verdict]
     installation_problem: str | None = None
+    slow_reason: str | None = None
     sound_system: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -70,6 +73,7 @@ class Diagnosis:
         return {
             "machine": self.machine.as_dict() | {"usable_memory": self.machine.usable_memory},
             "installation_problem": self.installation_problem,
+            "slow_reason": self.slow_reason,
             "sound": [asdict(device) for device in self.sound],
             "sound_problem": self.sound_problem,
             "sound_system": dict(self.sound_system),
@@ -136,6 +140,7 @@ def diagnose(
         verdict,
         others,
         installation_problem(),
+        slow_reason(),
         sound_system(),
     )
 
@@ -273,6 +278,8 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
     row("system", f"{here.os}; Python {here.python}; MLX {here.mlx} on the {here.backend}")
     if found.installation_problem:
         row("installation", found.installation_problem)
+    if found.slow_reason:
+        row("speed", found.slow_reason)
     if found.sound_problem:
         row("sound", found.sound_problem)
     else:

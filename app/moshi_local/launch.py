@@ -1,0 +1,90 @@
+"""How the three commands start: imports take a second, and what goes wrong is one line.
+
+Imports the standard library alone until a command begins: Ctrl-C ends it without a word, and a
+library that is not ours or cannot be loaded is explained. Knows the commands' names only.
+"""
+
+import os
+import signal
+import sys
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+
+_ERROR, _INTERRUPTED = 2, 130
+
+
+def start_talk() -> int:
+    """The command `moshi-local`; returns its exit code."""
+    return _launch("moshi-local", "moshi_local.cli")
+
+
+def start_quantize() -> int:
+    """The command `moshi-quantize`; returns its exit code."""
+    return _launch("moshi-quantize", "moshi_quantize.cli")
+
+
+def start_train() -> int:
+    """The command `moshi-train`; returns its exit code."""
+    return _launch("moshi-train", "moshi_mlx.training.cli")
+
+
+def _launch(program: str, module: str) -> int:
+    """Imports a command and runs it; returns its exit code."""
+    heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
+    if heeded:
+        signal.signal(signal.SIGINT, _exit)
+    try:
+        if import_module("moshi_mlx.distributions").refuse_foreign_files(program):
+            return _ERROR
+        run = import_module(module).main
+    except ImportError as error:
+        reason = _import_problem(error)
+        if reason is None:
+            raise
+        sys.stderr.write(f"{program}: {reason}\n")
+        return _ERROR
+    try:
+        if heeded:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code: int = run()
+    except KeyboardInterrupt:
+        code = _INTERRUPTED
+    if heeded:
+        signal.signal(signal.SIGINT, _exit)
+    _leave_portaudio(code)
+    return code
+
+
+def _exit(number: int, frame: FrameType | None) -> None:
+    os._exit(_INTERRUPTED)
+
+
+def _leave_portaudio(code: int) -> None:
+    """Ends the process if PortAudio is stuck: sounddevice would wait for it, maybe without end."""
+    portaudio = sys.modules.get("moshi_local.audio.portaudio")
+    if portaudio is not None and portaudio.busy():
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def _import_problem(error: ImportError) -> str | None:
+    """Why the library cannot be imported, on one line; None if that is a mistake of ours."""
+    if error.name is not None and error.name.startswith("moshi_mlx."):
+        # Where ours is an editable install, theirs is found first, and none of ours behind it.
+        return (
+            "another distribution's moshi_mlx, such as Kyutai's moshi-mlx, hides the "
+            "library of this checkout. To fix it: pip uninstall moshi-mlx"
+        )
+    if Path(error.path or "").parent.name != "mlx":
+        return None
+    what = f"MLX cannot be loaded: {' '.join(str(error).split())}"
+    if "libcuda.so" in what:
+        return (
+            f"{what}. This is MLX for CUDA, and NVIDIA's driver is missing. To fix it: install the "
+            "driver, or replace the package mlx-cuda-12 or mlx-cuda-13 by mlx-cpu"
+        )
+    return what
