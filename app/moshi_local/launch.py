@@ -7,10 +7,7 @@ library that is not ours or cannot be loaded is explained. Knows the commands' n
 import os
 import signal
 import sys
-from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
-from types import FrameType
 
 _ERROR, _INTERRUPTED = 2, 130
 
@@ -57,7 +54,7 @@ def _launch(program: str, module: str) -> int:
     return code
 
 
-def _exit(number: int, frame: FrameType | None) -> None:
+def _exit(number: int, frame: object) -> None:
     os._exit(_INTERRUPTED)
 
 
@@ -65,6 +62,8 @@ def _leave_portaudio(code: int) -> None:
     """Ends the process if PortAudio is stuck: sounddevice would wait for it, maybe without end."""
     portaudio = sys.modules.get("moshi_local.audio.portaudio")
     if portaudio is not None and portaudio.busy():
+        from contextlib import suppress
+
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
@@ -79,7 +78,7 @@ def _import_problem(error: ImportError) -> str | None:
             "another distribution's moshi_mlx, such as Kyutai's moshi-mlx, hides the "
             "library of this checkout. To fix it: pip uninstall moshi-mlx"
         )
-    if Path(error.path or "").parent.name != "mlx":
+    if (error.path or "").split(os.sep)[-2:-1] != ["mlx"]:
         return None
     what = f"MLX cannot be loaded: {' '.join(str(error).split())}"
     if "libcuda.so" in what:

@@ -30,7 +30,7 @@ def test_ctrl_c_is_silent_whenever_it_comes(command: str) -> None:
         child = start(code)
         assert child.stdout is not None
         assert child.stdout.readline() == "here\n"
-        time.sleep(wait)
+        time.sleep(wait)  # the imports take longer than the first
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
         assert child.returncode in (0, 130), errors
