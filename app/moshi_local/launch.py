@@ -78,7 +78,9 @@ def _import_problem(error: ImportError) -> str | None:
             "another distribution's moshi_mlx, such as Kyutai's moshi-mlx, hides the "
             "library of this checkout. To fix it: pip uninstall moshi-mlx"
         )
-    if (error.path or "").split(os.sep)[-2:-1] != ["mlx"]:
+    from pathlib import Path
+
+    if Path(error.path or "").parent.name != "mlx":
         return None
     what = f"MLX cannot be loaded: {' '.join(str(error).split())}"
     if "libcuda.so" in what:

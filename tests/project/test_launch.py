@@ -24,8 +24,8 @@ def start(code: str) -> subprocess.Popen[str]:
 @pytest.mark.parametrize("command", ["talk", "quantize", "train"])
 def test_ctrl_c_is_silent_whenever_it_comes(command: str) -> None:
     """Also while the command is imported; where it has ended, its exit code is its own."""
-    code = "import sys; sys.argv[1:] = ['--help']; print('here', flush=True)\n"
-    code += f"from moshi_local.launch import start_{command} as start; sys.exit(start())"
+    code = f"import sys; from moshi_local.launch import start_{command} as start\n"
+    code += "sys.argv[1:] = ['--help']; print('here', flush=True); sys.exit(start())"
     for wait in (0.1, 0.4, 0.9):
         child = start(code)
         assert child.stdout is not None
