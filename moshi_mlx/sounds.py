@@ -99,7 +99,7 @@ def open_sound(path: Path) -> Sound:
 
     Raises:
         AudioFileError: it is no sound file, has no samples, is damaged in the middle, has a sample
-            that isn't finite, or a rate or number of channels outside SAMPLE_RATES and CHANNEL_COUNTS.
+            that isn't finite, or a rate or channels outside SAMPLE_RATES and CHANNEL_COUNTS.
     """
     check_is_file(path)
     with closing(_decoder(path)) as decoder:

@@ -68,10 +68,9 @@ def answer_file(options: FileOptions) -> None:
         stereo=options.stereo,
     )
     with open_session(moshi, options.seed, options.sampling, verdict.kv_bits) as session:
-        times = warm_up(
-            session, frame_size, ESTIMATE_FRAMES if sound.seconds >= LONG_SECONDS else 0
-        )
-        if times:
+        long = sound.seconds >= LONG_SECONDS
+        times = warm_up(session, frame_size, ESTIMATE_FRAMES if long else 0)
+        if long:
             work = _duration(port.frames * statistics.median(times))
             there = _duration(sound.seconds)
             text = f"{source} has {there} of sound: about {work} of work"
