@@ -19,6 +19,7 @@ def main() -> int:
     if refuse_foreign_files("moshi-local"):
         return 2
     from .audio.portaudio import busy
+    from .audio.quiet import restore_stderr
     from .cli import main as run
 
     code = run()
@@ -26,6 +27,7 @@ def main() -> int:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
+        restore_stderr()
         os._exit(code)
     return code
 

@@ -16,7 +16,6 @@ from ..events import (
     DeviceLost,
     Event,
     GreetingHeld,
-    Lag,
     LoopBroken,
     MicrophoneClosed,
     MicrophoneDead,
@@ -94,13 +93,9 @@ def describe(event: Event) -> str | None:
             echo = ", echo cancelled" if cancelled else ""
             return f'listening: input "{input}", output "{output}"{echo}'
         case DeviceLost(_, reason):
-            return f"no sound: {reason}; reopening it"
+            return f"{reason}; reopening"
         case MicrophoneDead(_, advice):
             return f"the microphone gives only silence: {advice}"
-        case Lag(_, heard, spoken):
-            return (
-                f"late: {1000 * heard:.0f} ms of input and {1000 * spoken:.0f} ms of output dropped"
-            )
         case Resumed(_, slept):
             return f"resumed after {slept:.0f} s of sleep"
         case MicrophoneClosed(_, closed):
@@ -152,7 +147,8 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
     if "callbacks" in (port := report.port):  # a sound card's
         lines.append(
             f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
-            f"{port['restarts']} restarts, {port['input_dropped_seconds']:.2f} s of input and "
+            f"{port['restarts']} restarts; late {port['lags']} times: "
+            f"{port['input_dropped_seconds']:.2f} s of input and "
             f"{port['output_dropped_seconds']:.2f} s of output dropped"
         )
     for line in lines:
