@@ -268,12 +268,12 @@ def test_the_cause_is_told_and_not_that_a_rate_was_refused(portaudio: FakePortAu
         ([refused, busy, refused], "Device unavailable (another program may be using it)"),
         ([told], "Unanticipated host error: Device or resource busy"),
     ):
-        left = list(errors)
+        left: list[Exception] = list(errors)
 
         def fail(left: list[Exception] = left, **options: Any) -> FakeStream:
             raise left.pop(0) if len(left) > 1 else left[0]
 
-        portaudio.Stream = fail  # type: ignore[method-assign, assignment]
+        portaudio.Stream = fail  # type: ignore[method-assign]
         with pytest.raises(AudioDeviceError) as caught:
             PortAudioDevice("stereo", "stereo").open()
         assert f"{expected}; `moshi-local devices`" in str(caught.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -28,11 +29,22 @@ def test_only_the_libraries_lines_are_left_out(capfd: pytest.CaptureFixture[str]
         for line in NOISE:
             os.write(2, b"ours: " + line)
             os.write(2, line)
+        for part in (b"ALSA lib ", b"no such card: ours", b"\n"):
+            os.write(2, part)
         os.write(2, b"no end of line")
     os.write(2, b"; after it\n" + NOISE[0])
     err = capfd.readouterr().err
     ours = "".join(f"ours: {line.decode()}" for line in NOISE)
     assert err == f"{ours}no end of line; after it\n{NOISE[0].decode()}"
+
+
+def test_words_without_an_end_of_line_pass_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with quiet_libraries():
+        os.write(2, b"one word")
+        deadline = time.monotonic() + 5
+        while not (err := capfd.readouterr().err) and time.monotonic() < deadline:
+            time.sleep(0.001)
+    assert err == "one word"
 
 
 def test_several_threads_and_an_error_leave_stderr_as_it_was(

@@ -1,8 +1,7 @@
 """What the sound libraries write to the terminal by themselves, left out.
 
-ALSA, JACK and PortAudio write to file descriptor 2 while they look for devices and open them, and
-mostly about devices that nobody asked for; what matters comes as an error too. Knows nothing of
-devices.
+ALSA, JACK and PortAudio write to file descriptor 2 while they look for devices and open them,
+mostly about devices that are not in use; what matters comes as an error too. Knows nothing of devices.
 """
 
 from __future__ import annotations
@@ -81,8 +80,14 @@ def restore_stderr() -> None:
 
 
 def _pass_on(source: int, target: int) -> None:
-    """Lines from `source` to `target`, without the libraries'."""
-    with os.fdopen(source, "rb") as lines, suppress(OSError):
-        for line in lines:
-            if not _NOISE.match(line):
-                os.write(target, line)
+    """What comes from `source` goes to `target` at once, but for the libraries' lines."""
+    at_start, noise = True, False
+    with suppress(OSError):
+        while data := os.read(source, 1 << 16):
+            for piece in data.splitlines(keepends=True):
+                if at_start:
+                    noise = _NOISE.match(piece) is not None
+                if not noise:
+                    os.write(target, piece)
+                at_start = piece.endswith(b"\n")
+    os.close(source)

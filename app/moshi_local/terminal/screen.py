@@ -435,6 +435,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         self._console.file.flush()
+        self._fd = os.dup(self._fd)  # the terminal, wherever stderr is led meanwhile
         self.resume()
         self._thread.start()
         return self
@@ -450,6 +451,8 @@ class Screen:
             self._thread.join(1.0)
         finally:  # also when a second Ctrl-C comes meanwhile
             self.suspend()
+            if not self._thread.is_alive():
+                os.close(self._fd)
         with suppress(OSError):
             for line in self.state.lines():
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
