@@ -1,7 +1,8 @@
 """What the sound libraries write to the terminal by themselves, left out.
 
 ALSA, JACK and PortAudio write to file descriptor 2 while they look for devices and open them,
-mostly about devices that are not in use; what matters comes as an error too. Knows nothing of devices.
+mostly about devices that are not in use; what matters comes as an error too. Knows nothing of
+devices.
 """
 
 from __future__ import annotations

@@ -33,6 +33,7 @@ __all__ = [
     "Transcript",
     "clock",
     "describe",
+    "lateness",
     "print_report",
     "print_words",
     "printable",
@@ -113,6 +114,11 @@ def describe(event: Event) -> str | None:
     return None
 
 
+def lateness(times: int) -> str:
+    """How often the model was late, in words."""
+    return "late once" if times == 1 else f"late {times} times"
+
+
 def printable(text: str) -> str:
     """`text` without what could steer a terminal; a model may say any byte."""
     return text if text.isprintable() else "".join(c for c in text if c.isprintable())
@@ -147,9 +153,12 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
     if "callbacks" in (port := report.port):  # a sound card's
         lines.append(
             f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
-            f"{port['restarts']} restarts; late {port['lags']} times: "
-            f"{port['input_dropped_seconds']:.2f} s of input and "
-            f"{port['output_dropped_seconds']:.2f} s of output dropped"
+            f"{port['restarts']} restarts"
         )
+        if port["lags"]:
+            lines.append(
+                f"{lateness(int(port['lags']))}: {port['input_dropped_seconds']:.2f} s of input "
+                f"and {port['output_dropped_seconds']:.2f} s of output dropped"
+            )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -39,7 +39,7 @@ from ..events import (
     ResetDone,
 )
 from .keys import in_foreground
-from .lines import PHRASE_PAUSE, clock, describe, printable
+from .lines import PHRASE_PAUSE, clock, describe, lateness, printable
 
 __all__ = ["Screen", "ScreenState", "can_draw"]
 
@@ -343,7 +343,7 @@ class ScreenState:
             (f"echo filter {'on' if self._echo_cancelled else 'off'}", DIM),
         ]
         if self._late:
-            items.append((f"late {self._late} times, {self._dropped:.1f} s dropped", WARN))
+            items.append((f"{lateness(self._late)}, {self._dropped:.1f} s dropped", WARN))
         rows: list[ScreenRow] = []
         used = width
         for text, style in items:
