@@ -11,7 +11,7 @@ import pytest
 from moshi_local import chat
 from moshi_local import platform as system
 from moshi_local.conversation import Conversation, LoopGuard, needed
-from moshi_local.events import Event, GreetingHeld, LoopBroken, Paused
+from moshi_local.events import Event, GreetingHeld, LoopBroken, Notice, Paused
 from moshi_local.loop import StopFlag, run_loop
 from moshi_local.options import SoundFlags
 from moshi_local.port import Read
@@ -69,6 +69,30 @@ def test_a_frame_that_does_not_come_is_waited_for_again() -> None:
     assert loop(session, port).frames == len(session.heard) == len(port.written) == 2
     assert set(port.timeouts) == {0.2}
     assert len(port.timeouts) == 6
+
+
+def test_what_a_port_knows_is_told_on_the_conversations_clock() -> None:
+    class Knowing(Port):
+        def take_events(self, now: float) -> list[Event]:
+            return [Notice(now, "told")]
+
+        def statistics(self) -> dict[str, int]:
+            return {"xruns": 7}
+
+        def delay(self) -> float | None:
+            return None
+
+        def lag(self) -> float:
+            return 0.0
+
+        def levels(self) -> tuple[float, float]:
+            return 0.0, 0.0
+
+    events: list[Event] = []
+    report = loop(FakeSession(), Knowing([*ones(2), None]), listeners=[events.append])
+    told = [event.time for event in events if isinstance(event, Notice)]
+    assert told == pytest.approx([0.0, 0.08, 0.16, 0.16]), "the end is asked too"
+    assert report.port == {"xruns": 7}
 
 
 def test_an_error_of_ours_is_passed_on_as_it_is() -> None:
