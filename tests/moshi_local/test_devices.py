@@ -488,10 +488,16 @@ def test_a_model_that_cannot_be_loaded_waits_for_no_answer(
     portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "asks_for_microphone", lambda: True)
-    answer = threading.Event()
-    portaudio.on_start["input"] = lambda: bool(answer.wait(20.0))
+    answer, asked = threading.Event(), threading.Event()
+
+    def start() -> None:
+        asked.set()
+        answer.wait(20.0)
+
+    portaudio.on_start["input"] = start
     began = time.monotonic()
     with pytest.raises(MoshiError), stream.ask_for_microphone(None):
+        assert asked.wait(4.0)
         raise MoshiError("no such model")
     assert time.monotonic() - began < 5.0
     answer.set()
