@@ -22,6 +22,7 @@ from .assembly import consoles, load_model, open_session, print_json
 from .audio.card import LiveAudio
 from .audio.devices import choose_devices
 from .audio.portaudio import PortAudioDevice, ask_for_microphone
+from .audio.quiet import quiet_libraries
 from .conversation import Conversation
 from .events import Listener, Notice
 from .loop import StopFlag, run_loop, stop_on_signals
@@ -146,6 +147,7 @@ class _Live:
             listeners: list[Listener] = [*self._keepers(stack, reader), reader]
             for text in self._hints:
                 reader(Notice(0.0, text))
+            stack.enter_context(quiet_libraries())  # PortAudio also writes when a card is lost
             return run_loop(
                 conversation,
                 port,

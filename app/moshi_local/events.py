@@ -60,7 +60,7 @@ class DeviceLost(Event):
 
 @dataclass(frozen=True)
 class MicrophoneDead(Event):
-    """The microphone has given nothing but zeros for some seconds."""
+    """The microphone has given nothing but zeros for some seconds; what to do about it."""
 
     advice: str
 
@@ -84,7 +84,10 @@ class FrameDone(Event):
 
 @dataclass(frozen=True)
 class Lag(Event):
-    """The loop was late, and sound was thrown away to catch up (seconds of sound)."""
+    """The loop was late, and sound was thrown away to catch up (seconds of sound).
+
+    Counted where the state is shown, never a line: on a slow machine it comes every second.
+    """
 
     input_dropped: float
     output_dropped: float

@@ -67,6 +67,7 @@ def _leave_portaudio(code: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
+        import_module("moshi_local.audio.quiet").restore_stderr()
         os._exit(code)
 
 

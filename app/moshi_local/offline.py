@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -24,6 +25,10 @@ from .report import warm_up
 from .terminal.lines import print_report, print_words
 
 __all__ = ["FileOptions", "answer_file"]
+
+LONG_SECONDS = 600.0
+"""From here on it is said how long a recording will take."""
+ESTIMATE_FRAMES = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +56,11 @@ def answer_file(options: FileOptions) -> None:
     """Lets the model hear a recording, and writes what it says."""
     source, target = options.source, options.target
     screen, notes = consoles(options.as_json)
-    check_sound_files(source, target)
+    sound = check_sound_files(source, target)
     moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
-        source,
+        sound,
         target,
         sample_rate=rate,
         frame_size=frame_size,
@@ -63,7 +68,13 @@ def answer_file(options: FileOptions) -> None:
         stereo=options.stereo,
     )
     with open_session(moshi, options.seed, options.sampling, verdict.kv_bits) as session:
-        warm_up(session, frame_size)
+        long = sound.seconds >= LONG_SECONDS
+        times = warm_up(session, frame_size, ESTIMATE_FRAMES if long else 0)
+        if long:
+            work = _duration(port.frames * statistics.median(times))
+            there = _duration(sound.seconds)
+            text = f"{source} has {there} of sound: about {work} of work"
+            notes.print(text, markup=False, soft_wrap=True)
         with stop_on_signals() as stop, port, _progress(notes, port.frames) as advance:
             report = run_loop(
                 session,
@@ -84,6 +95,12 @@ def answer_file(options: FileOptions) -> None:
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, as 1 h 05 min."""
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min"
 
 
 @contextmanager

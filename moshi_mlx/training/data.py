@@ -18,14 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import soundfile
-import soxr
 
 from ..arrays import Pcm, Tokens
 from ..codec import Codec
 from ..config import ZERO_TOKEN, ModelConfig
 from ..errors import AudioFileError, MoshiError
 from ..families import generated_streams
+from ..sounds import check_is_file, open_sound
 from ..text import Word
 from .losses import Batch
 from .mixing import UserSide, levelled, varied
@@ -96,10 +95,9 @@ def write_manifest(path: Path, sounds: Iterable[Path], rehearse: Iterable[Path] 
     """Lists sound files in a manifest, their paths relative to it where they are below it."""
     lines = []
     for sound, again in [*((s, False) for s in sounds), *((s, True) for s in rehearse)]:
-        info = soundfile.info(sound)
         below = sound.is_relative_to(path.parent)
         name = (sound.relative_to(path.parent) if below else sound.resolve()).as_posix()
-        entry = {"path": name, "duration": info.frames / info.samplerate}
+        entry = {"path": name, "duration": open_sound(sound).seconds}
         lines.append(json.dumps(entry | ({"rehearse": True} if again else {})))
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
@@ -197,13 +195,7 @@ def read_sound(path: Path, sample_rate: int) -> Pcm:
     Raises:
         AudioFileError: it cannot be read.
     """
-    try:
-        sound, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioFileError(f"{path}: cannot be read as sound ({error})") from error
-    if rate != sample_rate:
-        sound = soxr.resample(sound, rate, sample_rate)
-    return np.ascontiguousarray(sound.T, dtype=np.float32)
+    return open_sound(path).read(sample_rate)
 
 
 @dataclass(frozen=True)
@@ -267,6 +259,7 @@ class TokenCache:
 
     def _key(self, recording: Recording, variant: int) -> str:
         config = self._config
+        check_is_file(recording.path)
         try:
             sound = _digest(recording.path)
         except OSError as error:

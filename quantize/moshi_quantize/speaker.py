@@ -14,6 +14,7 @@ from moshi_mlx.errors import AudioFileError
 from moshi_mlx.families import generated_streams
 from moshi_mlx.generate import Generator
 from moshi_mlx.sampling import Sampling
+from moshi_mlx.sounds import open_sound
 
 _MOST_SECONDS = 60
 
@@ -49,17 +50,9 @@ class Speaker:
         Raises:
             AudioFileError: the recording cannot be read, or the model doesn't speak.
         """
-        import soundfile
-        import soxr
-
         if not self.own:
             raise AudioFileError("a model that doesn't speak answers nothing: give tokens (.npz)")
-        try:
-            pcm, rate = soundfile.read(str(recording), dtype="float32", always_2d=True)
-        except (OSError, RuntimeError) as error:
-            raise AudioFileError(f"{recording}: cannot be read as sound: {error}") from error
-        mono = pcm[: rate * _MOST_SECONDS].mean(axis=1)
-        mono = soxr.resample(mono, rate, self.sample_rate).astype(np.float32)
+        mono = open_sound(recording).read(self.sample_rate, _MOST_SECONDS).mean(axis=0)
         frame = self.mimi.config.frame_size
         mono = np.pad(mono, (0, max(-len(mono) % frame, 2 * frame - len(mono))))
         user = np.array(self.mimi.encode(mx.array(mono[None, None])))[:, : self.given]

@@ -535,7 +535,7 @@ def test_a_card_that_is_gone_is_tried_until_it_is_back() -> None:
 @pytest.mark.parametrize(
     ("before", "patience", "reason"),
     [
-        (0.0, system.first_callback_seconds(), "never called"),
+        (0.0, system.first_callback_seconds(), "did not start"),
         (1.0, live.CALLBACK_SECONDS, "stopped"),
     ],
 )

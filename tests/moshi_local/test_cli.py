@@ -17,7 +17,7 @@ import soundfile
 
 import moshi_local
 import moshi_mlx
-from moshi_local import cli
+from moshi_local import cli, offline
 from moshi_local.chat import ChatOptions
 from moshi_local.cli import SamplingFlags, main
 from moshi_mlx import Sampling
@@ -129,6 +129,26 @@ def test_run_writes_the_answer_and_a_summary(
     assert 0 < summary["real_time_factor"] < 100
     assert summary["frame_ms"]["p50"] <= summary["frame_ms"]["max"]
     assert both[:, 0].any()
+
+
+def test_of_a_cut_and_long_recording_both_is_told(
+    recording: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(offline, "LONG_SECONDS", 0.2)
+    recording.write_bytes(recording.read_bytes()[:-12_000])
+    assert main(["run", str(recording), str(recording.with_name("out.wav")), "--tail", "0"]) == 0
+    notes = capsys.readouterr().err
+    assert f"{recording} has 0 min of sound: about 0 min of work\n" in notes
+    (line,) = caplog.messages
+    assert line == f"{recording} ends after 0.31 s: 0.19 s that its header promises are missing"
+
+
+def test_lengths_are_told_in_hours_and_minutes() -> None:
+    told = [offline._duration(seconds) for seconds in (601, 3569, 3571, 11_110)]
+    assert told == ["10 min", "59 min", "1 h 00 min", "3 h 05 min"]
 
 
 def test_run_is_the_same_with_the_same_seed(recording: Path) -> None:

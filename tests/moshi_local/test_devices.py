@@ -231,6 +231,15 @@ def test_the_defaults_are_chosen_when_none_is_named(portaudio: FakePortAudio) ->
         ("Cafe\u0301 Mikro", "café"),
         ("Café Mikro", "cafe\u0301"),
         ("USB\u00a0Audio  Device", "usb audio device"),
+        ("Mic² ﬁne", "mic2 fine"),
+        ("Mic2", "Mic²"),
+        ("Tom “Deck” – Main", 'tom "deck" - main'),
+        ("Anna\u2032s Mic", "ANNA`S MIC"),
+        ("Straße 5", "STRASSE"),
+        ("❤\ufe0f Mic 🎧", "❤ mic 🎧"),
+        ("Zero\u200bWidth\u00ad", "zerowidth"),
+        ("Tab\tand\u3000wide", " tab and wide "),
+        ("ＵＳＢ", "usb"),
     ],
 )
 def test_a_name_is_found_as_a_keyboard_types_it(name: str, typed: str) -> None:
@@ -238,6 +247,36 @@ def test_a_name_is_found_as_a_keyboard_types_it(name: str, typed: str) -> None:
     assert find_device(typed, "input", mac).index == 0
     assert find_device(typed, "output", mac).index == 1
     assert lasting_name(mac[0], "input", mac) == name
+
+
+@pytest.mark.parametrize("spec", ["²", "٣", "①", "9" * 5000, "", " ", "\u200b"])
+def test_what_is_no_number_of_a_device_is_no_crash(spec: str) -> None:
+    with pytest.raises(AudioDeviceError, match="matches no device"):
+        find_device(spec, "input", DEVICES[:1])
+    assert find_device("00", "input", DEVICES).index == 0
+
+
+def test_the_cause_is_told_and_not_that_a_rate_was_refused(portaudio: FakePortAudio) -> None:
+    """PortAudio's own words, those of the system below it, and what they mean."""
+    refused = portaudio.PortAudioError("Error opening Stream: Invalid sample rate", -9997)
+    busy = portaudio.PortAudioError("Error opening Stream: Device unavailable", -9985)
+    told = portaudio.PortAudioError(
+        "Unanticipated host error", -9999, (8, -16, "Device or resource busy")
+    )
+    for errors, expected in (
+        ([refused] * 9, "Invalid sample rate (it does not run at this rate)"),
+        ([refused, busy, refused], "Device unavailable (another program may be using it)"),
+        ([told], "Unanticipated host error: Device or resource busy"),
+    ):
+        left: list[Exception] = list(errors)
+
+        def fail(left: list[Exception] = left, **options: Any) -> FakeStream:
+            raise left.pop(0) if len(left) > 1 else left[0]
+
+        portaudio.Stream = fail  # type: ignore[method-assign]
+        with pytest.raises(AudioDeviceError) as caught:
+            PortAudioDevice("stereo", "stereo").open()
+        assert f"{expected}; `moshi-local devices`" in str(caught.value)
 
 
 def test_a_name_that_is_not_utf8_does_not_end_the_listing(portaudio: FakePortAudio) -> None:
@@ -449,11 +488,16 @@ def test_a_model_that_cannot_be_loaded_waits_for_no_answer(
     portaudio: FakePortAudio, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "asks_for_microphone", lambda: True)
-    answer = threading.Event()
-    portaudio.on_start["input"] = lambda: bool(answer.wait(20.0))
+    answer, asked = threading.Event(), threading.Event()
+
+    def start() -> None:
+        asked.set()
+        answer.wait(20.0)
+
+    portaudio.on_start["input"] = start
     began = time.monotonic()
-    with pytest.raises(MoshiError), stream.ask_for_microphone(None):
-        raise MoshiError("no such model")
+    with pytest.raises(MoshiError, match="no such"), stream.ask_for_microphone(None):
+        raise MoshiError("no such model" if asked.wait(4.0) else "the microphone was not opened")
     assert time.monotonic() - began < 5.0
     answer.set()
 
@@ -521,7 +565,7 @@ def test_a_stop_that_hangs_while_the_card_is_reopened_is_told(
             texts += [e.reason for e in events if isinstance(e, DeviceLost)]
         free.set()
     stuck = "PortAudio does not let go of a device: quit and start again"
-    assert texts == ["the device is gone", f"still no sound: {stuck}"]
+    assert texts == ["a sound device, or the sound system, is gone", f"still no sound: {stuck}"]
 
 
 def test_a_conversation_opens_its_card_after_the_model_is_loaded(

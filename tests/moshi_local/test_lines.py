@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from moshi_local import events
-from moshi_local.terminal.lines import Transcript, describe
+from moshi_local.report import LoopReport
+from moshi_local.terminal.lines import Transcript, describe, print_report
 from moshi_mlx import Event, Word, WordSpoken
 
 
@@ -56,8 +57,8 @@ def test_what_a_model_says_cannot_steer_the_terminal() -> None:
             events.Opened(0.0, "mic", "ear", echo_cancelled=True),
             'listening: input "mic", output "ear", echo cancelled',
         ),
-        (events.DeviceLost(0.0, "it stopped"), "no sound: it stopped; reopening it"),
-        (events.Lag(0.0, 0.08, 0.0), "late: 80 ms of input and 0 ms of output dropped"),
+        (events.DeviceLost(0.0, "it stopped"), "it stopped; reopening"),
+        (events.Lag(0.0, 0.08, 0.0), None),
         (events.Resumed(0.0, 61.4), "resumed after 61 s of sleep"),
         (events.MicrophoneClosed(0.0, True), "microphone closed"),
         (events.MicrophoneClosed(0.0, False), "microphone open"),
@@ -71,6 +72,24 @@ def test_what_a_model_says_cannot_steer_the_terminal() -> None:
 )
 def test_each_event_in_words(event: Event, text: str | None) -> None:
     assert describe(event) == text
+
+
+@pytest.mark.parametrize(
+    ("lags", "told"),
+    [
+        (0, []),
+        (1, ["late once: 0.50 s of input and 0.25 s of output dropped"]),
+        (7, ["late 7 times: 0.50 s of input and 0.25 s of output dropped"]),
+    ],
+)
+def test_lateness_is_one_line_at_the_end_where_there_was_any(lags: int, told: list[str]) -> None:
+    names = ("callbacks", "xruns", "gaps", "restarts")
+    port: dict[str, float | int] = dict(zip(names, (9, 1, 2, 3), strict=True))
+    dropped = {"input_dropped_seconds": 0.5, "output_dropped_seconds": 0.25}
+    text = io.StringIO()
+    report = LoopReport(12.5, port={**port, "lags": lags, **dropped})
+    print_report(Console(file=text, width=100), report, 0.08)
+    assert text.getvalue().splitlines()[2:] == ["9 callbacks, 1 xruns, 2 gaps, 3 restarts", *told]
 
 
 def test_a_dead_microphone_has_its_advice() -> None:

@@ -214,6 +214,18 @@ def test_bad_input(moshi: Moshi) -> None:
         session.step(np.zeros(1920))
 
 
+def test_what_is_beyond_the_range_is_heard_as_its_limit(moshi: Moshi, question: np.ndarray) -> None:
+    """As from a file of floats, or a card that is driven too hard."""
+    loudest = int(np.abs(question).max(axis=1).argmax())
+    loud = (200.0 * question[loudest - 2 : loudest + 3]).astype(np.float32)
+    assert np.abs(loud).max() > 5.0
+    with moshi.session() as as_it_is, moshi.session() as limited:
+        heard = [as_it_is.step(pcm) for pcm in loud]
+        assert equal(heard, [limited.step(np.clip(pcm, -1.0, 1.0)) for pcm in loud])
+        checked = as_it_is._checked(np.linspace(-3.0, 3.0, 1920))
+    assert (checked.min(), checked.max()) == (-1.0, 1.0)
+
+
 def test_samples_of_a_sound_card_are_scaled(moshi: Moshi, question: np.ndarray) -> None:
     """Never clipped to a square wave; other whole numbers are refused, since nobody knows how."""
     with moshi.session() as floats, moshi.session() as shorts, moshi.session() as longs:

@@ -286,7 +286,7 @@ def test_hears_a_recording(
     found = find_dialogues(source, path).evaluation
     assert found.shape == (1, 17, 12)  # a second is 12.5 frames; the first brings no answer
     assert np.array_equal(found, find_dialogues(source, recording).evaluation)
-    with pytest.raises(AudioFileError, match=r"none\.wav: cannot be read as sound"):
+    with pytest.raises(AudioFileError, match=r"there is no file .*none\.wav"):
         find_dialogues(source, tmp_path / "none.wav")
 
 

@@ -45,6 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "trees": set(),
     "worker": set(),
     "exclusive": set(),
+    "sounds": {"arrays", "distributions"},
     "stream": set(),
     "lora": set(),
     "events": {"text"},

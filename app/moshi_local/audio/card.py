@@ -175,6 +175,7 @@ class LiveAudio:
         dropped = (counters.input_dropped_seconds, counters.output_dropped_seconds)
         lost = [after - before for after, before in zip(dropped, self._reported, strict=True)]
         if (lost[0] > 0.0 or lost[1] > LAG_SECONDS) and not behind:
+            self.counters.lags += 1
             self._events.append(Lag(now, lost[0], lost[1]))
             self._reported = dropped
         events, self._events = self._events, []
@@ -245,14 +246,11 @@ class LiveAudio:
             self._asking_again = False
             return
         self._dead_seconds += self._frame_seconds
-        name = line.info.input_name
-        slow = first_callback_seconds() if bluetooth(name) else 0.0
+        slow = first_callback_seconds() if bluetooth(line.info.input_name) else 0.0
         patience = MUTED_SECONDS if self._ever_heard else max(DEAD_SECONDS, slow)
         if self._dead_seconds >= patience and not self._dead_told:
             self._dead_told = True
-            self._events.append(
-                MicrophoneDead(0.0, f'"{name}" gives only silence: {microphone_advice()}')
-            )
+            self._events.append(MicrophoneDead(0.0, microphone_advice()))
         may_help = self._permission_may_come and not self._ever_heard
         if may_help and self._dead_seconds >= max(patience, PERMISSION_SECONDS):
             self._asking_again = True
@@ -315,10 +313,10 @@ class LiveAudio:
         started = line.check_calls(now)
         self._ever_called |= started
         if self._device.ended:
-            return self._lose("the device is gone")
+            return self._lose("a sound device, or the sound system, is gone")
         if line.silent_for(now) > (CALLBACK_SECONDS if started else first_callback_seconds()):
             return self._lose(
-                "it stopped calling back" if started else "it started but never called back"
+                "the sound devices stopped" if started else "the sound devices did not start"
             )
         if len(line.others_delay) == DELAYS_KEPT:
             surplus = min(line.others_delay) - line.least_delay

@@ -11,7 +11,8 @@ __all__ = ["DeviceCounters"]
 
 @dataclass(slots=True)
 class DeviceCounters:
-    """Flags are counted by callback; `gaps` are holes in the output; dropped is thrown away."""
+    """Flags are counted by callback; `gaps` are holes in the output; dropped is thrown away, in
+    `lags` spells of lateness."""
 
     callbacks: int = 0
     input_underflows: int = 0
@@ -20,6 +21,7 @@ class DeviceCounters:
     output_overflows: int = 0
     gaps: int = 0
     restarts: int = 0
+    lags: int = 0
     input_dropped_seconds: float = 0.0
     output_dropped_seconds: float = 0.0
 

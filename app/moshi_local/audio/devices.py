@@ -16,10 +16,13 @@ from rich.text import Text
 
 from moshi_mlx import AudioDeviceError
 
+from .quiet import quiet_libraries
+
 __all__ = [
     "DeviceInfo",
     "choose_devices",
     "find_device",
+    "is_number",
     "lasting_name",
     "list_devices",
     "print_devices",
@@ -29,7 +32,16 @@ __all__ = [
 ]
 
 
-_APOSTROPHES = dict.fromkeys(map(ord, "\u2018\u2019\u02bc\u00b4\u0060"), "'")
+_TYPED = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u2032\u02b9\u02bc\u00b4\u0060"), "'")
+_TYPED |= dict.fromkeys(map(ord, "\u201c\u201d\u201f\u2033\u00ab\u00bb"), '"')
+"""What a keyboard types for marks that a system puts into names."""
+_CAUSES = {
+    -9985: "another program may be using it",
+    -9996: "it is gone",
+    -9997: "it does not run at this rate",
+    -9998: "it does not have as many channels",
+}
+"""What PortAudio's error codes mean, where its words do not say it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +77,8 @@ class DeviceInfo:
 def sounddevice() -> Any:
     """The sounddevice module; imported late, since it needs the PortAudio library."""
     try:
-        import sounddevice
+        with quiet_libraries():  # it starts PortAudio
+            import sounddevice
     except OSError as error:
         raise AudioDeviceError(
             f"the PortAudio library is missing ({error}); "
@@ -134,25 +147,30 @@ def find_device(spec: str | int, kind: str, devices: Sequence[DeviceInfo]) -> De
     """The device with number `spec`, or the one device whose name contains `spec`.
 
     `kind` is "input" or "output". A whole name goes before a part of one; case, the kind of
-    apostrophe or space, and how an accent is encoded do not count: "Anna's iPhone" is found where
-    macOS writes "Anna’s iPhone".
+    apostrophe, quotation mark, dash or space, marks that cannot be seen, and how an accent or a
+    digit is encoded do not count: "Anna's iPhone" is found where macOS writes "Anna’s iPhone".
 
     Raises AudioDeviceError, with the devices there are, when none or several fit.
     """
     usable = [d for d in devices if d.channels(kind) > 0]
     listing = ", ".join(f'{d.index} "{d.name}"' for d in usable) or "none"
     text = str(spec).strip()
-    if text.isdigit():
-        fits = [d for d in usable if d.index == int(text)]
+    if is_number(text):
+        fits = [d for d in usable if str(d.index) == (text.lstrip("0") or "0")]
     else:
         wanted = _plain(text)
         names = [(d, _plain(d.name)) for d in usable]
         fits = [d for d, name in names if name == wanted]
-        fits = fits or [d for d, name in names if wanted in name]
+        fits = fits or [d for d, name in names if wanted and wanted in name]
     if len(fits) == 1:
         return fits[0]
     problem = "matches several devices" if fits else "matches no device"
     raise AudioDeviceError(f'{kind} "{text}" {problem}; {kind} devices: {listing}')
+
+
+def is_number(spec: str) -> bool:
+    """Whether `spec` is a device's number. Other scripts' digits, as in "Mic²", are of a name."""
+    return spec.isascii() and spec.isdigit()
 
 
 def lasting_name(device: DeviceInfo, kind: str, devices: Sequence[DeviceInfo]) -> str:
@@ -167,9 +185,18 @@ def lasting_name(device: DeviceInfo, kind: str, devices: Sequence[DeviceInfo]) -
 
 
 def _plain(name: str) -> str:
-    """A name as a keyboard types it: one kind of apostrophe and of space, no case."""
-    text = unicodedata.normalize("NFKC", name.translate(_APOSTROPHES)).casefold()
-    return " ".join(text.split())
+    """A name as a keyboard types it: no case, one kind of each mark, none that cannot be seen."""
+    text = unicodedata.normalize("NFKC", name.translate(_TYPED)).casefold()
+    typed = (_plain_character(c) for c in unicodedata.normalize("NFKC", text))
+    return " ".join("".join(typed).split())
+
+
+def _plain_character(c: str) -> str:
+    category = unicodedata.category(c)
+    if category == "Pd":
+        return "-"
+    unseen = category in ("Cf", "Cc") and not c.isspace()
+    return "" if unseen or "\ufe00" <= c <= "\ufe0f" else c  # those choose how an emoji is drawn
 
 
 def choose_devices(input: str | None, output: str | None) -> tuple[DeviceInfo, DeviceInfo]:
@@ -214,13 +241,19 @@ def refresh_devices() -> None:
     """
     sd = sounddevice()
     try:
-        sd._terminate()
-        sd._initialize()
+        with quiet_libraries():
+            sd._terminate()
+            sd._initialize()
     except sd.PortAudioError as error:
         raise AudioDeviceError(f"PortAudio does not start again: {reason_of(error)}") from error
 
 
 def reason_of(error: Exception) -> str:
-    """PortAudio's words on one line."""
-    words = error if isinstance(error, UnicodeError) or not error.args else error.args[0]
-    return " ".join(str(words).split())
+    """PortAudio's words on one line, with those of the sound system below it, and the cause."""
+    if isinstance(error, UnicodeError) or not error.args:
+        return " ".join(str(error).split())
+    words, code, host = (*error.args, None, None)[:3]
+    below = host[2] if isinstance(host, tuple) and len(host) == 3 else ""
+    cause = _CAUSES.get(code) if isinstance(code, int) else None
+    parts = [" ".join(str(part).split()) for part in (words, below) if part]
+    return ": ".join(parts) + (f" ({cause})" if cause else "")

@@ -6,9 +6,8 @@ little memory. The output has a temporary name until it is whole.
 
 from __future__ import annotations
 
-import io
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,26 +19,26 @@ import soxr
 from moshi_mlx import AudioFileError
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.files import partial_name
+from moshi_mlx.sounds import Sound, check_is_file, open_sound
 
 from ..port import Read
 
 __all__ = ["FileAudio", "check_sound_files"]
 
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
-READ_SAMPLES = 1 << 16
-"""Samples read from a file at a time."""
 
 
 class FileAudio:
     """A recording in place of the microphone, a new file in place of the speaker.
 
     The input is followed by `tail` seconds of silence, so that a reply is heard. With `stereo`
-    the output has the input on the left. Raises AudioFileError.
+    the output has the input on the left. A source that `check_sound_files` has read already is not
+    read twice. Raises AudioFileError.
     """
 
     def __init__(
         self,
-        source: Path,
+        source: Path | Sound,
         target: Path,
         *,
         sample_rate: int,
@@ -47,11 +46,11 @@ class FileAudio:
         tail: float = 0.0,
         stereo: bool = False,
     ) -> None:
-        check_sound_files(source, target)
+        if isinstance(source, Path):
+            source = check_sound_files(source, target)
         self._source, self._target = source, target
         self._rate, self._frame_size, self._stereo = sample_rate, frame_size, stereo
-        self._input = _open_input(source)
-        heard = math.ceil(_samples_at(sample_rate, self._input) / frame_size)
+        heard = math.ceil(math.ceil(source.samples * sample_rate / source.rate) / frame_size)
         self.frames = heard + math.ceil(tail * sample_rate / frame_size)
         self._given = 0
         self._samples = self._frames()
@@ -70,7 +69,6 @@ class FileAudio:
                 subtype="PCM_16",
             )
         except (soundfile.SoundFileError, OSError) as error:
-            self._input.close()
             raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
         return self
 
@@ -80,7 +78,7 @@ class FileAudio:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._input.close()
+        self._samples.close()
         try:
             if self._output is not None:
                 self._output.close()
@@ -114,7 +112,7 @@ class FileAudio:
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
 
-    def _frames(self) -> Iterator[Pcm]:
+    def _frames(self) -> Generator[Pcm]:
         """The recording as whole frames, the last one filled up with zeros."""
         waiting = np.zeros(0, np.float32)
         for block in self._mono():
@@ -127,41 +125,21 @@ class FileAudio:
 
     def _mono(self) -> Iterator[Pcm]:
         """The recording in pieces, mixed to one channel at the output's rate."""
-        rate = self._input.samplerate
-        resampler = None
-        if rate != self._rate:
-            resampler = soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
-        read = 0
-        while True:
-            try:
-                block = self._input.read(READ_SAMPLES, dtype="float32", always_2d=True).mean(axis=1)
-            except soundfile.SoundFileError as error:
-                raise AudioFileError(
-                    f"{self._source} is damaged at {read / rate:.2f} s: {_reason(error)}"
-                ) from error
-            if not np.isfinite(block).all():
-                at = (read + int(np.argmin(np.isfinite(block)))) / rate
-                raise AudioFileError(
-                    f"{self._source} has a sample at {at:.3f} s that is not a finite number"
-                )
-            read += len(block)
-            last = len(block) < READ_SAMPLES
-            yield resampler.resample_chunk(block, last=last) if resampler else block
-            if last:
-                return
+        rate = self._source.rate
+        if rate == self._rate:
+            for block in self._source.blocks():
+                yield block.mean(axis=1)
+            return
+        resampler = soxr.ResampleStream(rate, self._rate, 1, dtype="float32")
+        for block in self._source.blocks():
+            yield resampler.resample_chunk(block.mean(axis=1))
+        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def _samples_at(rate: int, file: soundfile.SoundFile) -> int:
-    """The number of samples that `file` has after resampling to `rate`."""
-    return math.ceil(file.frames * rate / file.samplerate)
-
-
-def check_sound_files(source: Path, target: Path) -> None:
-    """Raises AudioFileError if `source` is not sound or `target` cannot be written."""
-    if not source.exists():
-        raise AudioFileError(f"there is no file {source}")
-    if not source.is_file():
-        raise AudioFileError(f"{source} is not a file")
+def check_sound_files(source: Path, target: Path) -> Sound:
+    """Reads all of `source`. Raises AudioFileError if it is not sound to its end, or if `target`
+    cannot be written."""
+    check_is_file(source)
     if target.suffix.lower() not in FORMATS:
         raise AudioFileError(f"the output {target} must end in {' or '.join(FORMATS)}")
     if not target.parent.is_dir():
@@ -170,32 +148,7 @@ def check_sound_files(source: Path, target: Path) -> None:
         raise AudioFileError(f"the output {target} is a folder")
     if target.exists() and target.samefile(source):
         raise AudioFileError(f"input and output are the same file: {source}")
-    _open_input(source).close()
-
-
-def _open_input(source: Path) -> soundfile.SoundFile:
-    try:
-        file = soundfile.SoundFile(source)
-    except (soundfile.SoundFileError, OSError) as error:
-        raise AudioFileError(f"cannot read {source} as sound: {_reason(error)}") from error
-    if file.frames == 0:
-        file.close()
-        file = _without_length(source)
-    return file
-
-
-def _without_length(source: Path) -> soundfile.SoundFile:
-    """A WAV whose header says 0, as of a recorder that was killed: all that follows is read."""
-    content = bytearray(source.read_bytes())
-    data = content.find(b"data", 12)
-    if content[:4] == b"RIFF" and content[8:12] == b"WAVE" and 0 < data < len(content) - 8:
-        for place in (4, data + 4):
-            content[place : place + 4] = b"\xff" * 4
-        with suppress(soundfile.SoundFileError):
-            file = soundfile.SoundFile(io.BytesIO(content))
-            if file.frames:
-                return file
-    raise AudioFileError(f"{source} is empty: it has no samples")
+    return open_sound(source)
 
 
 def _reason(error: Exception) -> str:

@@ -23,12 +23,14 @@ from .devices import (
     DeviceInfo,
     choose_devices,
     find_device,
+    is_number,
     lasting_name,
     list_devices,
     reason_of,
     refresh_devices,
     sounddevice,
 )
+from .quiet import quiet_libraries
 
 __all__ = [
     "Flags",
@@ -163,7 +165,7 @@ class PortAudioDevice:
             for i, kind in enumerate(("input", "output")):
                 # Its number may be another device's after a refresh: the name stays.
                 spec = (self._specs[i] or "").strip()
-                if spec.isdigit():
+                if is_number(spec):
                     found = list_devices()
                     self._specs[i] = lasting_name(find_device(spec, kind, found), kind, found)
             if self._refresh:
@@ -289,25 +291,26 @@ class PortAudioDevice:
         """Opens a stream and returns its rate: ours before the device's own, mono before its
         own channels."""
         sd = sounddevice()
-        first_error: Exception | None = None
+        errors: list[Exception] = []
         rates = list(self._rates(devices))
         for rate in rates:
             for count in dict.fromkeys(channels):
                 try:
                     stream = make(rate, count)
                 except (sd.PortAudioError, ValueError) as error:
-                    first_error = first_error or error
+                    errors.append(error)
                 else:
                     self._streams.append(stream)
                     return rate
         self.stop()
         names = " with ".join(f'"{name}"' for name in dict.fromkeys(d.name for d in devices))
         tried = " or ".join(str(rate) for rate in rates)
-        assert first_error is not None
+        # That a rate or a number of channels is refused says nothing where another error comes.
+        cause = next((e for e in errors if not _is_refusal(e)), errors[0])
         raise AudioDeviceError(
-            f"cannot open {names} at {tried} Hz: {reason_of(first_error)}; "
+            f"cannot open {names} at {tried} Hz: {reason_of(cause)}; "
             "`moshi-local devices` lists what there is"
-        ) from first_error
+        ) from cause
 
     def _rates(self, devices: tuple[DeviceInfo, ...]) -> Iterator[int]:
         """The rates to try, in order, each once; only such that a frame is whole samples."""
@@ -340,7 +343,8 @@ def _in_portaudio() -> Iterator[None]:
     call = object()
     _inside[call] = time.monotonic()
     try:
-        yield
+        with quiet_libraries():
+            yield
     finally:
         del _inside[call]
 
@@ -392,6 +396,11 @@ def ask_for_microphone(input: str | None) -> Iterator[None]:
         thread.join(patience)
         if not thread.is_alive():
             _close(streams)
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether another rate or number of channels may help."""
+    return error.args[1:2] in ((-9997,), (-9998,))
 
 
 def _silence(played: Pcm, ahead: float, flags: Flags | None) -> None:

@@ -16,7 +16,6 @@ from ..events import (
     DeviceLost,
     Event,
     GreetingHeld,
-    Lag,
     LoopBroken,
     MicrophoneClosed,
     MicrophoneDead,
@@ -34,6 +33,7 @@ __all__ = [
     "Transcript",
     "clock",
     "describe",
+    "lateness",
     "print_report",
     "print_words",
     "printable",
@@ -94,13 +94,9 @@ def describe(event: Event) -> str | None:
             echo = ", echo cancelled" if cancelled else ""
             return f'listening: input "{input}", output "{output}"{echo}'
         case DeviceLost(_, reason):
-            return f"no sound: {reason}; reopening it"
+            return f"{reason}; reopening"
         case MicrophoneDead(_, advice):
             return f"the microphone gives only silence: {advice}"
-        case Lag(_, heard, spoken):
-            return (
-                f"late: {1000 * heard:.0f} ms of input and {1000 * spoken:.0f} ms of output dropped"
-            )
         case Resumed(_, slept):
             return f"resumed after {slept:.0f} s of sleep"
         case MicrophoneClosed(_, closed):
@@ -116,6 +112,11 @@ def describe(event: Event) -> str | None:
         case RecordingStopped(_, reason):
             return f"recording stopped: {reason}"
     return None
+
+
+def lateness(times: int) -> str:
+    """How often the model was late, in words."""
+    return "late once" if times == 1 else f"late {times} times"
 
 
 def printable(text: str) -> str:
@@ -152,8 +153,12 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
     if "callbacks" in (port := report.port):  # a sound card's
         lines.append(
             f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
-            f"{port['restarts']} restarts, {port['input_dropped_seconds']:.2f} s of input and "
-            f"{port['output_dropped_seconds']:.2f} s of output dropped"
+            f"{port['restarts']} restarts"
         )
+        if port["lags"]:
+            lines.append(
+                f"{lateness(int(port['lags']))}: {port['input_dropped_seconds']:.2f} s of input "
+                f"and {port['output_dropped_seconds']:.2f} s of output dropped"
+            )
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)

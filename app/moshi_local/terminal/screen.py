@@ -39,7 +39,7 @@ from ..events import (
     ResetDone,
 )
 from .keys import in_foreground
-from .lines import PHRASE_PAUSE, clock, describe, printable
+from .lines import PHRASE_PAUSE, clock, describe, lateness, printable
 
 __all__ = ["Screen", "ScreenState", "can_draw"]
 
@@ -92,7 +92,6 @@ class Line:
     time: float
     text: str
     note: bool = False
-    lag: bool = False
     _width: int = 0
     _wrapped: list[str] = field(default_factory=list)
 
@@ -141,7 +140,8 @@ class ScreenState:
         self._time = 0.0
         self._took: deque[float] = deque(maxlen=TIMED_FRAMES)
         self._lag = 0.0
-        self._lost = [0.0, 0.0]
+        self._late = 0
+        self._dropped = 0.0
         self._delay: float | None = None
         self._devices = ["", ""]
         self._echo_cancelled = False
@@ -185,7 +185,8 @@ class ScreenState:
             case GreetingHeld(_, held):
                 self._waiting = held
             case Lag(_, heard, spoken):
-                self._late(event, heard, spoken)
+                self._late += 1
+                self._dropped += heard + spoken
             case _:
                 self._note(event)
         match event:
@@ -223,17 +224,6 @@ class ScreenState:
             self._lines.append(Line(event.time, printable(text), note=True))
             self._in_phrase = False
 
-    def _late(self, event: Event, heard: float, spoken: float) -> None:
-        """Lateness in a row is one note, with what it has come to."""
-        last = self._lines[-1] if self._lines else None
-        if last is not None and last.lag:
-            self._lines.pop()
-            heard, spoken = heard + self._lost[0], spoken + self._lost[1]
-        self._lost = [heard, spoken]
-        text = describe(Lag(event.time, heard, spoken)) or ""
-        self._lines.append(Line(event.time, text, note=True, lag=True))
-        self._in_phrase = False
-
     # -------------------------------------------------------------------- the picture
 
     def rows(
@@ -270,7 +260,10 @@ class ScreenState:
             Segment(f"{self._name} ", PLAIN),
             Segment(f"{minutes}:{seconds:02d} ", DIM),
         ]
-        chips = [(self._sound_lost, "no sound", BAD), (bool(self._recording), "REC", RECORDING)]
+        chips = [
+            (self._sound_lost, "reopening sound", BAD),
+            (bool(self._recording), "REC", RECORDING),
+        ]
         if self._push_to_talk:
             chips += [(self._closed, "hold space to talk", CHIP), (not self._closed, "talk", GOOD)]
         else:
@@ -341,14 +334,16 @@ class ScreenState:
             p50, p95 = (1000 * float(t) for t in np.percentile(self._took, (50, 95)))
             style = GOOD if p95 < budget else WARN if p50 < budget else BAD
             frame = f"frame p50 {p50:.0f} p95 {p95:.0f} of {budget:.0f} ms"
-        late = self._lag >= self._budget
+        behind = self._lag >= self._budget
         delay = "–" if self._delay is None else f"{1000 * self._delay:.0f} ms"
         items = [
             (frame, style),
-            (f"lag {1000 * self._lag:.0f} ms", WARN if late else DIM),
+            (f"lag {1000 * self._lag:.0f} ms", WARN if behind else DIM),
             (f"mouth to ear {delay}", DIM),
             (f"echo filter {'on' if self._echo_cancelled else 'off'}", DIM),
         ]
+        if self._late:
+            items.append((f"{lateness(self._late)}, {self._dropped:.1f} s dropped", WARN))
         rows: list[ScreenRow] = []
         used = width
         for text, style in items:
@@ -440,6 +435,7 @@ class Screen:
 
     def __enter__(self) -> Screen:
         self._console.file.flush()
+        self._fd = os.dup(self._fd)  # the terminal, wherever stderr is led meanwhile
         self.resume()
         self._thread.start()
         return self
@@ -455,6 +451,8 @@ class Screen:
             self._thread.join(1.0)
         finally:  # also when a second Ctrl-C comes meanwhile
             self.suspend()
+            if not self._thread.is_alive():
+                os.close(self._fd)
         with suppress(OSError):
             for line in self.state.lines():
                 self._console.print(line, markup=False, highlight=False, soft_wrap=True)
