@@ -276,7 +276,7 @@ class _FFmpeg:
         try:
             # The open file, since FFmpeg would take some names for addresses.
             options = {"format_whitelist": _FORMATS}
-            self._file = av.open(self._raw, options=options, metadata_errors="ignore")
+            self._file: Any = av.open(self._raw, options=options, metadata_errors="ignore")
             if not self._file.streams.audio:
                 raise AudioFileError(f"{path} has no sound in it")
             self._stream = self._file.streams.audio[0]
