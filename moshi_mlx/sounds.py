@@ -279,7 +279,7 @@ class _FFmpeg:
             self._file: Any = av.open(self._raw, options=options, metadata_errors="ignore")
             if not self._file.streams.audio:
                 raise AudioFileError(f"{path} has no sound in it")
-            self._stream = self._file.streams.audio[0]
+            self._stream: Any = self._file.streams.audio[0]
             self.rate, self.channels = self._stream.rate, self._stream.channels
             _check_header(path, self.rate, self.channels)
         except av.FFmpegError as error:

@@ -32,6 +32,9 @@ def _launch(program: str, module: str) -> int:
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
     if heeded:
         signal.signal(signal.SIGINT, _exit)
+    for name in ("TMPDIR", "TMP", "TEMP", "TEMPDIR"):  # MLX fails where one is no folder
+        if not os.access(os.environ.get(name, os.curdir), os.X_OK):
+            del os.environ[name]
     try:
         if import_module("moshi_mlx.distributions").refuse_foreign_files(program):
             return _ERROR

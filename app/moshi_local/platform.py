@@ -237,10 +237,10 @@ def _mac_hardware() -> tuple[str, int, int | None, int]:
 def _linux_hardware() -> tuple[str, int, int | None, int]:
     """Chip, cores, None, memory."""
     total = memory_from_meminfo(_text(Path("/proc/meminfo"))).get("MemTotal", 0)
-    limit = _container_limit()
+    limits = (total, _container_limit(), _address_space_left())
+    total = min(filter(None, limits), default=0)
     with suppress(AttributeError, OSError):
-        cores = len(os.sched_getaffinity(0))
-        return _linux_chip(), cores, None, total if limit is None else min(total, limit)
+        return _linux_chip(), len(os.sched_getaffinity(0)), None, total
     return _linux_chip(), os.cpu_count() or 1, None, total
 
 
@@ -253,6 +253,15 @@ def _linux_name() -> str:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
         return f"{name}, {platform.system()} {platform.release()}"
     return f"{platform.system()} {platform.release()}"
+
+
+def _address_space_left() -> int | None:
+    """Bytes that this process may still map on Linux; None without a limit (`ulimit -v`)."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit == resource.RLIM_INFINITY:
+        return None
+    pages = _number(_text(Path("/proc/self/statm")).partition(" ")[0])
+    return max(1, limit - pages * resource.getpagesize())
 
 
 def _container_limit() -> int | None:
