@@ -281,12 +281,12 @@ PICKLE = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."
 DOUBLE = b'{"x":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}'
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (cut, "is truncated: "),
-    "empty": (write(b""), "has only 0 bytes"),
+    "empty": (write(b""), "is empty, not safetensors"),
     "cut in the header": (write(b"\x00\x02" + bytes(6) + b"{"), "is truncated: its header has 512"),
     "absurd header length": (write(b"\xff" * 8 + b"{}" * 50), "its header would have 1844674"),
     "header is no JSON": (write(b"\x10" + bytes(7) + b"{" + b"x" * 20), "its header is not JSON"),
     "header is a list": (write(b"\x08" + bytes(7) + b"[[[[]]]]"), "is not a safetensors file"),
-    "a text": (write(b"These are not the weights." * 9), "is not a safetensors file"),
+    "a text": (write(b"These are not the weights." * 9), "is a text, not safetensors"),
     "a web page": (write(b"<!doctype html><html><body>"), "is a web page, not safetensors"),
     "GGUF": (write(b"GGUF\3\0\0\0" + bytes(90)), "is a GGUF file"),
     "64-bit floats": (
