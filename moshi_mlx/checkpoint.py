@@ -27,7 +27,7 @@ from .mimi import Mimi
 from .published import read_config, read_lora_scaling, read_mimi_config
 from .safetensors import TensorInfo, check_files, read_header
 from .text import TextTokenizer
-from .weights import check, load_lm, read_lm, shaped_like
+from .weights import check, fitting, load_lm, read_lm, shaped_like
 from .weights_mimi import load_mimi
 
 WEIGHTS = "model.safetensors"
@@ -108,6 +108,21 @@ class Checkpoint:
         lm = shaped_like(weights, self.config.lm, self.config.quantization, self.where)
         check(lm, weights, self.where)
         return lm
+
+    def fitting(self, generated: int) -> Weights:
+        """What `load_lm` would read of the weights files, which are checked but not read yet.
+
+        Raises:
+            CheckpointError: as `load_lm`, but for the values and the adapter.
+        """
+        _, weights, _ = fitting(
+            self.files.weights,
+            self.config.lm,
+            quantization=self.config.quantization,
+            generated=generated,
+            verify=False,
+        )
+        return weights
 
     def load_lm(self, dtype: mx.Dtype | None = None, generated: int | None = None) -> Lm:
         """The language model, its adapter merged or beside it.

@@ -8,10 +8,10 @@ from pathlib import Path
 _LOOKED_AT = 512  # bytes
 _ZIP = b"PK\x03\x04"
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
-_PICKLE = "a pickle (PyTorch's .pt, .pth or .bin), which can run code when it is read"
+_PICKLE = "a pickle (PyTorch's .pt, .pth or .bin; reading one can run code)"
 _MARKS: dict[bytes, str] = {
-    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched",
-    b"/annex/objects/": "a git-annex pointer: the file itself was not fetched",
+    b"version https://git-lfs": "a Git LFS pointer (the file itself was not fetched)",
+    b"/annex/objects/": "a git-annex pointer (the file itself was not fetched)",
     b"GGUF": "a GGUF file",
     b"ggml": "a GGML file",
     b"\x93NUMPY": "a NumPy file",

@@ -137,8 +137,8 @@ class _Source(Protocol):
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         """Raises HubError if the disk has no room for what must be fetched of these."""
 
-    def missing(self, file: str) -> str:
-        """A sentence that says that a file isn't there."""
+    def oddity(self, file: str) -> str | None:
+        """What stands in the place of a file, as a sentence; None if nothing, or the file."""
 
     def get(self, file: str) -> Path: ...
 
@@ -161,13 +161,13 @@ class _Folder:
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         pass
 
-    def missing(self, file: str) -> str:
+    def oddity(self, file: str) -> str | None:
         path = self._folder / file
-        if path.is_dir():
-            return f"{path} is a folder, and should be a file."
-        if path.is_symlink():
+        if path.is_file():
+            return None
+        if path.is_symlink() and not path.exists():
             return f"{path} is a link that leads to no file."
-        return f"There is no {file} in {self.where}."
+        return f"{path} is no regular file." if path.exists() else None
 
     def get(self, file: str) -> Path:
         return self._folder / file
@@ -203,8 +203,8 @@ class _Repository:
                 "another disk."
             )
 
-    def missing(self, file: str) -> str:
-        return f"There is no {file} in {self.where}."
+    def oddity(self, file: str) -> str | None:
+        return None
 
     def get(self, file: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -294,6 +294,8 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
 
 def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool) -> ModelFiles:
     """The files that config.json names, or the published defaults."""
+    if problem := source.oddity(_CONFIG):
+        raise HubError(f"{problem} {source.way_out}")
     config = source.get(_CONFIG) if source.has(_CONFIG) else None
     fields = read_json(config) if config else {}
     refuse_other_formats(fields, str(config))
@@ -319,7 +321,7 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     wanted = [file for file in (tokenizer, mimi_config, mimi, lora, *parts) if file is not None]
     for file in wanted:
         if not source.has(file):
-            raise HubError(f"{source.missing(file)} {source.way_out}")
+            raise HubError(f"{_missing(source, file)} {source.way_out}")
     source.make_sure_of_room(wanted)
     paths = {file: source.get(file) for file in wanted}
     return ModelFiles(
@@ -333,6 +335,10 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     )
 
 
+def _missing(source: _Source, file: str) -> str:
+    return source.oddity(file) or f"There is no {file} in {source.where}."
+
+
 def _own_adapter(source: _Source, fields: Mapping[str, Any], name: str | None) -> str | None:
     """A model's own adapter: the field `lora` says whether there is one."""
     says = fields.get("lora")
@@ -343,7 +349,7 @@ def _own_adapter(source: _Source, fields: Mapping[str, Any], name: str | None) -
     file = name or _LORA
     if says and not source.has(file):
         raise HubError(
-            f"{source.missing(file)} Its config.json says that it has an adapter: put the adapter "
+            f"{_missing(source, file)} Its config.json says that it has an adapter: put that "
             'there, or set "lora" to false to use the model without.'
         )
     return file if says or name or (fields.get("lora_rank") and source.has(file)) else None
@@ -363,8 +369,7 @@ def _choose_weights(source: _Source) -> str:
             f"There are several weights files in {source.where}: {', '.join(found)}. Say which: "
             'put "moshi_name" into config.json, or leave only one there.'
         )
-    absent = f"There is no {_WEIGHTS[0]} in {source.where}."
-    if (problem := source.missing(_WEIGHTS[0])) != absent:
+    if problem := next(filter(None, map(source.oddity, _WEIGHTS)), None):
         raise HubError(f"{problem} {source.way_out}")
     raise HubError(
         f"There are no weights in {source.where}: none of {', '.join((*_WEIGHTS, _MERGED))}, and "

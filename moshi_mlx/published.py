@@ -186,6 +186,15 @@ class _Fields:
             raise self.fail(name, f"({shown(value)}) is not understood and may change the model")
 
 
+def _check_width(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
+    """Of the feed-forward part, by the field that it follows from."""
+    width = transformer.feedforward
+    if transformer.gating != "none":
+        width = transformer.gated_hidden
+    if not 0 < width <= MOST:
+        raise fields.fail(name, f"gives a hidden layer of {width} for dim {transformer.dim}")
+
+
 def _check_heads(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
     if transformer.dim % transformer.num_heads:
         raise fields.fail(name, f"{transformer.num_heads} does not divide {transformer.dim}")
@@ -238,14 +247,17 @@ def _read_depth(fields: _Fields, main: TransformerConfig, scale: float, dep_q: i
     if feedforward is None:
         feedforward = int(scale * dim)
     widths = feedforward if isinstance(feedforward, list) else [feedforward] * num_sets
-    if len(widths) != num_sets or not all(isinstance(w, int) and w > 0 for w in widths):
+    if len(widths) != num_sets or not all(type(width) is int for width in widths):
         raise fields.fail(
             "depformer_dim_feedforward",
             f"must be a width or one for each of {num_sets} weight sets, is {shown(feedforward)}",
         )
+    transformers = tuple(replace(base, feedforward=width) for width in widths)
+    for transformer in transformers:
+        _check_width(fields, "depformer_dim_feedforward", transformer)
     return DepthConfig(
         num_slices=dep_q,
-        transformers=tuple(replace(base, feedforward=width) for width in widths),
+        transformers=transformers,
         weight_sets=weight_sets,
         inputs=inputs,
         low_rank_embeddings=low_rank,
@@ -324,6 +336,7 @@ def _read_lm(fields: _Fields) -> LmConfig:
         cross_attention=fields.flag("cross_attention", False),
     )
     _check_heads(fields, "num_heads", main)
+    _check_width(fields, "hidden_scale", main)
     n_q, dep_q = fields.whole("n_q", least=0), fields.whole("dep_q", least=0)
     if dep_q > n_q:
         raise fields.fail("dep_q", f"{dep_q} is more than the {n_q} audio streams of n_q")
@@ -418,7 +431,7 @@ def read_config(
     refuse_other_formats(raw, where)
     beside = {name: value for name, value in raw.items() if name in _BESIDE}
     model = {name: value for name, value in raw.items() if name not in _BESIDE}
-    if not model and beside.get("model_type") in PRESETS:
+    if not model and beside.get("model_type") in tuple(PRESETS):
         preset = str(beside["model_type"])
     fields = _Fields(model or PRESETS[preset], where)
     lm = _read_lm(fields)
@@ -430,9 +443,12 @@ def read_config(
     quantization = beside.get("quantization")
     if quantization is not None and not isinstance(quantization, dict):
         raise around.fail("quantization", f"must be an object, is {shown(quantization)}")
+    model_type = around.take("model_type", "moshi" if model else preset)
+    if not isinstance(model_type, str):
+        raise around.fail("model_type", f"must be a string, is {shown(model_type)}")
     return ModelConfig(
         lm=lm,
-        model_type=str(beside.get("model_type", "moshi" if model else preset)),
+        model_type=model_type,
         sampling=_read_sampling(around),
         lora=lora,
         quantization=quantization,
@@ -486,6 +502,7 @@ def _read_mimi_transformer(fields: _Fields) -> TransformerConfig:
         layer_scale=fields.optional("layer_scale", None, fields.number) is not None,
     )
     _check_heads(fields, "num_heads", config)
+    _check_width(fields, "dim_feedforward", config)
     if not fields.flag("causal", True):
         raise fields.fail("causal", "must be true: not implemented")
     fields.take("conv_layout", True)

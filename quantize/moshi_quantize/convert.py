@@ -21,6 +21,7 @@ from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import check_finite
+from moshi_mlx.weights_mimi import check_mimi
 
 from .recipe import Assignment, Layer, Precision, Recipe, layers_of
 from .writer import Spec, TensorWriter
@@ -86,6 +87,7 @@ def make_plan(
         RecipeError: the recipe doesn't fit the model.
     """
     lm = source.skeleton(verify=True)
+    check_mimi(source.files.mimi)  # which is copied as it is
     quantized = any(name.endswith(".scales") for name in named_parameters(lm))
     layers = () if quantized else tuple(layers_of(lm))
     wanted = assignment if assignment is not None else recipe.assign(layers)

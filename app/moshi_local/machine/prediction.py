@@ -35,7 +35,7 @@ from moshi_mlx.mimi import Mimi
 from moshi_mlx.published import read_config
 from moshi_mlx.transformer import attend
 from moshi_mlx.trees import named_parameters
-from moshi_mlx.weights import fitting, skeleton
+from moshi_mlx.weights import skeleton
 
 from ..report import quantiles
 from .bench import time_steps
@@ -158,20 +158,13 @@ def needs_of_checkpoint(checkpoint: Checkpoint, kv_bits: int | None = None) -> N
     Raises:
         CheckpointError: the weights don't match the config; with what loading would say.
     """
-    config, files, dtype = checkpoint.config, checkpoint.files, default_dtype()
-    _, arrays, _ = fitting(
-        files.weights,
-        config.lm,
-        quantization=config.quantization,
-        generated=generated_streams(config, checkpoint.name),
-        verify=False,
-    )
+    config, dtype = checkpoint.config, default_dtype()
+    arrays = checkpoint.fitting(generated_streams(config, checkpoint.name)).values()
     weights = sum(
-        a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size
-        for a in arrays.values()
+        a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in arrays
     )
     conversation = kv_bytes(config.lm.transformer, dtype.size, kv_bits)
-    return Needs(weights, conversation, min(_codec_bytes(), files.mimi.stat().st_size))
+    return Needs(weights, conversation, min(_codec_bytes(), checkpoint.files.mimi.stat().st_size))
 
 
 def _codec_bytes() -> int:
