@@ -31,8 +31,9 @@ from moshi_quantize.cli import main as moshi_quantize
 
 NANO = bundled_folder("nano")
 RAW = read_json(NANO / "config.json")
-FILES = ("config.json", "mimi.safetensors", "mimi_config.json", "model.safetensors")
-FILES += ("tokenizer.model",)
+FILES = (
+    "config.json", "mimi.safetensors", "mimi_config.json", "model.safetensors", "tokenizer.model"
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -252,13 +253,13 @@ def test_fields_that_make_no_sense(folder: Path, name: str, value: Any) -> None:
     with pytest.raises(ConfigError) as error:
         open_checkpoint(folder)
     message = str(error.value)
-    inner = {"conditioners": "possible_values", "n_q": "delays"}.get(name, name)
-    assert inner in message and str(folder) in message and len(message) < 400
+    inner = {"n_q": "delays"}.get(name, name)
+    assert (name in message or inner in message) and str(folder) in message and len(message) < 400
 
 
 MIMI_FIELDS: list[tuple[str, str, Any]] = [
     ("", "channels", 2),
-    ("", "sample_rate", 16_000),
+    ("", "sample_rate", 0),
     ("", "frame_rate", NAN),
     ("", "frame_rate", 12.4),
     ("seanet", "ratios", [0, 1]),
