@@ -117,7 +117,7 @@ def test_adapter_is_merged(small: Path, tmp_path: Path) -> None:
         str(adapter / "lora.safetensors"), {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     )
     (adapter / "config.json").write_text(json.dumps({"lora": True, "lora_scaling": 3.0}))
-    with pytest.raises(CheckpointError, match="is a LoRA adapter alone; name its base"):
+    with pytest.raises(CheckpointError, match="is a LoRA adapter alone; give its base"):
         quantize(adapter, None, tmp_path / "made")
     base = tensors(small / "model.safetensors")[f"{name}.weight"]
     for source in (adapter, adapter / "lora.safetensors"):
