@@ -322,7 +322,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
                       "the config doesn't know: 'extra.weight'"),
     "unknown field": (change_config(surprise=1), "field 'surprise' (1) is not understood"),
     "absurd layers": (change_config(num_layers=10**9), "the config says 1000000000 layers"),
-    "absurd width": (change_config(dim=2**40, num_heads=2), "sizes are impossible"),
+    "absurd width": (change_config(dim=2**40, num_heads=2), "field 'dim' must be at most"),
     "config is no JSON": (write(b"{", "config.json"), "config.json"),
     "config leads out": (change_config(moshi_name="../../etc/passwd"), "inside the model's folder"),
     "index leads out": (index({"a": "/etc/passwd"}), "inside the model's folder"),
@@ -334,7 +334,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: shutil.copyfile(f / "mimi.safetensors", weights_of(f)),
         "is a Mimi codec",
     ),
-    "no file but a pipe": (fifo, "There are no weights"),
+    "no file but a pipe": (fifo, "is no regular file"),
 }  # fmt: skip
 
 
