@@ -16,22 +16,25 @@ import mlx.core as mx
 from . import catalog
 from .arrays import Weights
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
-from .config import LoraConfig, MimiConfig, ModelConfig
-from .errors import CheckpointError, ConfigError, HubError
+from .config import MimiConfig, ModelConfig
+from .errors import CheckpointError, HubError
 from .files import read_json, write_json
-from .hub import ModelFiles, resolve
+from .hub import ModelFiles, canonical, local_path, resolve
+from .layouts import ADAPTER as ADAPTER_TENSORS
+from .layouts import MIMI, detect_layout, require
 from .lm import Lm
 from .mimi import Mimi
-from .published import read_config, read_mimi_config
+from .published import read_config, read_lora_scaling, read_mimi_config
 from .safetensors import TensorInfo, check_files, read_header
 from .text import TextTokenizer
-from .weights import check, load_lm, read_lm, shaped_like
+from .weights import check, fitting, load_lm, read_lm, shaped_like
 from .weights_mimi import load_mimi
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ADAPTER = "lora.safetensors"
-_MERGED = "consolidated.safetensors"
+_MERGED = "consolidated"  # the folder of a whole fine-tune in one of moshi-finetune's checkpoints
+_PADDED = 128  # a model's tables of text tokens may be padded to a multiple of this
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,21 @@ class Checkpoint:
         check(lm, weights, self.where)
         return lm
 
+    def fitting(self, generated: int) -> Weights:
+        """What `load_lm` would read of the weights files, which are checked but not read yet.
+
+        Raises:
+            CheckpointError: as `load_lm`, but for the values and the adapter.
+        """
+        _, weights, _ = fitting(
+            self.files.weights,
+            self.config.lm,
+            quantization=self.config.quantization,
+            generated=generated,
+            verify=False,
+        )
+        return weights
+
     def load_lm(self, dtype: mx.Dtype | None = None, generated: int | None = None) -> Lm:
         """The language model, its adapter merged or beside it.
 
@@ -161,13 +179,19 @@ def open_checkpoint(
         CheckpointError: a file is broken or doesn't match the others.
         TokenizerError: the tokenizer is missing or broken.
     """
-    files = _find(name, weights, base, offline)
-    if lora is not None:
-        path = Path(lora).expanduser()
-        files = replace(files, lora=path / ADAPTER if path.is_dir() else path)
+    files = find_files(name, weights=weights, lora=lora, base=base, offline=offline)
+    return read_headers(str(name), files)
+
+
+def read_headers(name: str, files: ModelFiles) -> Checkpoint:
+    """The second half of `open_checkpoint`: that these files are what they should be.
+
+    Raises:
+        CheckpointError, TokenizerError: as `open_checkpoint`.
+    """
     config = config_of(files)
     text = TextTokenizer(files.tokenizer)
-    if text.vocab_size > config.lm.text_card:
+    if not config.lm.text_card - _PADDED < text.vocab_size <= config.lm.text_card:
         raise CheckpointError(
             f"{files.tokenizer}: has {text.vocab_size} tokens, the model knows "
             f"{config.lm.text_card}: it is of another model"
@@ -180,11 +204,14 @@ def open_checkpoint(
             f"{files.mimi}: has codebooks of {mimi_config.quantizer.bins} entries, the model's "
             f"field 'card' is {config.lm.card}"
         )
-    tensors = check_files([*files.weights, *([files.lora] if files.lora else [])])
-    read_header(files.mimi)
-    return Checkpoint(
-        str(name), files, config, mimi_config, text, _lora_scaling(files, config), tensors
-    )
+    tensors = check_files(files.weights)
+    detect_layout(tensors, str(files.weights[0]))
+    if files.lora is not None:
+        adapter = read_header(files.lora)
+        require(ADAPTER_TENSORS, adapter, str(files.lora))
+        tensors |= {name: info for name, info in adapter.items() if name not in tensors}
+    require(MIMI, read_header(files.mimi), str(files.mimi))
+    return Checkpoint(name, files, config, mimi_config, text, _lora_scaling(files, config), tensors)
 
 
 def config_of(files: ModelFiles) -> ModelConfig:
@@ -199,45 +226,84 @@ def config_of(files: ModelFiles) -> ModelConfig:
     return read_config(data, str(files.config), preset or "moshi")
 
 
-def _find(
-    name: str | Path, weights: str | None, base: str | Path | None, offline: bool
+def find_files(
+    name: str | Path,
+    *,
+    weights: str | None = None,
+    lora: str | Path | None = None,
+    base: str | Path | None = None,
+    offline: bool = False,
 ) -> ModelFiles:
-    path = Path(name).expanduser()
-    known = isinstance(name, str) and catalog.find(name) is not None
+    """The files of what `open_checkpoint` takes, which has the arguments.
+
+    Raises:
+        HubError: the name leads to no files.
+        CheckpointError: a file that leads to the others is broken.
+    """
+    try:
+        files = _find(name, weights, base, offline, own_adapter=lora is None)
+        if lora is not None:
+            path = local_path(lora)
+            files = replace(files, lora=path / ADAPTER if path.is_dir() else path)
+    except OSError as error:  # a folder that may not be looked into
+        reason = error.strerror or str(error)
+        raise HubError(f"{error.filename or name}: cannot be read: {reason}") from error
+    return files
+
+
+def _find(
+    name: str | Path,
+    weights: str | None,
+    base: str | Path | None,
+    offline: bool,
+    own_adapter: bool,
+) -> ModelFiles:
+    text = canonical(name)
+    path = local_path(text)
+    known = isinstance(name, str) and catalog.find(text) is not None
     if not known and path.is_file():
+        if path.suffix == ".json":
+            raise HubError(f"{path} is a file; give the folder that it is in, {path.parent}.")
         if any(".lora_A." in tensor for tensor in read_header(path)):
             return replace(_base_of(path, base, offline), lora=path)
-        return _with_base(path.parent, path.name, base, offline)
+        return _with_base(path.parent, path.name, base, offline, own_adapter)
     if not known and path.is_dir() and weights is None:
-        config = path / CONFIG
+        config, inner = path / CONFIG, path / _MERGED
+        if not config.is_file() and (inner / CONFIG).is_file():
+            path, config = inner, inner / CONFIG
         fields = read_json(config) if config.is_file() else {}
         named = fields.get("moshi_name")
         has_weights = isinstance(named, str) and (path / named).is_file()
         has_weights |= any(path.glob("model*.safetensors*"))
+        has_weights |= (path / f"{_MERGED}.safetensors").is_file()
         if (path / ADAPTER).is_file() and not has_weights:
-            return replace(_base_of(path, base, offline), lora=path / ADAPTER)
-        merged = not has_weights and (path / _MERGED).is_file()
-        return _with_base(path, _MERGED if merged else None, base, offline)
-    return resolve(name, weights=weights, offline=offline)
+            return replace(_base_of(path / ADAPTER, base, offline), lora=path / ADAPTER)
+        return _with_base(path, None, base, offline, own_adapter)
+    given = name if isinstance(name, Path) else text
+    return resolve(given, weights=weights, offline=offline, own_adapter=own_adapter)
 
 
 def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFiles:
     if base is None:
-        raise CheckpointError(f"{adapter}: is a LoRA adapter alone; name its base model (--base)")
-    return resolve(base, offline=offline)
+        raise CheckpointError(
+            f"{adapter}: is a LoRA adapter alone; give its base as the model and this as the "
+            "adapter (moshi-local --model BASE --lora ADAPTER, moshi-quantize ADAPTER --base BASE)"
+        )
+    return find_files(base, offline=offline)
 
 
 def _with_base(
-    folder: Path, weights: str | None, base: str | Path | None, offline: bool
+    folder: Path, weights: str | None, base: str | Path | None, offline: bool, own_adapter: bool
 ) -> ModelFiles:
     """A folder's model; its codec and tokenizer from the base, where it has none."""
     try:
-        return resolve(folder, weights=weights, offline=offline)
+        return resolve(folder, weights=weights, offline=offline, own_adapter=own_adapter)
     except HubError:
-        found = folder / (weights or WEIGHTS)
-        if base is None or not found.is_file():
+        names = (weights,) if weights else (WEIGHTS, f"{_MERGED}.safetensors")
+        found = next((folder / n for n in names if (folder / n).is_file()), None)
+        if base is None or found is None:
             raise
-    files = resolve(base, offline=offline)
+    files = find_files(base, offline=offline)
     config = folder / CONFIG
     own = config.is_file() and "dim" in read_json(config)
     return replace(files, weights=(found,), lora=None, config=config if own else files.config)
@@ -249,10 +315,7 @@ def _lora_scaling(files: ModelFiles, config: ModelConfig) -> float:
     beside = files.lora.parent / CONFIG if files.lora else None
     if beside is not None and beside.is_file():
         raw, where = read_json(beside), str(beside)
-    value = raw.get("lora_scaling", LoraConfig().scaling)
-    if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-        raise ConfigError(f"{where}: field 'lora_scaling' must be above 0, is {value!r}")
-    return float(value)
+    return read_lora_scaling(raw, where)
 
 
 def write_companions(

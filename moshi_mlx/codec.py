@@ -25,7 +25,7 @@ from .errors import ArgumentError, CheckpointError, MoshiError, SessionError
 from .files import cache_folder, write_json
 from .mimi import Mimi, MimiState
 from .state import SavedState
-from .weights_mimi import load_mimi
+from .weights_mimi import check_mimi, load_mimi
 
 State = TypeVar("State")
 CodecName = Literal["auto", "mlx", "rust"]
@@ -244,6 +244,7 @@ def choose_codec(
     if name not in get_args(CodecName):
         raise MoshiError(f"codec must be one of {', '.join(get_args(CodecName))}; is {name!r}")
     if name == "rust":
+        check_mimi(path)
         return RustCodec(path, num_codebooks, config)
     ours = MlxCodec(load_mimi(path, num_codebooks, config))
     if name == "mlx" or _rust_impossible(config):

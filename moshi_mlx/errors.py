@@ -3,6 +3,9 @@
 Each message says what is wrong, where, and how to fix it; a program can show it unchanged.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 __all__ = [
     "ArgumentError",
     "AudioDeviceError",
@@ -14,6 +17,8 @@ __all__ = [
     "SessionError",
     "TokenizerError",
     "VerbError",
+    "listed",
+    "shown",
 ]
 
 
@@ -55,3 +60,15 @@ class AudioFileError(MoshiError):
 
 class AudioDeviceError(MoshiError):
     """A sound device is missing, busy, or stopped."""
+
+
+def shown(value: Any) -> str:
+    """A value of a distrusted file for a message: one short printable line."""
+    text = ascii(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """Names of a distrusted file for a message: the first few."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(shown, names[:most])) + more

@@ -15,7 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, MoshiError
+from .errors import CheckpointError, ConfigError, MoshiError, shown
+from .formats import what_is
 
 _SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
 
@@ -29,15 +30,32 @@ def cache_folder() -> Path:
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """A JSON object from a file, in UTF-8 with or without a byte order mark.
 
     Raises:
-        ConfigError: the file is missing, is not JSON, or is not an object; names the file.
+        ConfigError: the file is missing, is not JSON, has a field twice, or is not an object;
+            names the file.
     """
+
+    def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            names = [name for name, _ in pairs]
+            double = next(name for name in table if names.count(name) > 1)
+            raise ConfigError(f"{path}: field {shown(double)} is there twice; delete one")
+        return table
+
     try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read as JSON: {error}") from error
+        text = Path(path).read_text(encoding="utf-8-sig")
+        data = json.loads(text, object_pairs_hook=no_doubles)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: cannot be read as JSON: it is nested too deeply") from error
+    except ValueError as error:
+        what = what_is(Path(path))
+        problem = f"it is {what}" if what not in (None, "JSON", "a text") else error
+        raise ConfigError(f"{path}: cannot be read as JSON: {problem}") from error
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a JSON object, is {type(data).__name__}")
     return data

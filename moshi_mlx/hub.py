@@ -12,18 +12,25 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Protocol
 
 from . import catalog
-from .errors import ConfigError, HubError
+from .errors import ConfigError, HubError, shown
 from .files import read_json
+from .published import refuse_other_formats
 
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
+_MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 _TOKENIZER = "tokenizer_spm_32k_3.model"
 _LORA = "lora.safetensors"
 _SPARE_BYTES = 100_000_000  # of the disk, beside what is fetched
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
+_ADDRESS = re.compile(
+    r"(?:hf://|(?:https?://)?(?:www\.)?(?:huggingface\.co|hf\.co)/)(?P<repo>[\w.-]+/[\w.-]+)"
+    r"(?:/(?P<kind>tree|blob|resolve|raw)/(?P<revision>[\w.-]+))?(?:[/?#].*)?",
+    re.ASCII,
+)
 
 
 @dataclass(frozen=True)
@@ -39,32 +46,79 @@ class ModelFiles:
     lora: Path | None
 
 
-def resolve(name: str | Path, *, weights: str | None = None, offline: bool = False) -> ModelFiles:
+def resolve(
+    name: str | Path,
+    *,
+    weights: str | None = None,
+    offline: bool = False,
+    own_adapter: bool = True,
+) -> ModelFiles:
     """Finds the files of a model, and fetches those that are not here yet.
 
     `name` is a bundled model ("nano"), an alias ("moshiko-q4"), a folder, or a repository of
-    the hub ("org/repo" or "org/repo@revision"). A `Path`, or a string that starts with `/`,
-    `.` or `~`, is always a folder. `weights` names the weights file where a model has several.
-    `offline` (as HF_HUB_OFFLINE=1) looks only in the cache; without it, the cache also serves
-    when the hub cannot be reached.
+    the hub ("org/repo" or "org/repo@revision", or its address there). A `Path`, or a string that
+    starts with `/`, `.` or `~`, is always a folder. `weights` names the weights file where a model
+    has several. `offline` (as HF_HUB_OFFLINE=1) looks only in the cache; without it, the cache also
+    serves when the hub cannot be reached. Without `own_adapter` the model's own is not looked for.
 
     Raises `HubError` if there is no such model or a file is missing, and `ConfigError` for a
     config.json that is not readable or names files outside its folder.
     """
-    text = str(name)
+    text = canonical(name)
     source: _Source
     entry = None if isinstance(name, Path) else catalog.find(text)
-    if entry is not None and entry.repository is None:
-        source = _Folder(bundled_folder(text))
-    elif entry is not None and entry.repository is not None:
-        source = _open_repository(entry.repository, entry.revision, offline)
-    elif isinstance(name, Path) or text.startswith(("/", ".", "~")) or Path(text).is_dir():
-        source = _Folder(Path(text).expanduser())
-    elif match := _REPOSITORY.fullmatch(text):
-        source = _open_repository(match["repo"], match["revision"], offline)
-    else:
-        raise HubError(f"There is no model {text!r}. {catalog.suggestion(text)}")
-    return _collect(source, text, weights)
+    try:
+        if entry is not None and entry.repository is None:
+            source = _Folder(bundled_folder(text))
+        elif entry is not None and entry.repository is not None:
+            source = _open_repository(entry.repository, entry.revision, offline)
+        elif isinstance(name, Path) or is_folder_name(text) or Path(text).is_dir():
+            source = _Folder(local_path(text))
+        elif match := _REPOSITORY.fullmatch(text):
+            source = _open_repository(match["repo"], match["revision"], offline)
+        else:
+            raise HubError(f"There is no model {text!r}. {catalog.suggestion(text)}")
+        return _collect(source, text, weights, own_adapter)
+    except OSError as error:
+        raise _unreadable(error) from error
+
+
+def canonical(name: str | Path) -> str:
+    """A model's name as the rest of the program knows it: an address of the hub as its repository.
+
+    Raises:
+        HubError: the name is empty, or an address of something else.
+    """
+    if isinstance(name, Path):
+        return str(name)
+    if not name.strip():
+        raise HubError(f"The model's name is empty. {catalog.suggestion(name)}")
+    if match := _ADDRESS.fullmatch(name):
+        repo, kind, revision = match["repo"], match["kind"], match["revision"]
+        named = f"{repo}@{revision}" if revision not in (None, "main") else repo
+        if kind not in (None, "tree"):
+            raise HubError(f"{name} is the address of a file. Give its repository: {named}")
+        return named
+    if "://" in name:
+        raise HubError(f"{name} is not an address of the hub. {catalog.suggestion(name)}")
+    return name if is_folder_name(name) else name.rstrip("/") or name
+
+
+def is_folder_name(name: str) -> bool:
+    """Whether a name is a folder's or a file's whatever is there."""
+    return name.startswith(("/", ".", "~"))
+
+
+def local_path(name: str | Path) -> Path:
+    """A path, with ~ as the user's own folder. Raises HubError if there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise HubError(f"There is no folder {name}: no such user.") from error
+
+
+def _unreadable(error: OSError) -> HubError:
+    return HubError(f"{error.filename}: cannot be read: {error.strerror or error}")
 
 
 def bundled_folder(name: str) -> Path:
@@ -83,6 +137,9 @@ class _Source(Protocol):
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         """Raises HubError if the disk has no room for what must be fetched of these."""
 
+    def oddity(self, file: str) -> str | None:
+        """What stands in the place of a file, as a sentence; None if nothing, or the file."""
+
     def get(self, file: str) -> Path: ...
 
 
@@ -94,7 +151,7 @@ class _Folder:
         self.where = where or str(folder)
         self.way_out = way_out or self.way_out
         if folder.is_file():
-            raise HubError(f"{folder} is a file; give the folder that it is in.")
+            raise HubError(f"{folder} is a file; give the folder that it is in, {folder.parent}.")
         if not folder.is_dir():
             raise HubError(f"There is no folder {folder}. {catalog.suggestion(str(folder))}")
 
@@ -103,6 +160,14 @@ class _Folder:
 
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         pass
+
+    def oddity(self, file: str) -> str | None:
+        path = self._folder / file
+        if path.is_file():
+            return None
+        if path.is_symlink() and not path.exists():
+            return f"{path} is a link that leads to no file."
+        return f"{path} is no regular file." if path.exists() else None
 
     def get(self, file: str) -> Path:
         return self._folder / file
@@ -138,6 +203,9 @@ class _Repository:
                 "another disk."
             )
 
+    def oddity(self, file: str) -> str | None:
+        return None
+
     def get(self, file: str) -> Path:
         from huggingface_hub import hf_hub_download
 
@@ -146,7 +214,8 @@ class _Repository:
         except Exception as error:  # whatever the transport or the disk raises
             raise _refusal(error, self._repo, self._revision) or HubError(
                 f"{file} of {self._repo} could not be fetched ({_reason(error)}). Try again: a "
-                f"broken download continues where it stopped. {_without_the_hub(self._repo)}"
+                f"broken download continues where it stopped. "
+                f"{_without_the_hub(self._repo, self._revision)}"
             ) from error
 
 
@@ -177,10 +246,28 @@ def _open_cache(repo: str, revision: str | None, why: str, cause: Exception | No
             repo, revision=revision, local_files_only=True, allow_patterns=[]
         )
     except (LocalEntryNotFoundError, HFValidationError, ValueError) as error:
+        there = _cached_revisions(repo)
+        wanted = f"{repo} at {revision or 'main'}" if there else f"{repo}"
+        only = f" (there are only {', '.join(there)})" if there else ""
         raise HubError(
-            f"{repo} is not in the local cache, and {why}. {_without_the_hub(repo)}"
+            f"{wanted} is not in the local cache{only}, and {why}. "
+            f"{_without_the_hub(repo, revision)}"
         ) from (cause or error)
-    return _Folder(Path(folder), f"the cached copy of {repo} (and {why})", _without_the_hub(repo))
+    where = f"the cached copy of {repo}" + (f" at {revision}" if revision else "")
+    return _Folder(Path(folder), f"{where} (and {why})", _without_the_hub(repo, revision))
+
+
+def _cached_revisions(repo: str) -> list[str]:
+    """What of a repository is in the cache, as `repo@revision` takes it: names, else commits."""
+    from huggingface_hub import constants
+    from huggingface_hub.file_download import repo_folder_name
+
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
+    names = {p: p.read_text() for p in sorted((folder / "refs").rglob("*")) if p.is_file()}
+    snapshots = folder / "snapshots"
+    commits = sorted(p.name for p in snapshots.iterdir()) if snapshots.is_dir() else []
+    named = [p.relative_to(folder / "refs").as_posix() for p, c in names.items() if c in commits]
+    return named + [commit for commit in commits if commit not in names.values()]
 
 
 def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | None:
@@ -205,10 +292,13 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
     return None
 
 
-def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
+def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool) -> ModelFiles:
     """The files that config.json names, or the published defaults."""
+    if problem := source.oddity(_CONFIG):
+        raise HubError(f"{problem} {source.way_out}")
     config = source.get(_CONFIG) if source.has(_CONFIG) else None
     fields = read_json(config) if config else {}
+    refuse_other_formats(fields, str(config))
 
     def named(field: str) -> str | None:
         value = fields.get(field)
@@ -224,16 +314,14 @@ def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
         return sorted({_inside(part, "weight_map", source.where) for part in table.values()})
 
     chosen = weights or named("moshi_name") or _choose_weights(source)
-    lora = named("lora_name")
-    if lora is None and fields.get("lora_rank") and source.has(_LORA):
-        lora = _LORA
+    lora = _own_adapter(source, fields, named("lora_name")) if own_adapter else None
     # The small files first: what is missing shows before gigabytes are fetched.
     tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
     mimi, parts = named("mimi_name") or _MIMI, shards(_inside(chosen, "weights", source.where))
     wanted = [file for file in (tokenizer, mimi_config, mimi, lora, *parts) if file is not None]
     for file in wanted:
         if not source.has(file):
-            raise HubError(f"There is no {file} in {source.where}. {source.way_out}")
+            raise HubError(f"{_missing(source, file)} {source.way_out}")
     source.make_sure_of_room(wanted)
     paths = {file: source.get(file) for file in wanted}
     return ModelFiles(
@@ -247,37 +335,65 @@ def _collect(source: _Source, name: str, weights: str | None) -> ModelFiles:
     )
 
 
-def _choose_weights(source: _Source) -> str:
-    there = [w for w in _WEIGHTS if source.has(w) or source.has(f"{w}.index.json")]
-    if len(there) == 1:
-        return there[0]
-    if there:
+def _missing(source: _Source, file: str) -> str:
+    return source.oddity(file) or f"There is no {file} in {source.where}."
+
+
+def _own_adapter(source: _Source, fields: Mapping[str, Any], name: str | None) -> str | None:
+    """A model's own adapter: the field `lora` says whether there is one."""
+    says = fields.get("lora")
+    if says is not None and not isinstance(says, bool):
+        raise ConfigError(f"lora in {source.where} must be true or false, is {shown(says)}.")
+    if says is False:
+        return None
+    file = name or _LORA
+    if says and not source.has(file):
         raise HubError(
-            f"There are several weights files in {source.where}: {', '.join(there)}. Say which: "
+            f"{_missing(source, file)} Its config.json says that it has an adapter: put that "
+            'there, or set "lora" to false to use the model without.'
+        )
+    return file if says or name or (fields.get("lora_rank") and source.has(file)) else None
+
+
+def _choose_weights(source: _Source) -> str:
+    def there(file: str) -> bool:
+        return source.has(file) or source.has(f"{file}.index.json")
+
+    found = [file for file in _WEIGHTS if there(file)]
+    if not found and there(_MERGED):
+        found = [_MERGED]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise HubError(
+            f"There are several weights files in {source.where}: {', '.join(found)}. Say which: "
             'put "moshi_name" into config.json, or leave only one there.'
         )
+    if problem := next(filter(None, map(source.oddity, _WEIGHTS)), None):
+        raise HubError(f"{problem} {source.way_out}")
     raise HubError(
-        f"There are no weights in {source.where}: none of {', '.join(_WEIGHTS)}, and no "
-        f'config.json with "moshi_name". {source.way_out}'
+        f"There are no weights in {source.where}: none of {', '.join((*_WEIGHTS, _MERGED))}, and "
+        f'no config.json with "moshi_name". {source.way_out}'
     )
 
 
 def _inside(value: Any, field: str, where: str) -> str:
     """A file name from a config, refused if it could lead out of the model's folder."""
     if not isinstance(value, str) or not value:
-        raise ConfigError(f"{field} in {where} must be a file name, not {value!r}.")
+        raise ConfigError(f"{field} in {where} must be a file name, not {shown(value)}.")
     path = PurePosixPath(value)
     outside = path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value
     if outside or PureWindowsPath(value).drive:
         raise ConfigError(
-            f"{field} in {where} is {value!r}: it must name a file inside the model's folder."
+            f"{field} in {where} is {shown(value)}: it must name a file inside the model's folder."
         )
     return str(path)
 
 
-def _without_the_hub(repo: str) -> str:
+def _without_the_hub(repo: str, revision: str | None) -> str:
+    at = f" --revision {revision}" if revision else ""
     return (
-        f"With a connection, `hf download {repo}` fills the cache; or put its files into a "
+        f"With a connection, `hf download {repo}{at}` fills the cache; or put its files into a "
         "folder and give that folder; or use --model nano, which comes with the program."
     )
 

@@ -11,7 +11,61 @@ import mlx.core as mx
 
 from .arrays import Weights
 from .config import LmConfig
-from .errors import CheckpointError
+from .errors import CheckpointError, listed
+
+LANGUAGE_MODEL, MIMI, ADAPTER = "a Moshi language model", "a Mimi codec", "a LoRA adapter"
+# What tensors belong to, by a name that only they have, and how to fix it where that is known.
+# Those of another program come first: they may stand among ours.
+_OTHERS = (
+    (
+        r"\.weight\.(absmax|nested_absmax|quant_map|nested_quant_map|quant_state\.\w+)$|\.SCB$",
+        "quantized by bitsandbytes",
+        "give the original: moshi-quantize makes it small",
+    ),
+    (
+        r"\.(qweight|qzeros)$",
+        "quantized by GPTQ or AWQ",
+        "give the original: moshi-quantize makes it small",
+    ),
+    (
+        r"^base_model\.model\.",
+        "a PEFT adapter",
+        "an adapter must be of moshi-train or moshi-finetune",
+    ),
+    (
+        r"self_attn\.[qkv]_proj\.|^audio_encoder\.|_residual_vector_quantizer\.",
+        "a model of Hugging Face Transformers",
+        "give one in Kyutai's format, as kyutai/moshiko-pytorch-bf16 is",
+    ),
+)
+_ADVICE = {
+    LANGUAGE_MODEL: "",
+    MIMI: "; give it as the Mimi file",
+    ADAPTER: "; give it beside its base model",
+}
+
+
+def require(wanted: str, names: Iterable[str], where: str) -> None:
+    """That tensors are those of `LANGUAGE_MODEL`, `MIMI` or `ADAPTER`.
+
+    Raises:
+        CheckpointError: says what they are instead.
+    """
+    names = set(names)
+    for pattern, what, advice in _OTHERS:
+        if any(re.search(pattern, name) for name in names):
+            raise CheckpointError(f"{where}: is {what}, not {wanted}; {advice}")
+    if any(name.startswith("quantizer.rvq_first.") for name in names):
+        found = MIMI
+    elif "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
+        found = LANGUAGE_MODEL
+    elif any(".lora_A." in name for name in names):
+        found = ADAPTER
+    else:
+        some = listed(sorted(names)) or "no tensors"
+        raise CheckpointError(f"{where}: is not {wanted} (it has {some})")
+    if found != wanted:
+        raise CheckpointError(f"{where}: is {found}, not {wanted}{_ADVICE[found]}")
 
 
 def detect_layout(weights: Iterable[str], where: str) -> str:
@@ -21,18 +75,10 @@ def detect_layout(weights: Iterable[str], where: str) -> str:
         CheckpointError: the tensors are not those of a Moshi language model.
     """
     names = set(weights)
-    if "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
-        # PyTorch's layer norm is named as MLX's norms are: the embeddings tell the two apart.
-        pytorch = "out_norm.alpha" in names or any(n.startswith("emb.") for n in names)
-        return "pytorch" if pytorch else "mlx"
-    if any(name.startswith("quantizer.rvq_first") for name in names):
-        raise CheckpointError(
-            f"{where}: is a Mimi codec, not a Moshi language model; give it as the Mimi file"
-        )
-    if any(".lora_A." in name for name in names):
-        raise CheckpointError(f"{where}: is a LoRA adapter; give it beside its base model")
-    some = ", ".join(sorted(names)[:3]) or "no tensors"
-    raise CheckpointError(f"{where}: is not a Moshi language model (it has {some}, …)")
+    require(LANGUAGE_MODEL, names, where)
+    # PyTorch's layer norm is named as MLX's norms are: the embeddings tell the two apart.
+    pytorch = "out_norm.alpha" in names or any(n.startswith("emb.") for n in names)
+    return "pytorch" if pytorch else "mlx"
 
 
 def from_mlx(weights: Weights, config: LmConfig, *, verify: bool = True) -> Weights:

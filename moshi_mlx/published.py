@@ -4,8 +4,10 @@ Knows the fields, their defaults and which of them change the model; a field tha
 understood is refused by name. Knows nothing of arrays, weights or the network.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, get_args
 
 from .config import (
@@ -24,7 +26,7 @@ from .config import (
     SeanetConfig,
     TransformerConfig,
 )
-from .errors import ConfigError
+from .errors import ConfigError, shown
 
 V0_1: dict[str, Any] = {
     "dim": 4096,
@@ -65,6 +67,8 @@ _BESIDE = {
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type",
     "lm_gen_config", "tts_config", "stt_config", "model_id", "quantization", "lora", "lora_rank",
     "lora_scaling", "version",
+    # What Transformers writes into every config.json.
+    "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
 }  # fmt: skip
 # Fields of the published format that have no effect on what the model computes: the depth
 # transformer sees all of its frame's positions whatever its context says.
@@ -82,6 +86,15 @@ _ONLY = {
 }
 
 
+MOST = 2**31 - 1
+"""The largest size of an axis in MLX."""
+MOST_CONTEXT = 100_000
+"""Positions, two hours of frames: nothing but memory limits it otherwise."""
+MOST_DELAY = 10_000
+"""Frames, 13 minutes."""
+_MOST_OF_SEANET = 10_000
+
+
 class _Fields:
     """Reads fields out of a dict, one by one; one that was not asked for is an error."""
 
@@ -90,7 +103,7 @@ class _Fields:
         self.where = where
 
     def fail(self, name: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self.where}: field '{name}' {problem}")
+        return ConfigError(f"{self.where}: field {shown(name)} {problem}")
 
     def take(self, name: str, default: Any = ...) -> Any:
         if name in self.left:
@@ -99,18 +112,25 @@ class _Fields:
             raise self.fail(name, "is missing")
         return default
 
-    def whole(self, name: str, default: Any = ..., least: int = 1) -> int:
+    def whole(
+        self, name: str, default: Any = ..., *, least: int = 1, most: int | None = MOST
+    ) -> int:
         value = self.take(name, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self.fail(name, f"must be a whole number of at least {least}, is {value!r}")
+            problem = f"must be a whole number of at least {least}, is {shown(value)}"
+            raise self.fail(name, problem)
+        if most is not None and value > most:
+            raise self.fail(name, f"must be at most {most}, is {shown(value)}")
         return value
 
-    def number(self, name: str, default: Any = ...) -> float:
+    def number(self, name: str, default: Any = ..., *, most: float = 1e9) -> float:
         value = self.take(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not value > 0:
-            raise self.fail(name, f"must be a number above 0, is {value!r}")
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
+            raise self.fail(
+                name, f"must be a number above 0 and at most {most:g}, is {shown(value)}"
+            )
         return float(value)
 
     def optional(self, name: str, default: Any, read: Callable[..., Any]) -> Any:
@@ -123,36 +143,56 @@ class _Fields:
     def flag(self, name: str, default: Any = ...) -> bool:
         value = self.take(name, default)
         if not isinstance(value, bool):
-            raise self.fail(name, f"must be true or false, is {value!r}")
+            raise self.fail(name, f"must be true or false, is {shown(value)}")
         return value
 
     def choice(self, name: str, choices: Any, default: Any = ...) -> Any:
         value = self.take(name, default)
         if value not in get_args(choices):
-            raise self.fail(name, f"must be one of {', '.join(get_args(choices))}; is {value!r}")
+            raise self.fail(
+                name, f"must be one of {', '.join(get_args(choices))}; is {shown(value)}"
+            )
         return value
 
-    def ints(self, name: str, length: int | None = None) -> tuple[int, ...]:
+    def ints(
+        self, name: str, length: int | None = None, *, least: int = 0, most: int = MOST
+    ) -> tuple[int, ...]:
         value = self.take(name)
         good = isinstance(value, list) and all(
-            isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in value
+            isinstance(v, int) and not isinstance(v, bool) and least <= v <= most for v in value
         )
         if not good:
-            raise self.fail(name, f"must be a list of whole numbers from 0, is {value!r}")
+            problem = f"must be a list of whole numbers from {least} to {most}, is {shown(value)}"
+            raise self.fail(name, problem)
         if length is not None and len(value) != length:
             raise self.fail(name, f"must have {length} entries, has {len(value)}")
+        return tuple(value)
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        value = self.take(name, [])
+        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+            raise self.fail(name, f"must be a list of strings, is {shown(value)}")
         return tuple(value)
 
     def table(self, name: str) -> "_Fields":
         value = self.take(name)
         if not isinstance(value, dict):
-            raise self.fail(name, f"must be an object, is {value!r}")
+            raise self.fail(name, f"must be an object, is {shown(value)}")
         return _Fields(value, f"{self.where}: {name}")
 
     def finish(self) -> None:
         if self.left:
             name, value = next(iter(self.left.items()))
-            raise self.fail(name, f"({value!r}) is not understood and may change the model")
+            raise self.fail(name, f"({shown(value)}) is not understood and may change the model")
+
+
+def _check_width(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
+    """Of the feed-forward part, by the field that it follows from."""
+    width = transformer.feedforward
+    if transformer.gating != "none":
+        width = transformer.gated_hidden
+    if not 0 < width <= MOST:
+        raise fields.fail(name, f"gives a hidden layer of {width} for dim {transformer.dim}")
 
 
 def _check_heads(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
@@ -180,8 +220,8 @@ def _read_depth(fields: _Fields, main: TransformerConfig, scale: float, dep_q: i
         positions=fields.choice("depformer_pos_emb", Positions, "sin"),
         norm=main.norm,
         gating=fields.choice("depformer_gating", Gating, main.gating),
-        layer_scale=fields.take(
-            "depformer_layer_scale", 1.0 if main.layer_scale else None
+        layer_scale=fields.optional(
+            "depformer_layer_scale", 1.0 if main.layer_scale else None, fields.number
         ) is not None,
     )  # fmt: skip
     _check_heads(fields, "depformer_num_heads", base)
@@ -207,14 +247,17 @@ def _read_depth(fields: _Fields, main: TransformerConfig, scale: float, dep_q: i
     if feedforward is None:
         feedforward = int(scale * dim)
     widths = feedforward if isinstance(feedforward, list) else [feedforward] * num_sets
-    if len(widths) != num_sets or not all(isinstance(w, int) and w > 0 for w in widths):
+    if len(widths) != num_sets or not all(type(width) is int for width in widths):
         raise fields.fail(
             "depformer_dim_feedforward",
-            f"must be a width or one for each of {num_sets} weight sets, is {feedforward!r}",
+            f"must be a width or one for each of {num_sets} weight sets, is {shown(feedforward)}",
         )
+    transformers = tuple(replace(base, feedforward=width) for width in widths)
+    for transformer in transformers:
+        _check_width(fields, "depformer_dim_feedforward", transformer)
     return DepthConfig(
         num_slices=dep_q,
-        transformers=tuple(replace(base, feedforward=width) for width in widths),
+        transformers=transformers,
         weight_sets=weight_sets,
         inputs=inputs,
         low_rank_embeddings=low_rank,
@@ -229,15 +272,18 @@ def _read_conditioners(fields: _Fields) -> dict[str, ConditionerConfig]:
         entry = table.table(name)
         kind = entry.choice("type", Literal["lut", "tensor"])
         inner = entry.table(kind)
-        values = inner.take("possible_values", None) if kind == "lut" else None
+        values = None
         if kind == "lut":
+            if inner.left.get("possible_values") is not None:
+                values = inner.strings("possible_values")
+            inner.take("possible_values", None)
             inner.choice("tokenizer", Literal["noop"], "noop")
             inner.take("init_scale", None)
         conditioners[name] = ConditionerConfig(
             kind=kind,
             dim=inner.whole("dim"),
             n_bins=inner.whole("n_bins") if kind == "lut" else 0,
-            possible_values=None if values is None else tuple(values),
+            possible_values=values,
             force_linear=inner.flag("force_linear", True),
             learn_padding=inner.flag("learn_padding", True),
         )
@@ -254,8 +300,8 @@ def _read_fuser(fields: _Fields, conditioners: Mapping[str, ConditionerConfig]) 
     if table.take("prepend", []):
         raise table.fail("prepend", "is not implemented: only sum and cross are")
     fuser = FuserConfig(
-        sum=tuple(table.take("sum", [])),
-        cross=tuple(table.take("cross", [])),
+        sum=table.strings("sum"),
+        cross=table.strings("cross"),
         cross_positions=table.flag("cross_attention_pos_emb", False),
         cross_positions_scale=table.number("cross_attention_pos_emb_scale", 1.0),
     )
@@ -270,7 +316,7 @@ def _read_lm(fields: _Fields) -> LmConfig:
     for name, only in _ONLY.items():
         value = fields.take(name, only)
         if value != only:
-            raise fields.fail(name, f"must be {only!r}, is {value!r}: not implemented")
+            raise fields.fail(name, f"must be {only!r}, is {shown(value)}: not implemented")
     for name in _WITHOUT_EFFECT:
         fields.take(name, None)
     scale = fields.number("hidden_scale", 4.0)
@@ -280,22 +326,26 @@ def _read_lm(fields: _Fields) -> LmConfig:
         num_heads=fields.whole("num_heads"),
         num_layers=fields.whole("num_layers"),
         feedforward=int(scale * dim),
-        context=fields.optional("context", None, fields.whole),
+        context=fields.whole("context", most=MOST_CONTEXT),
         kv_repeat=fields.whole("kv_repeat", 1),
         max_period=fields.number("max_period", 10_000.0),
         positions=fields.choice("positional_embedding", Positions, "sin"),
         norm=fields.choice("norm", Norm, "layer_norm"),
         gating=fields.choice("gating", Gating, "none"),
-        layer_scale=fields.take("layer_scale", None) is not None,
+        layer_scale=fields.optional("layer_scale", None, fields.number) is not None,
         cross_attention=fields.flag("cross_attention", False),
     )
     _check_heads(fields, "num_heads", main)
+    _check_width(fields, "hidden_scale", main)
     n_q, dep_q = fields.whole("n_q", least=0), fields.whole("dep_q", least=0)
     if dep_q > n_q:
         raise fields.fail("dep_q", f"{dep_q} is more than the {n_q} audio streams of n_q")
-    delays = fields.ints("delays", 1 + n_q)  # first: dep_q then is no more than what the file has
+    delays = fields.ints(
+        "delays", 1 + n_q, most=MOST_DELAY
+    )  # first: dep_q then is no more than what the file has
     depth = _read_depth(fields, main, scale, dep_q)
     text_card = fields.whole("text_card")
+    token = partial(fields.whole, least=0, most=text_card)
     conditioners = _read_conditioners(fields) if fields.left.get("conditioners") else {}
     fields.take("conditioners", None)
     fuser = _read_fuser(fields, conditioners) if fields.left.get("fuser") else None
@@ -310,8 +360,10 @@ def _read_lm(fields: _Fields) -> LmConfig:
         n_q=n_q,
         dep_q=dep_q,
         delays=delays,
-        text_padding_id=fields.whole("existing_text_padding_id", 3, least=0),
-        text_end_padding_id=fields.whole("existing_text_end_padding_id", 0, least=0),
+        text_padding_id=token("existing_text_padding_id", 3),
+        text_end_padding_id=fields.whole(
+            "existing_text_end_padding_id", 0, least=0, most=text_card
+        ),
         extra_heads=fields.whole("extra_heads_num_heads", 0, least=0),
         extra_heads_dim=fields.whole("extra_heads_dim", 6),
         demux_second_text_stream=fields.flag("demux_second_stream", demux),
@@ -326,12 +378,40 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
         fields.take("lm_gen_config", None)
         return SamplingDefaults()
     table = fields.table("lm_gen_config")
-    known = SamplingDefaults.__dataclass_fields__
-    values = {name: table.take(name) for name in known if name in table.left}
-    for name, value in values.items():
-        if not isinstance(value, int | float) or isinstance(value, bool) or value < 0:
-            raise table.fail(name, f"must be a number from 0, is {value!r}")
+    values: dict[str, Any] = {}
+    for name in SamplingDefaults.__dataclass_fields__:
+        if name not in table.left:
+            continue
+        whole = name.startswith("top_k")
+        value = table.whole(name, least=0) if whole else table.take(name)
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not (math.isfinite(value) and value >= 0):
+            raise table.fail(name, f"must be a number from 0, is {shown(value)}")
+        values[name] = value
     return SamplingDefaults(**values)
+
+
+def read_lora_scaling(data: Mapping[str, Any], where: str) -> float:
+    """What an adapter's part is multiplied by, by its config.json. Raises ConfigError."""
+    return _Fields(data, where).number("lora_scaling", LoraConfig().scaling)
+
+
+def refuse_other_formats(data: Mapping[str, Any], where: str) -> None:
+    """A config.json of a model, or of an adapter, in another program's format.
+
+    Raises:
+        ConfigError: names the program.
+    """
+    if "dim" not in data and any(name in data for name in ("hidden_size", "audio_encoder_config")):
+        raise ConfigError(
+            f"{where}: is a configuration of Hugging Face Transformers; give a model in Kyutai's "
+            "format, as kyutai/moshiko-pytorch-bf16 is"
+        )
+    if "peft_type" in data:
+        raise ConfigError(
+            f"{where}: is a configuration of PEFT; an adapter must be of moshi-train or "
+            "moshi-finetune"
+        )
 
 
 def read_config(
@@ -348,23 +428,27 @@ def read_config(
         ConfigError: a field is missing, has a value that makes no sense, or is not understood.
     """
     raw = dict(data or {})
+    refuse_other_formats(raw, where)
     beside = {name: value for name, value in raw.items() if name in _BESIDE}
     model = {name: value for name, value in raw.items() if name not in _BESIDE}
-    if not model and beside.get("model_type") in PRESETS:
+    if not model and beside.get("model_type") in tuple(PRESETS):
         preset = str(beside["model_type"])
     fields = _Fields(model or PRESETS[preset], where)
     lm = _read_lm(fields)
     fields.finish()
     around = _Fields(beside, where)
     lora = None
-    if beside.get("lora") or beside.get("lora_name"):
+    if around.flag("lora", False) or beside.get("lora_name"):
         lora = LoraConfig(around.whole("lora_rank", 128), around.number("lora_scaling", 2.0))
     quantization = beside.get("quantization")
     if quantization is not None and not isinstance(quantization, dict):
-        raise around.fail("quantization", f"must be an object, is {quantization!r}")
+        raise around.fail("quantization", f"must be an object, is {shown(quantization)}")
+    model_type = around.take("model_type", "moshi" if model else preset)
+    if not isinstance(model_type, str):
+        raise around.fail("model_type", f"must be a string, is {shown(model_type)}")
     return ModelConfig(
         lm=lm,
-        model_type=str(beside.get("model_type", "moshi" if model else preset)),
+        model_type=model_type,
         sampling=_read_sampling(around),
         lora=lora,
         quantization=quantization,
@@ -375,16 +459,16 @@ def read_config(
 def _read_seanet(fields: _Fields) -> SeanetConfig:
     for name, only in {"causal": True, "activation": "ELU", "norm": "none"}.items():
         if (value := fields.take(name, only)) != only:
-            raise fields.fail(name, f"must be {only!r}, is {value!r}: not implemented")
+            raise fields.fail(name, f"must be {only!r}, is {shown(value)}: not implemented")
     if (mode := fields.take("pad_mode", "constant")) != "constant":
-        raise fields.fail("pad_mode", f"must be 'constant', is {mode!r}: not implemented")
+        raise fields.fail("pad_mode", f"must be 'constant', is {shown(mode)}: not implemented")
     fields.take("disable_norm_outer_blocks", 0)
     base = SeanetConfig()
     config = SeanetConfig(
-        ratios=fields.ints("ratios"),
+        ratios=fields.ints("ratios", least=1, most=_MOST_OF_SEANET),
         true_skip=fields.flag("true_skip", True),
         **{
-            name: fields.whole(name, getattr(base, name))
+            name: fields.whole(name, getattr(base, name), most=_MOST_OF_SEANET)
             for name in base.__dataclass_fields__
             if name not in ("ratios", "true_skip")
         },
@@ -409,21 +493,22 @@ def _read_mimi_transformer(fields: _Fields) -> TransformerConfig:
         num_heads=fields.whole("num_heads"),
         num_layers=fields.whole("num_layers"),
         feedforward=fields.whole("dim_feedforward", 2048),
-        context=fields.whole("context"),
+        context=fields.whole("context", most=MOST_CONTEXT),
         kv_repeat=fields.whole("kv_repeat", 1),
         max_period=fields.number("max_period", 10_000.0),
         positions=fields.choice("positional_embedding", Positions, "rope"),
         norm=fields.choice("norm", Norm, "layer_norm"),
         gating=fields.choice("gating", Gating, "none"),
-        layer_scale=fields.take("layer_scale", None) is not None,
+        layer_scale=fields.optional("layer_scale", None, fields.number) is not None,
     )
     _check_heads(fields, "num_heads", config)
+    _check_width(fields, "dim_feedforward", config)
     if not fields.flag("causal", True):
         raise fields.fail("causal", "must be true: not implemented")
     fields.take("conv_layout", True)
     for name, sizes in {"input_dimension": dim, "output_dimensions": [dim]}.items():
         if (value := fields.take(name, sizes)) != sizes:
-            raise fields.fail(name, f"must be {sizes}, is {value}: not implemented")
+            raise fields.fail(name, f"must be {sizes}, is {shown(value)}: not implemented")
     fields.finish()
     return config
 
@@ -471,6 +556,8 @@ def read_mimi_config(data: Mapping[str, Any] | None = None, where: str = "config
     if "decoder" in data:
         config = replace(config, decoder=_read_decoder(data, config, fields))
     fields.finish()
+    if config.channels != 1 or config.seanet.channels != 1:
+        raise fields.fail("channels", "must be 1: not implemented")
     samples = config.sample_rate / config.frame_rate
     if not samples.is_integer() or config.frame_size % config.seanet.hop:
         raise fields.fail(

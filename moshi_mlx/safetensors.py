@@ -17,8 +17,9 @@ from typing import Any
 import mlx.core as mx
 
 from .arrays import Weights
-from .errors import CheckpointError
+from .errors import CheckpointError, shown
 from .files import partial_name
+from .formats import what_is
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -33,15 +34,6 @@ _UNREAD = {"F64": "64-bit floats", "F8_E4M3": "8-bit floats", "F8_E5M2": "8-bit 
 
 _MAX_AXES = 8
 _MAX_NAME = 1000
-# First bytes of files that people take for weights.
-_PICKLES = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
-_OTHERS = {
-    b"GGUF": "a GGUF file",
-    b"\x93NUMPY": "a NumPy file",
-    b"\x89HDF": "an HDF5 file",
-    b"version https://git-lfs": "a Git LFS pointer: the file itself was not fetched",
-    b"<": "a web page",
-}
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
         if len(table) != len(pairs):
             names = [name for name, _ in pairs]
             double = next(name for name in names if names.count(name) > 1)
-            raise fail(f"its header has {_shown(double)} twice")
+            raise fail(f"its header has {shown(double)} twice")
         return table
 
     def no_constants(_: str) -> Any:
@@ -133,7 +125,7 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
         dtype = entry.get("dtype") if isinstance(entry, dict) else None
         if isinstance(dtype, str) and dtype in _UNREAD:
             raise CheckpointError(
-                f"{where}: tensor {_shown(name)} has {_UNREAD[dtype]} ({dtype}), which are not "
+                f"{where}: tensor {shown(name)} has {_UNREAD[dtype]} ({dtype}), which are not "
                 "read: convert the file to BF16 or F32"
             )
         try:
@@ -144,7 +136,7 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
     for name, info in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].end)):
         if info.begin != place:
             what = "overlap" if info.begin < place else "have a gap between them"
-            raise fail(f"the bytes of {_shown(before)} and {_shown(name)} {what}")
+            raise fail(f"the bytes of {shown(before)} and {shown(name)} {what}")
         place, before = info.end, name
     if place != data_size:
         raise fail(f"it has {data_size} bytes of tensors, its header says {place}")
@@ -152,14 +144,14 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
 
 
 def _entry(name: str, entry: Any, data_size: int) -> TensorInfo:
-    where = f"tensor {_shown(name)}"
+    where = f"tensor {shown(name)}"
     if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise CheckpointError(f"{where} has no proper name")
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where} must have dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
-        raise CheckpointError(f"{where} has the type {_shown(dtype)}, which is not supported")
+        raise CheckpointError(f"{where} has the type {shown(dtype)}, which is not supported")
     if not _sizes(shape) or len(shape) > _MAX_AXES:
         raise CheckpointError(f"{where} has no proper shape")
     if not _sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_size:
@@ -186,13 +178,9 @@ def _sizes(value: Any) -> bool:
 
 
 def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
-    with path.open("rb") as file:
-        first = file.read(32)
-    if first.startswith(_PICKLES):
-        return "is a pickle (PyTorch's .pt or .bin), which can run code when it is read; refused"
-    other = next((what for mark, what in _OTHERS.items() if first.startswith(mark)), None)
-    if other is not None and length > MAX_HEADER:  # else these may be a header's length
-        return f"is {other}, not safetensors"
+    what = what_is(path)
+    if what is not None and what != "a safetensors file":
+        return f"is {what}, not safetensors; put the model's .safetensors file there"
     if len(start) < 8:
         return f"is not a safetensors file: it has only {size} bytes"
     if length > MAX_HEADER:
@@ -200,12 +188,6 @@ def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
     if length > size - 8:
         return f"is truncated: its header has {length} bytes, the file {size}; fetch it again"
     return "is not a safetensors file"
-
-
-def _shown(value: Any) -> str:
-    """A value of a distrusted file for a message: one short printable line."""
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _reason(error: Exception) -> str:
@@ -222,7 +204,7 @@ def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
     for path in paths:
         header = read_header(path)
         if shared := tensors.keys() & header.keys():
-            raise CheckpointError(f"{path}: tensor {_shown(min(shared))} is in another file too")
+            raise CheckpointError(f"{path}: tensor {shown(min(shared))} is in another file too")
         tensors |= header
     return tensors
 

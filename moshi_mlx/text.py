@@ -12,6 +12,7 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from .errors import TokenizerError
+from .formats import what_is
 
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
@@ -42,9 +43,12 @@ class TextTokenizer:
             raise self._broken()
 
     def _broken(self) -> TokenizerError:
-        return TokenizerError(
-            f"{self.path}: not a SentencePiece model, or cut short. Fetch the file again."
-        )
+        what = what_is(self.path)
+        if what in (None, "a SentencePiece model"):
+            problem = "not a SentencePiece model, or cut short. Fetch the file again."
+        else:
+            problem = f"is {what}, not a SentencePiece model. Put the checkpoint's own there."
+        return TokenizerError(f"{self.path}: {problem}")
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""

@@ -14,8 +14,8 @@ import mlx.nn as nn
 from .arrays import Weights
 from .backend import default_dtype, on_gpu
 from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
-from .errors import CheckpointError, ConfigError
-from .layouts import detect_layout, from_mlx, from_pytorch, module_name
+from .errors import CheckpointError, ConfigError, listed
+from .layouts import ADAPTER, detect_layout, from_mlx, from_pytorch, module_name, require
 from .lm import Lm
 from .lora import adapter_pairs, attach
 from .safetensors import read_safetensors
@@ -70,17 +70,46 @@ def load_lm(
     Raises:
         CheckpointError: something doesn't match; names the tensor and the file.
     """
-    where = _where(paths)
-    weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling)
-    if generated is not None:
-        config = config.generating(generated)
-        weights, beside = used_weights(weights, config), used_weights(beside, config)
+    lm, weights, beside = fitting(
+        paths,
+        config,
+        quantization=quantization,
+        lora=lora,
+        lora_scaling=lora_scaling,
+        generated=generated,
+    )
     dtype = dtype or default_dtype()
-    lm = shaped_like(weights, config, quantization, where)
-    fill(lm, weights, where, dtype)
+    fill(lm, weights, _where(paths), dtype)
     beside = {name: value.astype(dtype) for name, value in beside.items()}
     attach(lm, beside, lora_scaling, str(lora))
     return lm
+
+
+def fitting(
+    paths: str | Path | Sequence[str | Path],
+    config: LmConfig,
+    *,
+    quantization: Mapping[str, Any] | None = None,
+    lora: str | Path | None = None,
+    lora_scaling: float = 2.0,
+    generated: int | None = None,
+    verify: bool = True,
+) -> tuple[Lm, Weights, Weights]:
+    """A language model without its values, its weights, and what of an adapter stays beside them.
+
+    Values are read when they are used. The arguments are those of `load_lm` and `read_lm`.
+
+    Raises:
+        CheckpointError: something doesn't match; names the tensor and the file.
+    """
+    where = _where(paths)
+    weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling, verify=verify)
+    if generated is not None:
+        config = config.generating(generated)
+        weights, beside = used_weights(weights, config), used_weights(beside, config)
+    lm = shaped_like(weights, config, quantization, where)
+    check(lm, weights, where)
+    return lm, weights, beside
 
 
 def used_weights(weights: Weights, config: LmConfig) -> Weights:
@@ -128,7 +157,7 @@ def read_lm(
         raise CheckpointError(f"{where}: {error}") from error
     if lora is None:
         return weights, {}
-    adapter, full = read_adapter(lora, config)
+    adapter, full = read_adapter(lora, config, verify=verify)
     weights = _replaced(weights, full, str(lora))
     quantized = {name: name.split(".lora_")[0] + ".scales" in weights for name in adapter}
     merged = {name: value for name, value in adapter.items() if not quantized[name]}
@@ -195,18 +224,23 @@ def _by_module(block: Mapping[str, Any], config: LmConfig) -> dict[str, Any]:
     return others | {module_name(k, config): v for k, v in layers.items()}
 
 
-def read_adapter(path: str | Path, config: LmConfig) -> tuple[Weights, Weights]:
+def read_adapter(
+    path: str | Path, config: LmConfig, *, verify: bool = True
+) -> tuple[Weights, Weights]:
     """An adapter's file, with our names: its low-rank tensors, and tensors trained in full.
 
-    Names may be PyTorch's (as published) or ours.
+    Names may be PyTorch's (as published) or ours. `verify`: read them, and refuse NaN and infinity.
 
     Raises:
         CheckpointError: the file is broken or has no adapter.
     """
-    weights = from_pytorch(read_safetensors(path), config)
+    tensors = read_safetensors(path)
+    require(ADAPTER, tensors, str(path))
+    if verify:
+        for name, value in tensors.items():
+            check_finite(value, name, str(path))
+    weights = from_pytorch(tensors, config)
     adapter = {name: value for name, value in weights.items() if ".lora_" in name}
-    if not adapter:
-        raise CheckpointError(f"{path}: has no LoRA adapter (no tensor is called ….lora_A.weight)")
     return adapter, {name: value for name, value in weights.items() if name not in adapter}
 
 
@@ -296,19 +330,65 @@ def fill(model: nn.Module, weights: Weights, where: str, dtype: mx.Dtype) -> Non
         dtype: what floating-point tensors become.
 
     Raises:
-        CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
+        CheckpointError: a tensor is missing, left over, misshapen, of a wrong type, or has values
+            that are not finite.
     """
     check(model, weights, where)
     matrices = {f"{p}.weight" for p, m in named_leaves(model).items() if isinstance(m, nn.Linear)}
-    filled = [
-        (name, _laid_out(value, dtype, name in matrices) if value.dtype in _FLOATS else value)
-        for name, value in weights.items()
-    ]
-    # Without references from here, a tensor that was converted is freed before the next is read.
-    weights.clear()
+    filled: list[tuple[str, mx.array]] = []
+    broken: list[mx.array] = []
+    for name in list(weights):
+        value = weights.pop(name)
+        floats = value.dtype in _FLOATS
+        # float16 may overflow where the file's own type does not.
+        broken.append(_not_finite(value.astype(dtype) if floats and dtype == mx.float16 else value))
+        laid_out = _laid_out(value, dtype, name in matrices) if floats else value
+        filled.append((name, laid_out))
+        # Without references from here, what was converted is freed before the next is read.
+        del value, laid_out
     model.load_weights(filled)
-    for _, value in filled:
-        mx.eval(value)
+    for (name, array), bad in zip(filled, broken, strict=True):
+        mx.eval(array, bad)
+        if bad.item():
+            raise _infinite(name, where)
+
+
+# For each type: signed and unsigned integers of its size, and infinity's bits as such, with a
+# positive and a negative sign. NaN is beyond infinity.
+_INFINITY = {
+    mx.bfloat16: (mx.int16, 0x7F80, mx.uint16, 0xFF80),
+    mx.float16: (mx.int16, 0x7C00, mx.uint16, 0xFC00),
+    mx.float32: (mx.int32, 0x7F80_0000, mx.uint32, 0xFF80_0000),
+}
+
+
+def check_finite(value: mx.array, name: str, where: str) -> None:
+    """Refuses NaN and infinity.
+
+    Raises:
+        CheckpointError: names the tensor.
+    """
+    if _not_finite(value).item():
+        raise _infinite(name, where)
+
+
+def _infinite(name: str, where: str) -> CheckpointError:
+    return CheckpointError(
+        f"{where}: tensor '{name}' has values that are not finite (NaN or infinity)"
+    )
+
+
+def _not_finite(value: mx.array) -> mx.array:
+    """Whether a tensor has NaN or infinity, not yet computed: two maxima of its bits as integers.
+
+    That reads the tensor twice in the type it is stored in, and makes no copy.
+    """
+    if not value.size or value.dtype not in _INFINITY:
+        bytewise = value.size and value.dtype == mx.uint8  # scales; 255 is NaN in all such modes
+        return value.max() == 255 if bytewise else mx.array(False)
+    signed, positive, unsigned, negative = _INFINITY[value.dtype]
+    highest, lowest = value.view(signed).max(), value.view(unsigned).max()
+    return (highest >= positive) | (lowest >= negative)
 
 
 def _laid_out(value: mx.array, dtype: mx.Dtype, matrix: bool) -> mx.array:
@@ -328,25 +408,31 @@ def check(model: nn.Module, weights: Weights, where: str) -> None:
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
     expected = named_parameters(model)
-    if missing := sorted(expected.keys() - weights.keys()):
-        raise CheckpointError(_listing(f"{where}: tensors missing", missing))
-    if extra := sorted(weights.keys() - expected.keys()):
-        raise CheckpointError(_listing(f"{where}: tensors that the config doesn't know", extra))
-    for name, like in expected.items():
-        value = weights[name]
-        if value.shape != like.shape:
-            raise CheckpointError(
-                f"{where}: tensor '{name}' is {value.shape}, the config says {like.shape}"
-            )
-        if like.dtype in _FLOATS:
-            if value.dtype not in _FLOATS:
-                raise CheckpointError(
-                    f"{where}: tensor '{name}' is {value.dtype}, not floating-point"
-                )
-        elif value.dtype != like.dtype:
-            raise CheckpointError(f"{where}: tensor '{name}' is {value.dtype}, not {like.dtype}")
+    missing, extra = (
+        sorted(expected.keys() - weights.keys()),
+        sorted(weights.keys() - expected.keys()),
+    )
+    if missing:
+        also = f"; {_count(extra)} that the config doesn't know" if extra else ""
+        raise CheckpointError(f"{where}: {_count(missing)} missing: {listed(missing)}{also}")
+    if extra:
+        raise CheckpointError(
+            f"{where}: {_count(extra)} that the config doesn't know: {listed(extra)}"
+        )
+    if misfits := [m for n, like in expected.items() if (m := _misfit(n, weights[n], like))]:
+        more = f" and {len(misfits) - 1} more don't fit" if len(misfits) > 1 else ""
+        raise CheckpointError(f"{where}: {misfits[0]}{more}")
 
 
-def _listing(what: str, names: Sequence[str], most: int = 3) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{what}: {', '.join(repr(name) for name in names[:most])}{more}"
+def _misfit(name: str, value: mx.array, like: mx.array) -> str | None:
+    """What is wrong with a tensor that should be like another."""
+    if value.shape != like.shape:
+        return f"tensor '{name}' is {value.shape}, the config says {like.shape}"
+    floats = like.dtype in _FLOATS
+    if value.dtype in _FLOATS if floats else value.dtype == like.dtype:
+        return None
+    return f"tensor '{name}' is {value.dtype}, not {'floating-point' if floats else like.dtype}"
+
+
+def _count(names: Sequence[str]) -> str:
+    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"

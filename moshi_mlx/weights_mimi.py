@@ -13,10 +13,11 @@ from .backend import on_gpu
 from .config import MimiConfig
 from .conv import pack_conv, pack_conv_transpose
 from .errors import CheckpointError
+from .layouts import MIMI, require
 from .mimi import Mimi
 from .safetensors import read_safetensors
 from .vq import codebook
-from .weights import check, fill
+from .weights import check, check_finite, fill
 
 _CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
 # What training wrote before the tensors got their present names.
@@ -128,6 +129,39 @@ def _with_scales_in_weights(weights: Weights) -> Weights:
     return out
 
 
+def _shaped(config: MimiConfig, num_codebooks: int, tensors: int, where: str) -> Mimi:
+    """A codec of the config without its values; `tensors` is how many the file has."""
+    if num_codebooks > config.quantizer.n_q:
+        raise CheckpointError(
+            f"{where}: has {config.quantizer.n_q} codebooks, and the model needs {num_codebooks}: "
+            "it is of another model"
+        )
+    sides = (config, config.decoding)
+    layers = [side.transformer.num_layers for side in sides]
+    layers += [side.seanet.n_residual_layers for side in sides]
+    if max(layers) > tensors:  # each has a tensor: such a model is not even begun
+        raise CheckpointError(
+            f"{where}: has {tensors} tensors, the config says {max(layers)} layers"
+        )
+    try:
+        return Mimi(config, num_codebooks)
+    except (OverflowError, ValueError, ZeroDivisionError) as error:
+        raise CheckpointError(f"{where}: the config's sizes are impossible: {error}") from error
+
+
+def check_mimi(path: str | Path) -> None:
+    """That a file is a Mimi and all its values are finite, for who reads it in another way.
+
+    Raises:
+        CheckpointError: as `load_mimi`.
+    """
+    weights = read_safetensors(path)
+    require(MIMI, weights, str(path))
+    while weights:
+        name, value = weights.popitem()
+        check_finite(value, name, str(path))
+
+
 def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None) -> Mimi:
     """The codec from a safetensors file in the published naming.
 
@@ -141,14 +175,12 @@ def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | Non
     Raises:
         CheckpointError: the file is broken, is not a Mimi, or doesn't match the config; names the
             tensor and the file.
-        ValueError: the config has fewer codebooks than that.
     """
     config = config or MimiConfig()
-    mimi = Mimi(config, num_codebooks)
     weights = read_safetensors(path)
-    if not any(name.startswith("quantizer.rvq_first.") for name in weights):
-        some = ", ".join(sorted(weights)[:3]) or "no tensors"
-        raise CheckpointError(f"{path}: is not a Mimi codec (it has {some}, …)")
+    require(MIMI, weights, str(path))
+    mimi = _shaped(config, num_codebooks, len(weights), str(path))
+    check_mimi(path)  # by the file's names; a codebook's entries can be finite where it is not
     try:
         weights = from_published(weights, config, num_codebooks)
     except CheckpointError as error:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_mlx import catalog
+from moshi_mlx.hub import canonical
 from moshi_mlx.program import run_program
 
 from . import arguments as a
@@ -368,12 +369,13 @@ def _asked(
 
 def named_model(model: str | None, quantized: int | None, hf_repo: str | None) -> str | None:
     """The one model that the options name; upstream's -q may stand beside --hf-repo."""
-    if model and (hf_repo or quantized):
+    if model is not None and (hf_repo or quantized):
         raise typer.BadParameter("--model goes neither with --hf-repo nor with -q")
     if quantized and not hf_repo:
         series = catalog.series(catalog.all_series()[0])
         return next(entry.name for entry in series if entry.bits == quantized)
-    return model or hf_repo
+    name = hf_repo if model is None else model
+    return None if name is None else canonical(name)
 
 
 def _first() -> str:

@@ -88,9 +88,9 @@ def load(
     return family.from_checkpoint(checkpoint, codec=codec, dtype=dtype)
 
 
-def generated_streams(config: ModelConfig) -> int:
+def generated_streams(config: ModelConfig, where: str = "config.json") -> int:
     """Audio streams that a model generates in use; those after them are given to it."""
-    return _class_of(kind_of(config)).generated_streams(config.lm)
+    return _class_of(kind_of(config, where)).generated_streams(config.lm)
 
 
 def _class_of(kind: Kind) -> type[Model]:

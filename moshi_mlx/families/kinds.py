@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config import ModelConfig
-from ..errors import ConfigError, VerbError
+from ..errors import ConfigError, VerbError, shown
 
 Verb = Literal["talk", "transcribe", "speak", "translate", "complete"]
 
@@ -46,7 +46,8 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
     kind = KINDS.get(config.model_type)
     if kind is None:
         raise ConfigError(
-            f"{where}: field 'model_type' is {config.model_type!r}; known are {', '.join(KINDS)}"
+            f"{where}: field 'model_type' is {shown(config.model_type)}; "
+            f"known are {', '.join(KINDS)}"
         )
     return kind
 

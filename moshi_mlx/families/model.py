@@ -39,6 +39,7 @@ class Model:
         """Reads the weights; the arguments are those of `load`."""
         config = checkpoint.config.lm
         own = cls.generated_streams(config)
+        checkpoint.fitting(own)  # what doesn't fit shows before anything is read
         chosen = checkpoint.choose_codec(codec, max(own, config.n_q - own))
         return cls(checkpoint, checkpoint.load_lm(dtype, own), chosen)
 

@@ -20,9 +20,11 @@ from moshi_mlx.errors import CheckpointError
 from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import check_finite
+from moshi_mlx.weights_mimi import check_mimi
 
 from .recipe import Assignment, Layer, Precision, Recipe, layers_of
-from .writer import Spec, TensorWriter, raw
+from .writer import Spec, TensorWriter
 
 _RESERVED = ("README.md", "quality.json", "SOURCE_CARD.md")
 _CACHE_BYTES = 256_000_000  # that MLX may keep of freed memory while it streams
@@ -85,6 +87,7 @@ def make_plan(
         RecipeError: the recipe doesn't fit the model.
     """
     lm = source.skeleton(verify=True)
+    check_mimi(source.files.mimi)  # which is copied as it is
     quantized = any(name.endswith(".scales") for name in named_parameters(lm))
     layers = () if quantized else tuple(layers_of(lm))
     wanted = assignment if assignment is not None else recipe.assign(layers)
@@ -191,33 +194,6 @@ def small_cache() -> Iterator[None]:
         yield
     finally:
         mx.set_cache_limit(before)
-
-
-# The bits of the exponent, all set in NaN and infinity.
-_EXPONENTS = {
-    mx.bfloat16: (mx.uint16, 0x7F80), mx.float16: (mx.uint16, 0x7C00),
-    mx.float32: (mx.uint32, 0x7F80_0000),
-}  # fmt: skip
-
-
-def check_finite(value: mx.array, name: str, where: str) -> None:
-    """Refuses NaN and infinity.
-
-    Raises:
-        CheckpointError: names the tensor.
-    """
-    if value.dtype not in _EXPONENTS or not value.size:
-        return
-    kind, exponent = _EXPONENTS[value.dtype]
-    bits = raw(value.view(kind))
-    # Without the sign, NaN and infinity are the largest numbers there are.
-    if (
-        int((bits & (exponent | (exponent - 1) & ~(1 << (8 * bits.itemsize - 1)))).max())
-        >= exponent
-    ):
-        raise CheckpointError(
-            f"{where}: tensor '{name}' has values that are not finite (NaN or infinity)"
-        )
 
 
 def write_rest(plan: Plan, folder: Path, *, link_mimi: bool = False) -> None:

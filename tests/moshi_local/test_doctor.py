@@ -34,7 +34,7 @@ from moshi_local.machine.prediction import (
     Shape,
     Speed,
     measure_speed,
-    needs_of_files,
+    needs_of_checkpoint,
     predict,
     published_shape,
     shape_of,
@@ -44,6 +44,7 @@ from moshi_local.platform import Machine, machine
 from moshi_local.report import warm_up
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
 from moshi_mlx.backend import on_gpu
+from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import Needs
 from moshi_mlx.hub import bundled_folder, resolve
@@ -140,8 +141,9 @@ def test_quantized_keys_and_values_need_less() -> None:
     assert eight.conversation == plain.conversation * 8.5 / 16
     assert four.conversation == plain.conversation * 5 / 16
     assert plain.total - eight.total == plain.conversation - eight.conversation
-    files = resolve("nano")
-    assert needs_of_files(files, 8).conversation == 2 * 4 * 100 * 192 * 9 // 8
+    assert (
+        needs_of_checkpoint(open_checkpoint("nano"), 8).conversation == 2 * 4 * 100 * 192 * 9 // 8
+    )
     just = int((plain.total + eight.total) / 2)
     here = replace(MAC, gpu_memory=just + MARGIN)
     assert check_before("moshiko-q4", here=here, kv_bits=8).fits
@@ -150,15 +152,17 @@ def test_quantized_keys_and_values_need_less() -> None:
 
 
 @pytest.mark.gpu
-def test_needs_of_files_are_those_of_the_loaded_model(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_needs_of_a_checkpoint_are_those_of_the_loaded_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
-    files = resolve("nano")
-    needs = needs_of_files(files)
+    checkpoint = open_checkpoint("nano")
+    needs = needs_of_checkpoint(checkpoint)
     parameters = prediction.named_parameters(moshi_mlx.load("nano", dtype=mx.float32).lm)
     assert needs.weights == sum(a.nbytes for a in parameters.values())
     # 4 layers, context 100, 192 wide, float32.
     assert needs.conversation == 2 * 4 * 100 * 192 * 4
-    assert needs.codec == files.mimi.stat().st_size
+    assert needs.codec == checkpoint.files.mimi.stat().st_size
 
 
 # ------------------------------------------------------------------------------ prediction

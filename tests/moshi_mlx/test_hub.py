@@ -340,3 +340,17 @@ def test_a_cache_made_by_another_program(tmp_path: Path) -> None:
     assert "hf download me/mine" in message
     fill(snapshot, {MIMI: b"mimi"})
     assert ask("me/mine", tmp_path, HF_HUB_OFFLINE="1").files["mimi"] == "mimi"
+
+
+def test_a_revision_that_is_not_cached(tmp_path: Path) -> None:
+    folder = tmp_path / "hub" / "models--acme--sym"
+    fill(folder, {"refs/main": COMMIT.encode()})
+    fill(folder / "snapshots" / COMMIT, PUBLISHED)
+    message = ask("acme/sym@v9", tmp_path, HF_HUB_OFFLINE="1").error
+    assert "acme/sym at v9 is not in the local cache (there are only main)" in message
+    assert "`hf download acme/sym --revision v9`" in message
+    (folder / "refs" / "main").unlink()
+    message = ask("acme/sym", tmp_path, HF_HUB_OFFLINE="1").error
+    assert f"acme/sym at main is not in the local cache (there are only {COMMIT})" in message
+    assert "`hf download acme/sym`" in message
+    assert ask(f"acme/sym@{COMMIT}", tmp_path, HF_HUB_OFFLINE="1").files["mimi"] == "mimi"

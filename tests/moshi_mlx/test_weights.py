@@ -151,7 +151,7 @@ def test_broken_tensors(spoil: Callable[[Weights], None], message: str, tmp_path
     weights = tensors_of("moshi")
     spoil(weights)
     path = save(tmp_path / "bad.safetensors", weights)
-    with pytest.raises(CheckpointError, match=rf"bad\.safetensors: tensor.*{message}"):
+    with pytest.raises(CheckpointError, match=rf"bad\.safetensors: (1 )?tensor.*{message}"):
         load_lm(path, config_of("moshi"))
 
 
@@ -161,10 +161,10 @@ def test_broken_files(tmp_path: Path) -> None:
     path = tmp_path / "file.safetensors"
     huge = (2**62).to_bytes(8, "little")
     for content, problem in (
-        (b"", "not a safetensors file"),
+        (b"", "empty"),
         (whole[:100], "truncated: its header"),
         (whole[:-1000], "truncated: .* bytes of tensors"),
-        (b"not weights" * 50, "not a safetensors file"),
+        (b"not weights" * 50, "a text, not safetensors"),
         (huge + whole[8:], "not a safetensors file"),
     ):
         path.write_bytes(content)

@@ -117,7 +117,7 @@ def test_adapter_is_merged(small: Path, tmp_path: Path) -> None:
         str(adapter / "lora.safetensors"), {f"{name}.lora_A.weight": a, f"{name}.lora_B.weight": b}
     )
     (adapter / "config.json").write_text(json.dumps({"lora": True, "lora_scaling": 3.0}))
-    with pytest.raises(CheckpointError, match="is a LoRA adapter alone; name its base"):
+    with pytest.raises(CheckpointError, match="is a LoRA adapter alone; give its base"):
         quantize(adapter, None, tmp_path / "made")
     base = tensors(small / "model.safetensors")[f"{name}.weight"]
     for source in (adapter, adapter / "lora.safetensors"):
@@ -281,12 +281,12 @@ PICKLE = b"\x80\x02}q\x00X\x01\x00\x00\x00aq\x01K\x01s."
 DOUBLE = b'{"x":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}'
 BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "truncated": (cut, "is truncated: "),
-    "empty": (write(b""), "has only 0 bytes"),
+    "empty": (write(b""), "is empty, not safetensors"),
     "cut in the header": (write(b"\x00\x02" + bytes(6) + b"{"), "is truncated: its header has 512"),
     "absurd header length": (write(b"\xff" * 8 + b"{}" * 50), "its header would have 1844674"),
     "header is no JSON": (write(b"\x10" + bytes(7) + b"{" + b"x" * 20), "its header is not JSON"),
     "header is a list": (write(b"\x08" + bytes(7) + b"[[[[]]]]"), "is not a safetensors file"),
-    "a text": (write(b"These are not the weights." * 9), "is not a safetensors file"),
+    "a text": (write(b"These are not the weights." * 9), "is a text, not safetensors"),
     "a web page": (write(b"<!doctype html><html><body>"), "is a web page, not safetensors"),
     "GGUF": (write(b"GGUF\3\0\0\0" + bytes(90)), "is a GGUF file"),
     "64-bit floats": (
@@ -322,7 +322,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
                       "the config doesn't know: 'extra.weight'"),
     "unknown field": (change_config(surprise=1), "field 'surprise' (1) is not understood"),
     "absurd layers": (change_config(num_layers=10**9), "the config says 1000000000 layers"),
-    "absurd width": (change_config(dim=2**40, num_heads=2), "sizes are impossible"),
+    "absurd width": (change_config(dim=2**40, num_heads=2), "field 'dim' must be at most"),
     "config is no JSON": (write(b"{", "config.json"), "config.json"),
     "config leads out": (change_config(moshi_name="../../etc/passwd"), "inside the model's folder"),
     "index leads out": (index({"a": "/etc/passwd"}), "inside the model's folder"),
@@ -334,7 +334,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: shutil.copyfile(f / "mimi.safetensors", weights_of(f)),
         "is a Mimi codec",
     ),
-    "no file but a pipe": (fifo, "There are no weights"),
+    "no file but a pipe": (fifo, "is no regular file"),
 }  # fmt: skip
 
 

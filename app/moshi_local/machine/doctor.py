@@ -20,9 +20,10 @@ from rich.text import Text
 import moshi_mlx
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.distributions import installation_problem
 from moshi_mlx.footprint import gb
-from moshi_mlx.hub import resolve
+from moshi_mlx.hub import is_folder_name, resolve
 
 from ..platform import Machine, machine, microphone_permission
 from ..report import percentiles, warm_up
@@ -31,7 +32,7 @@ from .prediction import (
     Speed,
     Speeds,
     long_conversation_ms,
-    needs_of_files,
+    needs_of_checkpoint,
     published_shape,
 )
 from .verdict import Verdict, choose, made_small, predicted, relatives, shortage, size_of
@@ -196,14 +197,15 @@ def _verdict(
 ) -> Verdict:
     """Measured if the model is here, predicted if it is a published one."""
     try:
-        files = resolve(name, offline=True)
+        files = find_files(name, offline=True)
     except HubError:
         if (shape := published_shape(name, kv_bits)) is not None:
             return _published(shape, here, speed_of)
-        if "/" in name and not name.startswith(("/", ".", "~")) and not Path(name).is_dir():
+        if "/" in name and not is_folder_name(name) and not Path(name).exists():
             return Verdict(name, None, here.usable_memory)  # a repository never fetched
         raise
-    verdict = Verdict(name, needs_of_files(files, kv_bits), here.usable_memory)
+    needs = needs_of_checkpoint(read_headers(name, files), kv_bits)
+    verdict = Verdict(name, needs, here.usable_memory)
     return verdict if verdict.fits is False else _measured(verdict, frames, kv_bits)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from moshi_mlx import catalog
 from moshi_mlx.backend import default_dtype, on_gpu
 from moshi_mlx.cache import RingCache, position_bytes
-from moshi_mlx.checkpoint import config_of
+from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.codec import MlxCodec
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, MimiConfig, TransformerConfig
 from moshi_mlx.families import generated_streams
@@ -30,13 +30,12 @@ from moshi_mlx.footprint import (
     weight_bytes,
     weight_bytes_per_frame,
 )
-from moshi_mlx.hub import ModelFiles
 from moshi_mlx.lm import Lm
 from moshi_mlx.mimi import Mimi
 from moshi_mlx.published import read_config
 from moshi_mlx.transformer import attend
 from moshi_mlx.trees import named_parameters
-from moshi_mlx.weights import read_lm, skeleton, used_weights
+from moshi_mlx.weights import skeleton
 
 from ..report import quantiles
 from .bench import time_steps
@@ -49,7 +48,7 @@ __all__ = [
     "Speeds",
     "long_conversation_ms",
     "measure_speed",
-    "needs_of_files",
+    "needs_of_checkpoint",
     "predict",
     "SMALL_RECIPE",
     "published_shape",
@@ -153,21 +152,19 @@ def _preset(preset: str, bits: int, dtype: mx.Dtype, kv_bits: int | None) -> Sha
     return shape_of(preset, config.lm.generating(generated_streams(config)), bits, dtype, kv_bits)
 
 
-def needs_of_files(files: ModelFiles, kv_bits: int | None = None) -> Needs:
-    """The memory that loading these files takes; only their headers are read.
+def needs_of_checkpoint(checkpoint: Checkpoint, kv_bits: int | None = None) -> Needs:
+    """The memory that loading a checkpoint takes; only headers of its files are read.
 
     Raises:
-        CheckpointError: a file is broken.
+        CheckpointError: the weights don't match the config; with what loading would say.
     """
-    config = config_of(files)
-    dtype = default_dtype()
-    arrays, _ = read_lm(files.weights, config.lm, verify=False)
-    used = used_weights(arrays, config.lm.generating(generated_streams(config))).values()
+    config, dtype = checkpoint.config, default_dtype()
+    arrays = checkpoint.fitting(generated_streams(config, checkpoint.name)).values()
     weights = sum(
-        a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in used
+        a.size * (dtype if mx.issubdtype(a.dtype, mx.floating) else a.dtype).size for a in arrays
     )
     conversation = kv_bytes(config.lm.transformer, dtype.size, kv_bits)
-    return Needs(weights, conversation, min(_codec_bytes(), files.mimi.stat().st_size))
+    return Needs(weights, conversation, min(_codec_bytes(), checkpoint.files.mimi.stat().st_size))
 
 
 def _codec_bytes() -> int:

@@ -13,9 +13,10 @@ from typing import Any
 
 from moshi_mlx import HubError, MoshiError, catalog
 from moshi_mlx.catalog import Entry
+from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.footprint import Needs, gb
-from moshi_mlx.hub import ModelFiles, resolve
+from moshi_mlx.hub import ModelFiles
 
 from ..platform import Machine, machine, under_memory_pressure
 from ..report import percentiles
@@ -24,7 +25,7 @@ from .prediction import (
     Shape,
     Speed,
     Speeds,
-    needs_of_files,
+    needs_of_checkpoint,
     predict,
     published_shape,
     small_shape,
@@ -249,7 +250,7 @@ def relatives(name: str) -> list[Entry]:
 def local_files(name: str) -> ModelFiles | None:
     """The model's files, if all of them are on this machine."""
     with suppress(HubError):
-        return resolve(name, offline=True)
+        return find_files(name, offline=True)
     return None
 
 
@@ -260,7 +261,7 @@ def needs_of(name: str, kv_bits: int | None = None) -> Needs | None:
     """
     files = local_files(name)
     if files is not None:
-        return needs_of_files(files, kv_bits)
+        return needs_of_checkpoint(read_headers(name, files), kv_bits)
     shape = published_shape(name, kv_bits)
     if shape is not None:
         return shape.needs
