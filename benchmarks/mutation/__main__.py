@@ -30,7 +30,8 @@ from .making import Mutant, Source
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "mutation"
 EXPLAINED = ROOT / "tests" / "mutants-that-live.txt"
-TESTS = ("tests/moshi_mlx", "tests/moshi_local", "tests/moshi_quantize", "tests/training")
+PARTS = ("moshi_mlx", "moshi_local", "moshi_quantize", "training", "recipes")
+TESTS = [f"tests/{part}" for part in PARTS]
 Result = dict[str, Any]
 
 
@@ -132,7 +133,7 @@ def run(options: argparse.Namespace, trees: list[Path]) -> list[Result]:
     for tree in trees:
         trying.copy_tree(ROOT, tree)
     trying.preload()
-    test_files = [f for f in python_files(list(TESTS)) if Path(f).name.startswith("test_")]
+    test_files = [f for f in python_files(TESTS) if Path(f).name.startswith("test_")]
     recording = record(trees, test_files, options.record)
     journal = BUILD / "results.jsonl"
     lines = journal.read_text(encoding="utf-8").splitlines() if journal.exists() else []

@@ -20,8 +20,8 @@ from .making import Mutant
 from .trying import OPTIONS
 
 CODE = ("moshi_mlx", "app/moshi_local", "quantize/moshi_quantize", "recipes")
-CAP_SECONDS = 40.0
-"""Of tests for one mutant, as recorded."""
+NEAREST_SECONDS, OTHERS_SECONDS = 30.0, 10.0
+"""Of tests for one mutant at most, as recorded."""
 
 
 class Recorder:
@@ -134,15 +134,14 @@ class Recording:
             return {}
         files = {_file(test) for test in nearest} or set(self.files)
         others = {t for t in self.seconds if _file(t) in files} - nearest
-        return self._capped(nearest) | self._capped(others)
+        return self._capped(nearest, NEAREST_SECONDS) | self._capped(others, OTHERS_SECONDS)
 
     def marks(self, tests: Iterable[str]) -> dict[str, str]:
         """Their files, and what these were when recorded."""
         return {file: self.files[file]["digest"] for file in sorted({_file(t) for t in tests})}
 
-    def _capped(self, tests: set[str]) -> dict[str, float]:
+    def _capped(self, tests: set[str], left: float) -> dict[str, float]:
         chosen: dict[str, float] = {}
-        left = CAP_SECONDS
         for test in sorted(tests, key=lambda test: (self.seconds[test], test)):
             left -= self.seconds[test]
             if left < 0 and chosen:

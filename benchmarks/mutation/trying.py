@@ -27,7 +27,7 @@ PRELOADED = (
     "numpy", "hypothesis", "typer.testing", "rich.live", "soundfile", "soxr", "samplerate",
     "sentencepiece", "huggingface_hub", "safetensors.numpy", "yaml", "matplotlib.pyplot",
 )  # fmt: skip
-OPTIONS = ("-q", "-p", "no:cacheprovider")
+OPTIONS = ("-q", "-p", "no:cacheprovider", "-p", "no:anyio", "--assert=plain")
 SLOW, GRACE_SECONDS, COLLECTION_SECONDS = 10, 10.0, 60.0
 MEMORY_BYTES = 16 << 30
 FOLDERS = (".", "app", "quantize")
