@@ -57,6 +57,7 @@ class Judge:
 
     def __init__(self, seconds: dict[str, float], verdict: Path) -> None:
         self.seconds, self.verdict = seconds, verdict
+        self.done: set[str] = set()
 
     def limit(self, name: str, seconds: float) -> None:
         """The process ends if what begins now takes longer."""
@@ -66,10 +67,11 @@ class Judge:
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         order = {test: i for i, test in enumerate(self.seconds)}
-        chosen = (item for item in items if item.nodeid in order)
+        chosen = (item for item in items if item.nodeid in order and item.nodeid not in self.done)
         items[:] = sorted(chosen, key=lambda item: order[item.nodeid])
 
     def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self.done.add(nodeid)
         self.limit(nodeid, GRACE_SECONDS + SLOW * self.seconds[nodeid])
 
 
@@ -184,7 +186,14 @@ def _judge(trial: Trial, stamp: int, tree: Path) -> int:
     # Bytecode goes by time and size, and another mutant may be as long.
     os.utime(tree / trial.file, (stamp, stamp))
     judge = Judge(trial.seconds, tree / VERDICT)
-    judge.limit("collection", COLLECTION_SECONDS)
-    files = dict.fromkeys(test.partition("::")[0] for test in trial.seconds)
     options = ["-x", "--tb=line", f"--basetemp={tree.parent / (tree.name + '.tmp')}"]
-    return int(pytest.main([*files, *OPTIONS, *options], plugins=[judge]))
+    outcome = pytest.ExitCode.NO_TESTS_COLLECTED
+    for file, _ in itertools.groupby(trial.seconds, key=lambda test: test.partition("::")[0]):
+        # File by file: most mutants are dead before the second is collected.
+        judge.limit(f"{file}: collection", COLLECTION_SECONDS)
+        code = pytest.main([file, *OPTIONS, *options], plugins=[judge])
+        if code == pytest.ExitCode.OK:
+            outcome = pytest.ExitCode.OK
+        elif code != pytest.ExitCode.NO_TESTS_COLLECTED:
+            return int(code)
+    return int(outcome)
