@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import moshi_mlx
+from moshi_mlx.config import TransformerConfig
 from moshi_mlx.files import read_json
 from moshi_mlx.layouts import from_pytorch, to_pytorch
 from moshi_mlx.published import read_config, read_mimi_config
 from moshi_mlx.sampling import Sampling, draw
 from moshi_mlx.seanet import elu
+from moshi_mlx.transformer import TransformerLayer
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -57,6 +59,24 @@ def test_the_likeliest_times_min_p_is_kept() -> None:
     logits = mx.zeros((1, 4))
     last = draw(logits, mx.array([0.99]), Sampling(temperature=1.0, top_k=0, min_p=1.0))
     assert last.item() == 3
+
+
+def test_every_residual_branch_is_scaled() -> None:
+    """With all scales at zero a layer gives what it takes, with one of them it does not."""
+    config = TransformerConfig(
+        dim=8, num_heads=2, num_layers=1, feedforward=32, context=4, layer_scale=True,
+        cross_attention=True,
+    )  # fmt: skip
+    layer = TransformerLayer(config)
+    names = ("layer_scale_1", "layer_scale_2", "layer_scale_cross")
+    x = mx.random.normal((1, 3, 8), key=mx.random.key(0))
+    cross = layer.cross_attention.keys_values(x)
+    for one in (None, *names):
+        for name in names:
+            scale = mx.ones if name == one else mx.zeros
+            getattr(layer, name).scale = scale((8,))
+        changed = not mx.array_equal(layer.finish(x, x, cross), x).item()
+        assert changed == (one is not None), one
 
 
 def test_a_resumed_session_goes_on_to_the_bit() -> None:
