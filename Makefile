@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UPSTREAM := build/upstream
 FRAMES ?= 200
+SINCE ?= HEAD~1
 MAKING := build/making
 
 # On an M5 and on NVIDIA's cards MLX multiplies float32 in TF32, with 10 bits, unless told otherwise.
@@ -28,13 +29,14 @@ endif
 UNHIDE := $(if $(filter Darwin,$(shell uname)),-@chflags -R nohidden $(VENV) 2>/dev/null)
 comma := ,
 
-.PHONY: help demo test test-gpu check bench nano nano-eval constraints wheels clean
+.PHONY: help demo test test-gpu check mutants bench nano nano-eval constraints wheels clean
 
 help:
 	@echo "make demo         answers a spoken question: build/demo.wav"
 	@echo "make test         runs the tests"
 	@echo "make test-gpu     runs the tests marked gpu on the GPU, or on a pretended one where MLX has none"
 	@echo "make check        runs lint, format, types and tests, as CI does"
+	@echo "make mutants      changes each decision in lines newer than SINCE (HEAD~1), lists changes that no test sees"
 	@echo "make bench        times a step on this machine, interleaved with Kyutai's moshi_mlx"
 	@echo "make nano         trains the bundled model from scratch, in hours: build/nano (needs flite, festival, espeak-ng)"
 	@echo "make nano-eval    examines the bundled model and updates its card (needs the same and a C compiler)"
@@ -58,6 +60,9 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
 	$(RUN) $(BIN)/pytest
+
+mutants: $(VENV)/dev.stamp $(VENV)/mutants.stamp
+	$(RUN) $(BIN)/python -m benchmarks.mutation --since $(SINCE)
 
 bench: $(VENV)/dev.stamp $(UPSTREAM)/stamp
 	@for size in small middle; do for bits in 4 8 16; do \
@@ -109,6 +114,11 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
 	$(INSTALL) -e '.[dev]'
+	$(UNHIDE)
+	@touch $@
+
+$(VENV)/mutants.stamp: $(VENV)/runtime.stamp
+	$(INSTALL) -e '.[mutants]'
 	$(UNHIDE)
 	@touch $@
 

@@ -1,0 +1,1 @@
+"""Mutation testing: which decisions of the code are held by no test."""
