@@ -32,7 +32,7 @@ from moshi_mlx.weights import load_lm, merge_lora
 
 CASE = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi"
 RAW = json.loads((CASE / "config.json").read_text())
-SCALING = 2.0
+SCALING = 1.5
 
 
 def config() -> LmConfig:
