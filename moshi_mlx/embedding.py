@@ -161,10 +161,10 @@ class EmbeddingSum:
                 table[name] = view
                 self._views.append((table, name, view))
 
-    @property
-    def current(self) -> bool:
-        """No array of the modules was replaced since."""
-        return all(table.get(name) is view for table, name, view in self._views)
+    def is_of(self, tables: Sequence[nn.Module]) -> bool:
+        """It was made of these very modules, and no array of theirs was replaced since."""
+        same = [id(table) for table in tables] == [id(table) for table in self._tables]
+        return same and all(table.get(name) is view for table, name, view in self._views)
 
     def rows(self, tokens: Tokens) -> Tokens:
         """Tokens [B, streams] → their rows in the one table, on the host."""

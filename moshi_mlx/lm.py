@@ -56,12 +56,12 @@ class Lm(nn.Module):
             self.condition_provider = ConditionProvider(config.conditioners, config.fuser, dim)
 
     def stack_embeddings(self) -> EmbeddingSum | None:
-        """All streams' tables as one; made at first use and again when arrays were replaced.
+        """All streams' tables as one; made at first use and again when one was replaced.
 
         None where they are not alike, as with a demultiplexed or projected text embedding.
         """
-        if self._embedding_sum is None or not self._embedding_sum.current:
-            tables = [self.text_emb, *self.audio_embs]
+        tables = [self.text_emb, *self.audio_embs]
+        if self._embedding_sum is None or not self._embedding_sum.is_of(tables):
             self._embedding_sum = EmbeddingSum(tables) if can_stack(tables) else None
         return self._embedding_sum
 

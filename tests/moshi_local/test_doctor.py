@@ -216,19 +216,24 @@ def test_a_matrix_pass_reads_what_it_says() -> None:
 
 
 def test_a_prediction_is_near_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The measuring hangs together: within a factor of 3, in processor time (others run too)."""
+    """The measuring hangs together, in processor time, since others run too: the middle of three.
+
+    Both do the same work, so that without a part of it the prediction is too low.
+    """
     monkeypatch.setattr(time, "perf_counter", time.process_time)
     monkeypatch.setattr(prediction, "default_dtype", lambda: mx.float32)
-    monkeypatch.setattr(prediction, "_SPENT", 0.1)
+    monkeypatch.setattr(prediction, "_SPENT", 0.05)
     monkeypatch.setattr(prediction, "_FRAMES", 10)
     monkeypatch.setattr(prediction, "_codec_times", lambda: NO_SPEED)
     config = read_config(read_json(Path(__file__).parents[1] / "fixtures/bench/small.json")).lm
     shape = shape_of("small", config, 16)
     lm = skeleton(config, dtype=mx.float32)
     mx.eval(lm.parameters())
-    predicted = predict(shape, measure_speed(shape), positions=30).frame_ms["p50"]
-    measured = 1000 * float(np.median(time_steps(lm, 15)))
-    assert 1 / 3 < predicted / measured < 3
+    ratios = []
+    for _ in range(3):
+        predicted = predict(shape, measure_speed(shape), positions=30).frame_ms["p50"]
+        ratios.append(predicted / (1000 * float(np.median(time_steps(lm, 15)))))
+    assert 0.8 < sorted(ratios)[1] < 2
 
 
 # -------------------------------------------------------------------------------- verdicts

@@ -140,15 +140,18 @@ def test_a_reset_sets_the_clock_of_the_events_back_but_not_that_of_the_report() 
     assert report.seconds == 2.0
 
 
-def test_a_model_that_fails_is_one_clear_error_and_the_port_is_closed() -> None:
+def test_a_model_that_fails_is_one_clear_error() -> None:
     class Failing(FakeSession):
         def step(self, pcm: np.ndarray, *, hold_text: bool = False) -> Frame:
             if len(self.heard) == 4:
                 raise ValueError("shapes (1,2) and (3,4)")
             return super().step(pcm, hold_text=hold_text)
 
+    port, told = ListPort(list(frames(9).reshape(9, -1))), list[Event]()
     with pytest.raises(SessionError, match=r"the model failed in frame 4: ValueError: shapes"):
-        loop(Failing(), ListPort(list(frames(9).reshape(9, -1))))
+        loop(Failing(), port, listeners=[told.append])
+    np.testing.assert_array_equal(np.concatenate(port.said), frames(4))
+    assert len([event for event in told if isinstance(event, FrameDone)]) == 4
 
 
 def test_stop_is_heard_between_frames() -> None:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moshi_mlx.config import LmConfig, TransformerConfig
+from moshi_mlx.errors import ConfigError
 from moshi_mlx.generate import Generator, Step
 from moshi_mlx.lm import Lm
 from moshi_mlx.sampling import Sampling
@@ -212,9 +213,9 @@ def test_given_streams_are_not_generated() -> None:
 
 def test_conditions_are_checked() -> None:
     lm = load("small-sum")
-    with pytest.raises(Exception, match="knows a, b, c; not 'z'"):
+    with pytest.raises(ConfigError, match="knows a, b, c; not 'z'"):
         Generator(lm, text=GREEDY, audio=GREEDY, conditions=[{"mood": "z"}])
-    with pytest.raises(Exception, match="no conditioner 'colour'"):
+    with pytest.raises(ConfigError, match="no conditioner 'colour'"):
         Generator(lm, text=GREEDY, audio=GREEDY, conditions=[{"colour": "a"}])
     with pytest.raises(ValueError, match="no conditioners"):
         Generator(load("moshi"), text=GREEDY, audio=GREEDY, conditions=[{"mood": "a"}])

@@ -71,9 +71,10 @@ def test_one_table_for_all_streams(bits: int) -> None:
     stack = EmbeddingSum(tables)
     assert mx.array_equal(stack(mx.array(stack.rows(tokens))), before).item()
     assert mx.array_equal(summed(), before).item()
-    assert stack.current
+    assert stack.is_of(tables)
+    assert not stack.is_of(tables[:2])
     tables[1].weight = tables[1].weight + 0
-    assert not stack.current
+    assert not stack.is_of(tables)
 
 
 def test_other_embeddings_are_not_stacked() -> None:

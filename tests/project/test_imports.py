@@ -305,11 +305,27 @@ def test_the_reader_of_imports_sees_them(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("package", WHEEL)
 def test_public_names(package: str) -> None:
+    """What a package lists is there; what it brings of its own and doesn't use itself is listed."""
     module: Any = importlib.import_module(package)
     assert module.__all__, "a public package lists its names"
     assert len(set(module.__all__)) == len(module.__all__)
     for name in module.__all__:
         assert hasattr(module, name), f"{package}.{name}"
+    nodes = list(ast.walk(ast.parse(Path(module.__file__).read_text(encoding="utf-8"))))
+    own = [node for node in nodes if isinstance(node, ast.ImportFrom) and node.level]
+    brought = {alias.asname or alias.name for node in own for alias in node.names}
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    assert brought - used - set(module.__all__) == set()
+    assert set(getattr(module, "_PARTS", module.__all__)) == set(module.__all__)
+
+
+def test_every_module_that_the_rules_name_is_there() -> None:
+    """A rule for a module that was renamed holds nothing."""
+    library = {path.stem for path in FOLDERS["moshi_mlx"].glob("*.py")} | {"families", "training"}
+    named = {*ALLOWED, *FORBIDDEN}.union(*ALLOWED.values(), *FORBIDDEN.values())
+    assert named <= library
+    app = {path.stem for path in FOLDERS["moshi_local"].iterdir()}
+    assert app | {"server"} >= ROOMS | SHARED | JOINING
 
 
 def test_names_that_programs_may_have() -> None:

@@ -1,7 +1,6 @@
 """Adapters: learning with them, on full-precision and quantized bases, and their files."""
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +31,7 @@ from moshi_mlx.weights import load_lm, merge_lora
 
 CASE = Path(__file__).parents[1] / "fixtures" / "lm" / "moshi"
 RAW = json.loads((CASE / "config.json").read_text())
-SCALING = 2.0
+SCALING = 1.5
 
 
 def config() -> LmConfig:
@@ -170,7 +169,8 @@ def test_embeddings_trained_beside_an_adapter_come_back(tmp_path: Path) -> None:
         CASE / "model.safetensors", config(), dtype=mx.float32, lora=tmp_path / "lora.safetensors"
     )
     assert mx.array_equal(loaded.text_emb.weight, lm.text_emb.weight)
-    assert replace(config()) == loaded.config
+    for name in ("text_linear.weight", "audio_embs.0.weight", "depformer.linear_out.7.weight"):
+        assert mx.array_equal(named_parameters(loaded)[name], named_parameters(base(None))[name])
 
 
 def test_rehearsing_keeps_what_the_base_says(tmp_path: Path) -> None:
