@@ -23,7 +23,7 @@ from ..trees import named_parameters
 from .data import Recordings, TokenCache, read_manifest
 from .distributed import Peers
 from .folder import locked, whole_folder
-from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
+from .lora import adapter_of, add_lora, continue_lora, rehearsing_objective, save_adapter
 from .losses import objective
 from .plots import plot_losses
 from .settings import RunConfig, describe_fields, read_settings
@@ -136,7 +136,8 @@ def _write_result(moshi: Model, config: RunConfig, folder: Path) -> None:
     """The adapter, or a folder that `load` takes."""
     lora, files = config.lora, moshi.files
     if lora is not None:
-        save_adapter(moshi.lm, folder, moshi.config.raw, lora.rank, lora.scaling)
+        rank = next(a.shape[0] for n, a in adapter_of(moshi.lm).items() if ".lora_A." in n)
+        save_adapter(moshi.lm, folder, moshi.config.raw, rank, lora.scaling)
         return
     with whole_folder(folder) as fresh:
         save_weights(moshi.lm, fresh / WEIGHTS, getattr(mx, config.save))
@@ -151,8 +152,11 @@ def _write_result(moshi: Model, config: RunConfig, folder: Path) -> None:
 
 def _say(line: str) -> None:
     """Says a line; a run goes on where there is no reader left, or no room for its output."""
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        sys.stdout.write(f"{line}\n")
+        sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
         sys.stdout.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -443,7 +443,7 @@ class Recordings:
         ]
         self.notes = self._noted(recordings, alignments)
         if cache.damaged:
-            self.notes.append(f"{cache.damaged} damaged files of tokens were made again")
+            self.notes.append(f"damaged files of tokens, made again: {cache.damaged}")
 
     def _noted(self, recordings: Sequence[Recording], alignments: Sequence[Alignment]) -> list[str]:
         """What is said of the recordings, each once.
@@ -460,11 +460,11 @@ class Recordings:
             outside += [f"{name}: {shown(w.text)}" for w in found.words if not 0 <= w.start < end]
         notes = []
         if untimed:
-            what = "words without a text or usable times left out"
-            notes.append(f"{len(untimed)} {what}, the first {untimed[0]}")
+            what = "words left out that have no usable times or no text"
+            notes.append(f"{what}: {len(untimed)}, the first {untimed[0]}")
         if outside:
-            what = "words left out that start outside of their recordings"
-            notes.append(f"{len(outside)} {what} (times are in seconds), the first {outside[0]}")
+            what = "words left out that start outside of their recordings (times are in seconds)"
+            notes.append(f"{what}: {len(outside)}, the first {outside[0]}")
         if notes and sum(len(found.words) for found in alignments) == len(outside):
             raise DataError(f"{'; '.join(notes)}; no word is left to learn from")
         others = sorted(set().union(*(found.others for found in alignments)))
@@ -472,7 +472,7 @@ class Recordings:
             labels = ", ".join(others[:3])
             notes.append(f"no word is marked '{MAIN_SPEAKER}', only {labels}: Moshi learns no text")
         if twice := len(recordings) - len({recording.path for recording in recordings}):
-            notes.append(f"{twice} lines list a recording that is there already; each counts")
+            notes.append(f"lines that list a recording again, which then counts again: {twice}")
         return notes
 
     @property

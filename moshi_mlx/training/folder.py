@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import MoshiError
-from ..files import partial_name, replace_file
+from ..files import partial_name, replace_file, sweep
 
 
 class TrainingError(MoshiError):
@@ -71,8 +71,7 @@ def whole_folder(target: Path, *, keep_others: bool = False) -> Iterator[Path]:
     folder = partial_name(target)
     with named_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        for left in target.parent.glob(".*.partial"):  # by a run that was killed
-            remove(left)
+        sweep(target)
         folder.mkdir()
     try:
         yield folder

@@ -41,7 +41,7 @@ class DataSection(DataConfig):
 class LoraSection:
     """Low-rank adapters instead of full training.
 
-    rank: inner width of the adapters.
+    rank: inner width of new adapters.
     scaling: what their part is multiplied by.
     train_embeddings: train the embedding tables too, in full.
     start: an adapter to begin with: its `lora.safetensors`.

@@ -6,6 +6,7 @@ Knows nothing of sound, nor of what the sequences are about.
 """
 
 import math
+import shutil
 import signal
 import threading
 import time
@@ -203,7 +204,8 @@ class Trainer:
         with _stop_signals(self.stop):
             while self.progress < 1.0 and not self.stopped:
                 began = time.perf_counter()
-                window.append(self.train_step())
+                with _within_memory():
+                    window.append(self.train_step())
                 self._agree(self.seconds + time.perf_counter() - began)
                 done = self.progress >= 1.0
                 if _due(self.step, self.config.log_every) or done:
@@ -342,6 +344,8 @@ class Trainer:
         if not resume:
             with named_errors(self._folder):
                 remove(self._folder)
+        for left in self._folder.glob(".step_*.partial"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
         damaged: dict[Path, DamagedError] = {}
         for path in reversed(self.checkpoints):
             try:
@@ -362,7 +366,7 @@ class Trainer:
             self._say(f"{reason}; kept as {aside.name}, going on from step {self.step}")
         lines = self._log_file.keep_until(self.step)
         if lines:
-            self._say(f"{self._log_file.path}: {lines} damaged lines removed")
+            self._say(f"{self._log_file.path}: damaged lines removed: {lines}")
         if self.step and not damaged:
             self._say(f"going on from step {self.step}")
 
@@ -491,6 +495,21 @@ def _due(step: int, every: int) -> bool:
 def _clock(seconds: float) -> str:
     minutes = round(seconds / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes >= 60 else f"{minutes} min"
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    """What MLX and NumPy raise where memory is too small becomes a line that says what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "alloc" not in text and "memory" not in text:
+            raise
+        raise TrainingError(
+            "a step does not fit into memory: lower 'data.batch_size' or 'data.duration_sec' (and "
+            "raise 'accumulation'), or set 'gradient_checkpointing: true'"
+        ) from error
 
 
 @contextmanager

@@ -86,6 +86,7 @@ def test_a_signal_ends_the_run_after_the_step(kind: signal.Signals, tmp_path: Pa
     trainer.train_step = step_then_signal  # type: ignore[method-assign]
     trainer.run()
     assert trainer.stopped
+    assert trainer.stop_signal == kind
     assert [path.name for path in trainer.checkpoints] == ["step_00000002"]
 
 
