@@ -359,8 +359,8 @@ class TokenCache:
         own, user = read_stereo(recording.path, rate)
         if len(own) < self._codec.frame_size:
             raise AudioFileError(
-                f"{recording.path}: has {1000 * len(own) / rate:.0f} ms of sound, less than a "
-                f"frame ({1000 * self._codec.frame_size / rate:.0f} ms); leave it out"
+                f"{recording.path}: has {len(own)} samples at {rate} Hz, less than a frame "
+                f"({self._codec.frame_size}); leave it out"
             )
         if config.level_db is not None:
             own, user = (levelled(side, config.level_db, rate) for side in (own, user))

@@ -32,7 +32,7 @@ def read_text(path: Path, kind: type[MoshiError]) -> str:
         raise kind(f"{path}: cannot be read: {error.strerror}") from error
     encoding = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
     if encoding is None and b"\0" in data[:1000]:
-        encoding = "UTF-16 or no text"
+        encoding = "UTF-16, or not text"
     if encoding is not None:
         raise kind(f"{path}: is {encoding}; save it as UTF-8")
     try:
@@ -46,5 +46,5 @@ def read_text(path: Path, kind: type[MoshiError]) -> str:
 
 
 def is_plain(text: str) -> bool:
-    """Whether a name or a path is one that a file can have: not empty, nothing that controls."""
+    """Whether text can name a file: it is not empty and has no control characters."""
     return bool(text.strip()) and all(unicodedata.category(c) not in ("Cc", "Cs") for c in text)
