@@ -20,7 +20,7 @@ from ..errors import ConfigError, MoshiError
 from ..families import Model, load
 from ..program import OK, run_program
 from ..trees import named_parameters
-from .data import Recordings, TokenCache, read_manifest
+from .data import Recording, Recordings, TokenCache, read_manifest
 from .distributed import Peers
 from .folder import locked, whole_folder
 from .lora import adapter_of, add_lora, continue_lora, rehearsing_objective, save_adapter
@@ -61,6 +61,8 @@ def run(config: RunConfig, *, fresh: bool = False) -> int:
 
 def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
     say = _say if peers.is_first else _nothing
+    manifests = (config.data.train, config.data.eval)
+    listed = {path: read_manifest(path) for path in manifests if path is not None}
     full = config.lora is None
     moshi = load(
         config.model,
@@ -69,10 +71,14 @@ def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
         dtype=mx.float32 if full else None,
     )
     _prepare_model(moshi, config)
-    train = _recordings(moshi, config, config.data.train, peers)
+
+    def recordings(manifest: Path, shuffle: bool) -> Recordings:
+        return _recordings(moshi, config, manifest, listed[manifest], peers, shuffle)
+
+    train = recordings(config.data.train, shuffle=True)
     evaluate = None
     if config.data.eval is not None and peers.is_first:
-        held = _recordings(moshi, config, config.data.eval, peers, shuffle=False)
+        held = recordings(config.data.eval, shuffle=False)
         evaluate = evaluation(held, held.num_batches, config.loss)
     if train.rehearses and full:
         raise ConfigError(f"{config.data.train}: only adapters (field 'lora') can rehearse")
@@ -106,7 +112,12 @@ def _prepare_model(moshi: Model, config: RunConfig) -> None:
 
 
 def _recordings(
-    moshi: Model, config: RunConfig, manifest: Path, peers: Peers, shuffle: bool = True
+    moshi: Model,
+    config: RunConfig,
+    manifest: Path,
+    listed: list[Recording],
+    peers: Peers,
+    shuffle: bool,
 ) -> Recordings:
     cache = TokenCache(
         config.data.cache or config.run_dir / "tokens", moshi.codec, moshi.files.mimi, config.data
@@ -117,7 +128,7 @@ def _recordings(
             _say(f"{manifest.name}: {done} of {total} recordings are tokens")
 
     recordings = Recordings(
-        read_manifest(manifest),
+        listed,
         cache,
         moshi.text,
         moshi.config,
