@@ -136,7 +136,7 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
     _check_target(target, source)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        sweep(target)
         free = shutil.disk_usage(target.parent).free
         if free < needed + _SPARE_BYTES:
             raise CheckpointError(
@@ -171,8 +171,8 @@ def _check_target(target: Path, source: Path | None) -> None:
         raise CheckpointError(f"{target}: cannot be read: {error.strerror}") from error
 
 
-def _sweep(target: Path) -> None:
-    """Removes what runs for this target have left that were killed."""
+def sweep(target: Path) -> None:
+    """Removes the folders beside `target` that were for it, of programs that were killed."""
     for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
         match = re.search(r"\.(\d+)\.partial$", path.name)
         if match and not _runs(int(match[1])) and path.is_dir() and not path.is_symlink():

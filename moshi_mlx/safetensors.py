@@ -5,6 +5,7 @@ length, a JSON header, then the tensors' bytes without gaps. Reads headers only;
 tensors themselves, lazily. Knows nothing of models.
 """
 
+import io
 import itertools
 import json
 import math
@@ -234,14 +235,26 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
     Raises:
         CheckpointError: the disk refuses; names the file.
     """
-    partial = partial_name(path).with_suffix(".safetensors")  # MLX adds the ending otherwise
+    partial = partial_name(path)
     try:
-        mx.save_safetensors(str(partial), tensors, metadata)
+        with _WholeWrites(partial, "w") as file:
+            mx.save_safetensors(file, tensors, metadata)
         partial.replace(path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+class _WholeWrites(io.FileIO):
+    """A file that MLX writes to, whose errors are the system's; those of MLX have no reason."""
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        size = rest.nbytes
+        while rest.nbytes:
+            rest = rest[super().write(rest) :]
+        return size
 
 
 def read_metadata(path: Path) -> dict[str, str]:

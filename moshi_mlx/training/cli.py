@@ -4,21 +4,26 @@ On several machines or processes: `mlx.launch -n 2 moshi-train CONFIG.yaml`.
 """
 
 import argparse
-import shutil
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import mlx.core as mx
 
 from ..checkpoint import WEIGHTS, write_companions
 from ..errors import ConfigError, MoshiError
 from ..families import Model, load
-from ..program import run_program
+from ..program import OK, run_program
 from ..trees import named_parameters
-from .data import Recordings, TokenCache, read_manifest
+from .data import Recording, Recordings, TokenCache, read_manifest
 from .distributed import Peers
-from .lora import add_lora, continue_lora, rehearsing_objective, save_adapter
+from .folder import locked, whole_folder
+from .lora import adapter_of, add_lora, continue_lora, rehearsing_objective, save_adapter
 from .losses import objective
 from .plots import plot_losses
 from .settings import RunConfig, describe_fields, read_settings
@@ -36,17 +41,28 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(config: RunConfig, *, fresh: bool = False) -> Path:
+def run(config: RunConfig, *, fresh: bool = False) -> int:
     """Trains, and writes the adapter or the model; a run that was stopped resumes.
 
-    Returns the folder with the result: `adapter` (for `load(…, lora=folder)`) or `model` (for
-    `load(folder)`) in the run's folder.
+    The result is a folder in the run's folder: `adapter` (for `load(…, lora=folder)`) or `model`
+    (for `load(folder)`). A run that is stopped leaves the one that is there.
+
+    Returns the exit code: that of the signal if one stopped it.
 
     Raises:
         MoshiError: something about the model, the data or the run's folder is wrong.
     """
     peers = Peers.found()
+    if not peers.is_first:
+        return _train(config, peers, fresh)
+    with locked(config.run_dir):
+        return _train(config, peers, fresh)
+
+
+def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
     say = _say if peers.is_first else _nothing
+    manifests = (config.data.train, config.data.eval)
+    listed = {path: read_manifest(path) for path in manifests if path is not None}
     full = config.lora is None
     moshi = load(
         config.model,
@@ -55,19 +71,22 @@ def run(config: RunConfig, *, fresh: bool = False) -> Path:
         dtype=mx.float32 if full else None,
     )
     _prepare_model(moshi, config)
-    train = _recordings(moshi, config, config.data.train, peers)
+
+    def recordings(manifest: Path, shuffle: bool) -> Recordings:
+        return _recordings(moshi, config, manifest, listed[manifest], peers, shuffle)
+
+    train = recordings(config.data.train, shuffle=True)
     evaluate = None
     if config.data.eval is not None and peers.is_first:
-        held = _recordings(moshi, config, config.data.eval, peers, shuffle=False)
+        held = recordings(config.data.eval, shuffle=False)
         evaluate = evaluation(held, held.num_batches, config.loss)
     if train.rehearses and full:
         raise ConfigError(f"{config.data.train}: only adapters (field 'lora') can rehearse")
     goal = rehearsing_objective if train.rehearses else objective
     trainer = Trainer(moshi.lm, config, train, evaluate, peers, goal, say)
-    if fresh and peers.is_first:
-        shutil.rmtree(config.run_dir / "checkpoints", ignore_errors=True)
-        (config.run_dir / "log.jsonl").unlink(missing_ok=True)
     trainer.run(resume=not fresh)
+    if trainer.progress < 1.0:
+        return 128 + trainer.stop_signal
     result = config.run_dir / ("model" if full else "adapter")
     if peers.is_first:
         _write_result(moshi, config, result)
@@ -78,7 +97,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> Path:
             except MoshiError as error:
                 say(f"no plot: {error}")
         say(f"written to {result}")
-    return result
+    return OK
 
 
 def _prepare_model(moshi: Model, config: RunConfig) -> None:
@@ -93,7 +112,12 @@ def _prepare_model(moshi: Model, config: RunConfig) -> None:
 
 
 def _recordings(
-    moshi: Model, config: RunConfig, manifest: Path, peers: Peers, shuffle: bool = True
+    moshi: Model,
+    config: RunConfig,
+    manifest: Path,
+    listed: list[Recording],
+    peers: Peers,
+    shuffle: bool,
 ) -> Recordings:
     cache = TokenCache(
         config.data.cache or config.run_dir / "tokens", moshi.codec, moshi.files.mimi, config.data
@@ -103,8 +127,8 @@ def _recordings(
         if peers.is_first and (done == total or done % 50 == 0):
             _say(f"{manifest.name}: {done} of {total} recordings are tokens")
 
-    return Recordings(
-        read_manifest(manifest),
+    recordings = Recordings(
+        listed,
         cache,
         moshi.text,
         moshi.config,
@@ -113,28 +137,40 @@ def _recordings(
         shuffle,
         progress,
     )
+    if peers.is_first:
+        for note in recordings.notes:
+            _say(f"{manifest.name}: {note}")
+    return recordings
 
 
 def _write_result(moshi: Model, config: RunConfig, folder: Path) -> None:
     """The adapter, or a folder that `load` takes."""
     lora, files = config.lora, moshi.files
     if lora is not None:
-        save_adapter(moshi.lm, folder, moshi.config.raw, lora.rank, lora.scaling)
+        rank = next(a.shape[0] for n, a in adapter_of(moshi.lm).items() if ".lora_A." in n)
+        save_adapter(moshi.lm, folder, moshi.config.raw, rank, lora.scaling)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    save_weights(moshi.lm, folder / WEIGHTS, getattr(mx, config.save))
-    write_companions(
-        folder,
-        moshi.config.raw,
-        mimi=files.mimi,
-        tokenizer=files.tokenizer,
-        mimi_config=files.mimi_config,
-    )
+    with whole_folder(folder) as fresh:
+        save_weights(moshi.lm, fresh / WEIGHTS, getattr(mx, config.save))
+        write_companions(
+            fresh,
+            moshi.config.raw,
+            mimi=files.mimi,
+            tokenizer=files.tokenizer,
+            mimi_config=files.mimi_config,
+        )
 
 
 def _say(line: str) -> None:
-    sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()
+    """Says a line; a run goes on where there is no reader left, or no room for its output."""
+    if sys.stdout is None:
+        return
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _nothing(line: str) -> None:
@@ -151,7 +187,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.config is None:
         parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")
 
-    def work() -> None:
-        run(read_settings(given.config), fresh=given.fresh)
+    def work() -> int:
+        return run(read_settings(given.config), fresh=given.fresh)
 
-    return run_program("moshi-train", work)
+    with _sigterm_exits():
+        return run_program("moshi-train", work)
+
+
+@contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """SIGTERM ends the program as an exception does, so that nothing half-written is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(kind: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + kind)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -9,12 +9,13 @@ trainer.
 """
 
 import hashlib
+import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,10 +25,14 @@ from ..codec import Codec
 from ..config import ZERO_TOKEN, ModelConfig
 from ..errors import AudioFileError, MoshiError
 from ..families import generated_streams
+from ..files import replace_file
 from ..sounds import check_is_file, open_sound
 from ..text import Word
+from .fields import Range, Share, check_fields, shown
+from .folder import digest, named_errors
 from .losses import Batch
 from .mixing import UserSide, levelled, varied
+from .texts import is_plain, read_text
 
 MAIN_SPEAKER = "SPEAKER_MAIN"
 
@@ -64,31 +69,38 @@ def read_manifest(path: Path) -> list[Recording]:
     """The recordings that a manifest lists.
 
     Raises:
-        DataError: it is not there, empty, or a line is not as it should be.
+        DataError: it is not there, not UTF-8, empty, or a line is not as it should be.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
-    recordings = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            recording = Recording(
-                path.parent / entry["path"],
-                float(entry["duration"]),
-                bool(entry.get("rehearse", False)),
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f'{path}: line {number} is not {{"path": "a.wav", "duration": seconds}}'
-            ) from error
-        recordings.append(recording)
+    # Lines end at LF alone: a name may have U+2028 or NEL, at which splitlines() splits too.
+    lines = read_text(path, DataError).split("\n")
+    recordings = [
+        _listed(line, path.parent, f"{path}: line {number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip()
+    ]
     if not recordings:
         raise DataError(f"{path}: lists no recordings")
     return recordings
+
+
+def _listed(line: str, folder: Path, where: str) -> Recording:
+    try:
+        entry = json.loads(line)
+        name, duration = entry["path"], entry["duration"]
+        rehearse = entry.get("rehearse", False)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f'{where} is not {{"path": "a.wav", "duration": seconds}}') from error
+    if not isinstance(name, str) or not is_plain(name):
+        raise DataError(f"{where}: 'path' must be a sound file; is {shown(name)}")
+    if not _is_time(duration) or duration <= 0:
+        raise DataError(f"{where}: 'duration' must be seconds, above 0; is {shown(duration)}")
+    if not isinstance(rehearse, bool):
+        raise DataError(f"{where}: 'rehearse' must be true or false; is {shown(rehearse)}")
+    return Recording(folder / name, float(duration), rehearse)
+
+
+def _is_time(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e9  # NaN is not
 
 
 def write_manifest(path: Path, sounds: Iterable[Path], rehearse: Iterable[Path] = ()) -> None:
@@ -102,26 +114,73 @@ def write_manifest(path: Path, sounds: Iterable[Path], rehearse: Iterable[Path] 
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def read_words(path: Path, speaker: str = MAIN_SPEAKER) -> list[Word]:
-    """One speaker's words with their times, in order of time.
+@dataclass(frozen=True)
+class Alignment:
+    """What a JSON file of words has of one speaker.
+
+    words: with their times, in order of time.
+    left_out: words without usable times, and times without a word, each as the file has it.
+    others: the labels of other speakers.
+    """
+
+    words: list[Word]
+    left_out: list[str]
+    others: set[str]
+
+
+def read_alignment(path: Path, speaker: str = MAIN_SPEAKER) -> Alignment:
+    """One speaker's words.
+
+    An aligner leaves times out that it cannot find (null, NaN): such words are left out, as are
+    those that end before they start and those that are null.
 
     Raises:
-        DataError: the file is not there, or not as it should be.
+        DataError: the file is not there, not UTF-8, or not as it should be.
     """
+    text = read_text(path, DataError)
+    found = Alignment([], [], set())
+    where = str(path)
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))["alignments"]
-        words = [
-            Word(str(text).strip(), float(start), float(end))
-            for text, (start, end), who in entries
-            if who == speaker
-        ]
-    except OSError as error:
-        raise DataError(f"{path}: the words cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+        for number, entry in enumerate(json.loads(text)["alignments"], 1):
+            where = f"{path}: entry {number}"
+            _take_entry(found, entry, speaker)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f'{path}: is not {{"alignments": [["word", [start, end], "{MAIN_SPEAKER}"], …]}}'
+            f'{where} is not as in {{"alignments": [["word", [start, end], "{MAIN_SPEAKER}"], …]}}'
         ) from error
-    return sorted((word for word in words if word.text), key=lambda word: word.start)
+    found.words.sort(key=lambda word: word.start)
+    return found
+
+
+def _take_entry(found: Alignment, entry: Any, speaker: str) -> None:
+    if not isinstance(entry, list):
+        raise TypeError("an entry is a list")
+    word, times, who = entry
+    if word is not None and not isinstance(word, str):
+        raise TypeError("a word is a text")
+    if who != speaker:
+        found.others.add(shown(who))
+    elif word is None or not _is_span(times) or not _is_unicode(word):
+        found.left_out.append(shown(word))
+    elif word.strip():
+        found.words.append(Word(word.strip(), float(times[0]), float(times[1])))
+
+
+def _is_span(times: Any) -> bool:
+    """Whether these are seconds, from and to. Raises ValueError: they are not two."""
+    if times is None:
+        return False
+    start, end = times
+    return _is_time(start) and _is_time(end) and start <= end
+
+
+def _is_unicode(word: str) -> bool:
+    return not any("\ud800" <= letter <= "\udfff" for letter in word)
+
+
+def read_words(path: Path, speaker: str = MAIN_SPEAKER) -> list[Word]:
+    """The words of `read_alignment`."""
+    return read_alignment(path, speaker).words
 
 
 def write_words(path: Path, words: Iterable[Word], speaker: str = MAIN_SPEAKER) -> None:
@@ -178,7 +237,7 @@ def read_stereo(path: Path, sample_rate: int) -> Pcm:
     """Both sides of a recording, float32 [2, samples] at `sample_rate`.
 
     Raises:
-        AudioFileError: the file cannot be read, or doesn't have two channels.
+        AudioFileError: the file cannot be read, doesn't have two channels, or has NaN.
     """
     sound = read_sound(path, sample_rate)
     if sound.shape[0] != 2:
@@ -186,6 +245,8 @@ def read_stereo(path: Path, sample_rate: int) -> Pcm:
             f"{path}: has {sound.shape[0]} channel(s); a recording has Moshi left and the user "
             "right (moshi_mlx.training.mixing makes such ones from single speakers)"
         )
+    if not np.isfinite(sound).all():
+        raise AudioFileError(f"{path}: has samples that are not finite numbers; export it again")
     return sound
 
 
@@ -213,13 +274,13 @@ class DataConfig:
         at random: it learns to listen to the coarse ones.
     """
 
-    duration_sec: float = 10.0
-    batch_size: int = 1
-    seed: int = 0
-    level_db: float | None = -23.0
-    variants: int = 1
+    duration_sec: Annotated[float, Range(0.08, 3600, "s")] = 10.0
+    batch_size: Annotated[int, Range(1, 10_000)] = 1
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
+    level_db: Annotated[float | None, Range(-100, 0, "dBFS")] = -23.0
+    variants: Annotated[int, Range(1, 1000)] = 1
     user: UserSide = field(default_factory=UserSide)
-    coarse_only: float = 0.0
+    coarse_only: Share = 0.0
 
 
 class TokenCache:
@@ -230,38 +291,56 @@ class TokenCache:
         codec: turns sound into codes.
         codec_file: what tells codecs apart, the weights' file.
         config: what is done to the sound before.
+
+    `damaged` counts files that were not whole; they are made again.
     """
 
     def __init__(
         self, folder: Path, codec: Codec[Any], codec_file: Path, config: DataConfig
     ) -> None:
+        self.damaged = 0
         self._folder = folder
         self._codec = codec
         self._config = config
-        self._name = f"{codec_file.name} {_digest(codec_file)} {codec.num_codebooks}"
+        self._name = f"{codec_file.name} {digest(codec_file)} {codec.num_codebooks}"
 
     def codes(self, recording: Recording, variant: int) -> Tokens:
         """int32 [2, codebooks, frames]: Moshi's side and the user's.
 
         Raises:
-            AudioFileError: the recording cannot be read.
+            AudioFileError: the recording cannot be used.
+            TrainingError: the disk refuses.
         """
         path = self._folder / f"{self._key(recording, variant)}.npz"
         if path.is_file():
-            with np.load(path) as file:
-                return np.asarray(file["codes"], dtype=np.int32)
+            codes = self._cached(path)
+            if codes is not None:
+                return codes
+            self.damaged += 1
         codes = self._encoded(recording, variant)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".new.npz")
-        np.savez_compressed(fresh, codes=codes.astype(np.int16))
-        fresh.replace(path)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, codes=codes.astype(np.int16))
+        with named_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(path, [packed.getvalue()], mode=0o644)
         return codes
+
+    def _cached(self, path: Path) -> Tokens | None:
+        """The codes of a file, None if it is damaged: it can be made again, whatever it has."""
+        try:
+            with np.load(path) as file:
+                codes = np.asarray(file["codes"])
+        except Exception:
+            return None
+        shape = codes.shape
+        good = codes.dtype == np.int16 and shape[:-1] == (2, self._codec.num_codebooks)
+        return codes.astype(np.int32) if good and shape[-1] and codes.min() >= 0 else None
 
     def _key(self, recording: Recording, variant: int) -> str:
         config = self._config
         check_is_file(recording.path)
         try:
-            sound = _digest(recording.path)
+            sound = digest(recording.path)
         except OSError as error:
             raise AudioFileError(f"{recording.path}: cannot be read: {error.strerror}") from error
         user = (config.user, config.seed) if variant else None
@@ -271,6 +350,11 @@ class TokenCache:
     def _encoded(self, recording: Recording, variant: int) -> Tokens:
         config, rate = self._config, self._codec.sample_rate
         own, user = read_stereo(recording.path, rate)
+        if len(own) < self._codec.frame_size:
+            raise AudioFileError(
+                f"{recording.path}: has {len(own)} samples at {rate} Hz, less than a frame "
+                f"({self._codec.frame_size}); leave it out"
+            )
         if config.level_db is not None:
             own, user = (levelled(side, config.level_db, rate) for side in (own, user))
         if variant:
@@ -286,11 +370,6 @@ class TokenCache:
         starts = range(0, len(pcm), _BLOCK * size)
         blocks = [codec.encode_step(pcm[i : i + _BLOCK * size], state) for i in starts]
         return np.concatenate(blocks, axis=1)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @dataclass(frozen=True)
@@ -311,6 +390,13 @@ class Recordings:
         frame_rate: frames per second.
         shuffle: or the order of the manifest.
         progress: called with (done, all) while recordings are encoded.
+
+    `notes` says in a line each what of the recordings is not used as they have it.
+
+    Raises:
+        AudioFileError: a recording cannot be used.
+        DataError: a recording's words cannot be used, or none of any recording's.
+        TrainingError: the tokens cannot be written.
     """
 
     def __init__(
@@ -324,6 +410,7 @@ class Recordings:
         shuffle: bool = True,
         progress: Callable[[int, int], None] | None = None,
     ) -> None:
+        check_fields(config, "data: ")
         self._lm = model.lm
         self._own = generated_streams(model)
         self._config = config
@@ -332,7 +419,11 @@ class Recordings:
         self._shuffle = shuffle
         self._frames = max(1, round(config.duration_sec * frame_rate))
         self._rehearse = [recording.rehearse for recording in recordings]
-        self._words = [read_words(recording.words_path) for recording in recordings]
+        for recording in recordings:
+            if not recording.path.is_file():
+                raise AudioFileError(f"{recording.path}: there is no such file")
+        alignments = [read_alignment(recording.words_path) for recording in recordings]
+        self._words = [alignment.words for alignment in alignments]
         self._codes: list[list[Tokens]] = []
         for done, recording in enumerate(recordings, 1):
             self._codes.append([cache.codes(recording, v) for v in range(config.variants)])
@@ -343,6 +434,39 @@ class Recordings:
             for i, (codes, *_) in enumerate(self._codes)
             for start in range(0, max(1, codes.shape[2] - self._frames // 4), self._frames)
         ]
+        self.notes = self._noted(recordings, alignments)
+        if cache.damaged:
+            self.notes.append(f"damaged files of tokens, made again: {cache.damaged}")
+
+    def _noted(self, recordings: Sequence[Recording], alignments: Sequence[Alignment]) -> list[str]:
+        """What is said of the recordings, each once.
+
+        Raises:
+            DataError: words were left out, and none is left.
+        """
+        untimed: list[str] = []
+        outside: list[str] = []
+        for recording, found, codes in zip(recordings, alignments, self._codes, strict=True):
+            end = codes[0].shape[2] / self._frame_rate
+            name = recording.words_path
+            untimed += [f"{name}: {word}" for word in found.left_out]
+            outside += [f"{name}: {shown(w.text)}" for w in found.words if not 0 <= w.start < end]
+        notes = []
+        if untimed:
+            what = "words left out that have no usable times or no text"
+            notes.append(f"{what}: {len(untimed)}, the first {untimed[0]}")
+        if outside:
+            what = "words left out that start outside of their recordings (times are in seconds)"
+            notes.append(f"{what}: {len(outside)}, the first {outside[0]}")
+        if notes and sum(len(found.words) for found in alignments) == len(outside):
+            raise DataError(f"{'; '.join(notes)}; no word is left to learn from")
+        others = sorted(set().union(*(found.others for found in alignments)))
+        if others and not any(found.words for found in alignments):
+            labels = ", ".join(others[:3])
+            notes.append(f"no word is marked '{MAIN_SPEAKER}', only {labels}: Moshi learns no text")
+        if twice := len(recordings) - len({recording.path for recording in recordings}):
+            notes.append(f"lines that list a recording again, which then counts again: {twice}")
+        return notes
 
     @property
     def rehearses(self) -> bool:

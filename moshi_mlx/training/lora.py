@@ -20,6 +20,7 @@ from ..lora import LoraLinear, attach, linear_layers, linear_shape
 from ..safetensors import write_safetensors
 from ..trees import flat
 from ..weights import read_adapter
+from .folder import whole_folder
 from .losses import Prepared, TeacherLogits, logits_of, loss_sums
 
 
@@ -110,8 +111,11 @@ def save_adapter(
 
     The config is the base's with `lora`, `lora_rank` and `lora_scaling`: what PyTorch's Moshi
     takes as `--lora-weight` and `--config-path`, and `moshi_mlx.load(base, lora=folder)`.
+
+    Raises:
+        MoshiError: the disk refuses; what was there before stays.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    write_safetensors(folder / ADAPTER, to_pytorch(adapter_of(lm), lm.config))
     config = {**raw_config, "lora": True, "lora_rank": rank, "lora_scaling": scaling}
-    write_json(folder / CONFIG, config)
+    with whole_folder(folder, keep_others=True) as fresh:
+        write_safetensors(fresh / ADAPTER, to_pytorch(adapter_of(lm), lm.config))
+        write_json(fresh / CONFIG, config)

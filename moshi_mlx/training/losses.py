@@ -7,7 +7,7 @@ of the whole. Knows nothing of optimizers or files.
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -17,8 +17,10 @@ from ..arrays import Tokens
 from ..config import LmConfig
 from ..delays import delayed
 from ..lm import Lm
+from .fields import Range, Share
 
 Counts = npt.NDArray[np.float64]
+_Weight = Annotated[float, Range(0, 1_000_000)]
 
 # The terms of the loss and their hits, in the order of `loss_sums` and of the counts.
 LOSS_PARTS = ("text", "semantic", "acoustic")
@@ -41,12 +43,12 @@ class LossConfig:
     depth_silent: least share of those positions that is silent, where there are any.
     """
 
-    semantic_weight: float = 100.0
-    acoustic_weight: float = 1.0
-    text_padding_weight: float = 0.5
-    text_end_padding_weight: float = 0.5
-    depth_keep: float = 1.0
-    depth_silent: float = 0.2
+    semantic_weight: _Weight = 100.0
+    acoustic_weight: _Weight = 1.0
+    text_padding_weight: _Weight = 0.5
+    text_end_padding_weight: _Weight = 0.5
+    depth_keep: Annotated[float, Range(0, 1, above=True)] = 1.0
+    depth_silent: Share = 0.2
 
 
 @dataclass(frozen=True)

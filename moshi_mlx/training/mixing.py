@@ -6,15 +6,19 @@ All sound is float32 in −1 … 1; levels are in dBFS. Knows nothing of files, 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 
 from ..arrays import Pcm
 from ..text import Word
+from .fields import Range, Share
 
 # Stretches of 20 ms that are softer than this are silence when loudness is measured.
 _GATE_DB = -50.0
 _GATE_SECONDS = 0.02
+
+_Pair = tuple[float, float]
 
 
 def gain(db: float) -> float:
@@ -53,11 +57,11 @@ class UserSide:
     echo_share: share of the recordings in which it leaks.
     """
 
-    gain_db: tuple[float, float] = (-10.0, 4.0)
-    noise_db: tuple[float, float] = (-80.0, -50.0)
-    echo_db: tuple[float, float] = (-45.0, -25.0)
-    echo_seconds: tuple[float, float] = (0.02, 0.3)
-    echo_share: float = 0.3
+    gain_db: Annotated[_Pair, Range(-100, 60, "dB", ascending=True)] = (-10.0, 4.0)
+    noise_db: Annotated[_Pair, Range(-200, 0, "dBFS", ascending=True)] = (-80.0, -50.0)
+    echo_db: Annotated[_Pair, Range(-200, 0, "dB", ascending=True)] = (-45.0, -25.0)
+    echo_seconds: Annotated[_Pair, Range(0, 10, "s", ascending=True)] = (0.02, 0.3)
+    echo_share: Share = 0.3
 
 
 def varied(

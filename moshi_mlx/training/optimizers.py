@@ -6,12 +6,13 @@ Knows names of parameters and shapes. Knows nothing of losses or files.
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import mlx.core as mx
 import mlx.optimizers as optim
 
 from ..trees import Tree
+from .fields import STEPS, Range, Share
 
 # Tables, heads and adapters are not the hidden matrices that Muon is for.
 _NOT_HIDDEN = re.compile(
@@ -39,17 +40,17 @@ class OptimConfig:
     """
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = 2e-6
-    muon_lr: float = 3e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    momentum: float = 0.95
-    max_norm: float = 1.0
-    warmup_steps: int = 40
+    lr: Annotated[float, Range(0, 1, above=True)] = 2e-6
+    muon_lr: Annotated[float, Range(0, 1, above=True)] = 3e-3
+    betas: Annotated[tuple[float, float], Range(0, 1, below=True)] = (0.9, 0.95)
+    eps: Annotated[float, Range(0, 1, above=True)] = 1e-8
+    weight_decay: Annotated[float, Range(0, 1)] = 0.1
+    momentum: Annotated[float, Range(0, 1, below=True)] = 0.95
+    max_norm: Annotated[float, Range(0, 1_000_000)] = 1.0
+    warmup_steps: Annotated[int, Range(0, STEPS, "steps")] = 40
     schedule: Literal["constant", "linear", "cosine"] = "cosine"
-    decay_start: float = 0.0
-    final: float = 0.03
+    decay_start: Share = 0.0
+    final: Share = 0.03
 
 
 class Muon(optim.Optimizer):

@@ -1,16 +1,19 @@
 """A run's losses as a picture. matplotlib comes with the extra `train`."""
 
+import io
 import json
 from pathlib import Path
 
 from ..distributions import needs_extra
+from ..files import replace_file
+from .folder import named_errors
 
 
 def plot_losses(log: Path, picture: Path) -> None:
     """Draws the losses of a run's `log.jsonl`, evaluations dotted, into a PNG or SVG file.
 
     Raises:
-        MoshiError: matplotlib is not installed.
+        MoshiError: matplotlib is not installed, or the disk refuses.
     """
     with needs_extra("train", "plots need matplotlib"):
         from matplotlib.figure import Figure
@@ -28,7 +31,10 @@ def plot_losses(log: Path, picture: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(picture, dpi=120)
+    drawing = io.BytesIO()
+    figure.savefig(drawing, dpi=120, format=picture.suffix[1:])
+    with named_errors(picture):
+        replace_file(picture, [drawing.getvalue()], mode=0o644)
 
 
 def _series(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

@@ -1,20 +1,23 @@
-"""A run's YAML file → dataclasses: every field typed, documented and checked by name.
+"""A run's YAML file → dataclasses: every field checked by name, type and range.
 
-The fields are those of `RunConfig` and of the dataclasses in it; their docstrings say what they
-do (`describe_fields` prints them).
+The fields are those of `RunConfig` and of the dataclasses in it; what is declared there
+(`fields.Range`, the default, the docstring) is what is checked and what `describe_fields` prints.
 """
 
+import math
 import re
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from ..codec import CodecName
 from ..distributions import needs_extra
 from ..errors import ConfigError
 from .data import DataConfig
+from .fields import Declared, Range, check_fields, declared, shown
+from .texts import is_plain, read_text
 from .trainer import TrainConfig
 
 T = TypeVar("T")
@@ -38,14 +41,14 @@ class DataSection(DataConfig):
 class LoraSection:
     """Low-rank adapters instead of full training.
 
-    rank: inner width of the adapters.
+    rank: inner width of new adapters.
     scaling: what their part is multiplied by.
     train_embeddings: train the embedding tables too, in full.
     start: an adapter to begin with: its `lora.safetensors`.
     """
 
-    rank: int = 128
-    scaling: float = 2.0
+    rank: Annotated[int, Range(1, 8192)] = 128
+    scaling: Annotated[float, Range(0, 1000, above=True)] = 2.0
     train_embeddings: bool = False
     start: Path | None = None
 
@@ -74,119 +77,133 @@ def read_settings(path: Path) -> RunConfig:
     """Reads a run's YAML file; paths in it are relative to it.
 
     Raises:
-        ConfigError: it is not there, not YAML, or a field is missing, unknown or of a wrong type.
+        ConfigError: it is not there, not YAML, or a field is missing, unknown, there twice, of a
+            wrong type or out of its range.
     """
-    with needs_extra("train", "YAML needs PyYAML"):
-        import yaml
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
-    config = parse(RunConfig, data, str(path), path.parent)
+    data = _read_yaml(path)
+    config = parse(RunConfig, data, f"{path}: ", path.parent)
     if config.max_steps is None and config.max_minutes is None:
         raise ConfigError(f"{path}: give 'max_steps' or 'max_minutes'")
+    check_fields(config, f"{path}: ")
     return config
 
 
+def _read_yaml(path: Path) -> Any:
+    with needs_extra("train", "YAML needs PyYAML"):
+        import yaml
+
+    class Loader(yaml.SafeLoader):
+        """Refuses a field that is there twice; PyYAML takes the last one."""
+
+        def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+            names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            double = next((name for name in names if names.count(name) > 1), None)
+            if double is not None:
+                line = node.start_mark.line + 1
+                raise ConfigError(
+                    f"{path}: field {shown(double)} is there twice, in the section that begins in "
+                    f"line {line}; delete one"
+                )
+            return super().construct_mapping(node, deep)
+
+    text = read_text(path, ConfigError)
+    try:
+        return yaml.load(text, Loader)
+    except RecursionError as error:
+        raise ConfigError(f"{path}: is nested too deeply") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path}: is not YAML: {' '.join(str(error).split())}") from error
+
+
 def parse(kind: type[T], data: Any, where: str, folder: Path = Path()) -> T:
-    """A dataclass from plain data.
+    """A dataclass from plain data; ranges are `check_fields`'s.
+
+    Args:
+        kind: the dataclass.
+        data: what the file has for it.
+        where: the beginning of messages: "run.yaml: optim: ".
+        folder: what paths are relative to.
 
     Raises:
         ConfigError: a field is missing, unknown or of a wrong type; the message names it.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}: must be fields with values, is {data!r}")
-    hints = get_type_hints(kind)
-    known: dict[str, Field[Any]] = {f.name: f for f in fields(kind)}  # type: ignore[arg-type]
+        raise ConfigError(f"{where}must be fields with values; is {shown(data)}")
+    known = {each.name: each for each in declared(kind)}
     for name in data:
         if name not in known:
-            raise ConfigError(f"{where}: there is no field '{name}'; known: {', '.join(known)}")
-    values = {name: _value(hints[name], data[name], f"{where}: {name}", folder) for name in data}
+            near = get_close_matches(str(name), known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{where}there is no field {shown(name)}; {hint}")
     for name, each in known.items():
-        if name not in values and each.default is MISSING and each.default_factory is MISSING:
-            raise ConfigError(f"{where}: field '{name}' is missing")
-    return kind(**values)
+        if name not in data and each.default is MISSING:
+            raise ConfigError(f"{where}field '{name}' is missing; it is {each.allowed}")
+    return kind(**{n: _value(known[n], v, f"{where}{n}: ", folder) for n, v in data.items()})
 
 
-def _value(hint: Any, value: Any, where: str, folder: Path) -> Any:
+def _value(field: Declared, value: Any, where: str, folder: Path) -> Any:
     """A value of the type that a field asks for."""
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return _value(next(a for a in args if a is not type(None)), value, where, folder)
-    if origin is Literal:
-        if value not in args:
-            raise ConfigError(f"{where}: must be one of {', '.join(args)}; is {value!r}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list) or len(value) != len(args):
-            raise ConfigError(f"{where}: must be a list of {len(args)}, is {value!r}")
-        return tuple(_value(a, v, where, folder) for a, v in zip(args, value, strict=True))
-    if is_dataclass(hint):
-        return parse(hint, value, where, folder)  # type: ignore[arg-type]
-    if hint is Path and isinstance(value, str):
-        return folder / Path(value).expanduser()
-    if hint is float:
-        # YAML 1.1 reads 2e-6 as text.
-        number = _number(value)
-        if number is None:
-            raise ConfigError(f"{where}: must be a number, is {value!r}")
-        return number
-    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        name = {int: "a whole number", bool: "true or false", str: "text", Path: "a path"}[hint]
-        raise ConfigError(f"{where}: must be {name}, is {value!r}")
-    return value
+    if value is None and field.optional:
+        return None
+    hint = field.hint
+    if field.section:
+        return parse(hint, value, where, folder)
+    parsed: Any = None
+    if get_origin(hint) is Literal:
+        parsed = value if isinstance(value, str) and value in get_args(hint) else None
+    elif get_origin(hint) is tuple:
+        if isinstance(value, list) and len(value) == len(get_args(hint)):
+            numbers = tuple(_number(v) for v in value)
+            parsed = None if None in numbers else numbers
+    elif hint is float:
+        parsed = _number(value)
+    elif hint in (str, Path):
+        parsed = value if isinstance(value, str) and is_plain(value) else None
+    elif type(value) is hint:
+        parsed = value
+    if parsed is None:
+        raise ConfigError(f"{where}must be {field.allowed}; is {shown(value)}")
+    return _path(parsed, where, folder) if hint is Path else parsed
+
+
+def _path(text: str, where: str, folder: Path) -> Path:
+    try:
+        return folder / Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{where}{shown(text)}: there is no such user") from error
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
+    """YAML 1.1 reads 2e-6 as text, so such text is a number too."""
+    written = isinstance(value, str) and re.fullmatch(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?\d+", value)
+    if not written and type(value) not in (int, float):
         return None
     try:
         return float(value)
-    except ValueError:
-        return None
+    except OverflowError:  # a whole number that is larger than any float
+        return math.inf if value > 0 else -math.inf
 
 
 def describe_fields(kind: type[Any] = RunConfig, indent: str = "") -> list[str]:
-    """All fields with their defaults and what they do, as commented YAML."""
+    """All fields with what they do, what they may be and their defaults, as commented YAML."""
     lines: list[str] = []
-    hints, texts = get_type_hints(kind), documentation(kind)
-    for each in sorted(
-        fields(kind), key=lambda f: f.default is not MISSING or f.default_factory is not MISSING
-    ):
-        hint = hints[each.name]
-        inner = next((a for a in (hint, *get_args(hint)) if is_dataclass(a)), None)
-        lines.append(f"{indent}# {texts[each.name]}")
-        if inner is not None:
+    for each in sorted(declared(kind), key=lambda f: f.default is not MISSING):
+        lines.append(f"{indent}# {each.text}")
+        if each.section:
             lines.append(f"{indent}{each.name}:")
-            lines += describe_fields(inner, indent + "  ")  # type: ignore[arg-type]
-        elif each.default is MISSING:
-            lines.append(f"{indent}{each.name}: …  # must be given")
-        else:
-            lines.append(f"{indent}{each.name}: {_written(each.default)}")
+            lines += describe_fields(each.hint, indent + "  ")
+            continue
+        lines.append(f"{indent}# {each.allowed}")
+        missing = each.default is MISSING
+        value = "…  # must be given" if missing else written(each.default)
+        lines.append(f"{indent}{each.name}: {value}")
     return lines
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
+    """A default as one writes it in YAML."""
     if value is None:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
     return str(list(value) if isinstance(value, tuple) else value)
-
-
-def documentation(kind: type[Any]) -> dict[str, str]:
-    """What the docstrings of a dataclass and its bases say of each field."""
-    texts: dict[str, str] = {}
-    for each in reversed(kind.__mro__):
-        if not is_dataclass(each):
-            continue
-        for entry in re.finditer(
-            r"^ {4}([a-z][\w, ]*): (.+?)(?=^ {4}[a-z][\w, ]*: |\Z)", each.__doc__ or "", re.M | re.S
-        ):
-            for name in entry[1].split(", "):
-                texts[name] = " ".join(entry[2].split())
-    return texts

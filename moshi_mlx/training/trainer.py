@@ -5,7 +5,7 @@ A run is a folder: `log.jsonl`, `loss.png`, `checkpoints/step_…`. Everything r
 Knows nothing of sound, nor of what the sequences are about.
 """
 
-import json
+import math
 import shutil
 import signal
 import threading
@@ -15,19 +15,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
-from typing import Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
 from ..errors import MoshiError
+from ..files import read_json, write_json
 from ..layouts import to_mlx
 from ..lm import Lm
-from ..safetensors import write_safetensors
+from ..safetensors import read_safetensors, write_safetensors
 from ..trees import Tree, flat, named_parameters, unflat
 from .checkpointing import checkpoint_layers
 from .distributed import Peers
+from .fields import STEPS, Range, check_fields
+from .folder import Log, TrainingError, digest, named_errors, remove, whole_folder
 from .losses import (
     Batch,
     Counts,
@@ -46,8 +49,11 @@ Evaluate = Callable[[Lm, int], dict[str, float]]
 Objective = Callable[..., tuple[mx.array, mx.array]]
 
 
-class TrainingError(MoshiError):
-    """A run cannot begin or go on."""
+_WEIGHTS, _OPTIMIZER, _STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
+
+
+class DamagedError(TrainingError):
+    """A checkpoint is not whole."""
 
 
 class Dataset(Protocol):
@@ -76,7 +82,7 @@ class TrainConfig:
     gradient_checkpointing: layers are computed again in the backward pass, which saves memory.
     compile: one fused graph a step; meant for GPUs. On the CPU it takes minutes to build and gains
         nothing.
-    log_every: steps between lines of the log.
+    log_every: steps between lines of the log; 0: only at the end.
     evaluate_every: steps between evaluations; 0: only at the end.
     checkpoint_every: steps between checkpoints; 0: only at the end.
     keep: newest checkpoints that are kept.
@@ -85,17 +91,17 @@ class TrainConfig:
     """
 
     run_dir: Path
-    max_steps: int | None = None
-    max_minutes: float | None = None
-    accumulation: int = 1
-    seed: int = 0
+    max_steps: Annotated[int | None, Range(1, STEPS, "steps")] = None
+    max_minutes: Annotated[float | None, Range(0, 1_000_000, "min", above=True)] = None
+    accumulation: Annotated[int, Range(1, 100_000)] = 1
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     compute: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
     compile: bool = False
-    log_every: int = 10
-    evaluate_every: int = 0
-    checkpoint_every: int = 500
-    keep: int = 2
+    log_every: Annotated[int, Range(0, STEPS, "steps")] = 10
+    evaluate_every: Annotated[int, Range(0, STEPS, "steps")] = 0
+    checkpoint_every: Annotated[int, Range(0, STEPS, "steps")] = 500
+    keep: Annotated[int, Range(1, 1000)] = 2
     loss: LossConfig = field(default_factory=LossConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
@@ -114,6 +120,7 @@ class Trainer:
         say: takes a line of progress.
 
     Raises:
+        ConfigError: a number of the run is out of its range.
         TrainingError: the run has no end, or nothing is trainable.
     """
 
@@ -127,6 +134,7 @@ class Trainer:
         objective: Objective = objective,
         say: Callable[[str], None] = print,
     ) -> None:
+        check_fields(config)
         if config.max_steps is None and config.max_minutes is None:
             raise TrainingError("a run needs max_steps or max_minutes")
         self.lm = lm
@@ -135,6 +143,8 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.stopped = False
+        self.stop_signal = signal.SIGINT
+        self._log_file = Log(config.run_dir / "log.jsonl")
         self._evaluate = evaluate
         self._peers = peers or Peers()
         self._say = say
@@ -163,29 +173,39 @@ class Trainer:
     @property
     def checkpoints(self) -> list[Path]:
         """The folders of the checkpoints, oldest first."""
-        found = (self.config.run_dir / "checkpoints").glob("step_" + "[0-9]" * 8)
+        found = self._folder.glob("step_" + "[0-9]" * 8)
         return sorted(path for path in found if path.is_dir())
+
+    @property
+    def _folder(self) -> Path:
+        return self.config.run_dir / "checkpoints"
 
     def run(self, resume: bool = True) -> dict[str, float]:
         """Trains to the end, or until SIGTERM or Ctrl-C, and writes a checkpoint.
 
+        `progress` is then 1, or `stop_signal` says what stopped it.
+
         Args:
-            resume: go on from the newest checkpoint of the folder, if there is one.
+            resume: go on from the newest whole checkpoint of the folder, if there is one; else
+                its checkpoints and its log are removed.
 
         Returns the last figures logged.
+
+        Raises:
+            TrainingError: no checkpoint is whole or of this run, the loss or the gradient is not
+                finite, or the disk refuses.
         """
-        if resume and self._peers.is_first and self.checkpoints:
-            self.load(self.checkpoints[-1])
-            self._forget_after(self.step)
-            self._say(f"going on from step {self.step}")
+        if self._peers.is_first:
+            self._begin(resume)
         self._begin_alike()
         last: dict[str, float] = {}
         window: list[dict[str, float]] = []
-        saved = -1
+        saved = self.step
         with _stop_signals(self.stop):
             while self.progress < 1.0 and not self.stopped:
                 began = time.perf_counter()
-                window.append(self.train_step())
+                with _within_memory():
+                    window.append(self.train_step())
                 self._agree(self.seconds + time.perf_counter() - began)
                 done = self.progress >= 1.0
                 if _due(self.step, self.config.log_every) or done:
@@ -197,15 +217,15 @@ class Trainer:
                 if _due(self.step, self.config.checkpoint_every):
                     self.save()
                     saved = self.step
-        if saved != self.step and self.step:
-            self.save()
-        if self.stopped:
+            if saved != self.step:
+                self.save()
+        if self.progress < 1.0:
             self._say(f"stopped at step {self.step}; run the same command to resume")
         return last
 
-    def stop(self) -> None:
+    def stop(self, kind: signal.Signals = signal.SIGINT) -> None:
         """Ends the run after the current step."""
-        self.stopped = True
+        self.stopped, self.stop_signal = True, kind
 
     def train_step(self) -> dict[str, float]:
         """One update of the weights; returns the loss, its parts and the learning rate."""
@@ -221,14 +241,18 @@ class Trainer:
             gradients = parts if gradients is None else tree_map(mx.add, gradients, parts)
             mx.eval(sums, gradients)
         assert sums is not None and gradients is not None
+        totals = peers.sum_numbers(np.array(sums, dtype=np.float64))
+        if not np.isfinite(totals).all():
+            raise self._diverged("the loss", self.step + 1)
         factor = schedule_factor(config.optim, self.step, self.progress)
         self._optimizers.set_factor(factor)
         gradients = summed(peers.sum_tree(gradients), self._shared)
+        if not _is_finite(gradients):
+            raise self._diverged("the gradient's norm", self.step + 1)
         parameters = copied(self._apply(self._parameters, gradients), self._shared)
         mx.eval(parameters, self._optimizers.state)
         self._take(parameters)
         self.step += 1
-        totals = peers.sum_numbers(np.array(sums, dtype=np.float64))
         return {**metrics(totals, counts, config.loss), "lr": config.optim.lr * factor}
 
     def _prepared(self, index: int) -> tuple[tuple[mx.array, ...], Counts]:
@@ -264,52 +288,100 @@ class Trainer:
     # What is written.
 
     def save(self) -> Path:
-        """Writes a checkpoint under a temporary name, renames it, and drops the oldest."""
-        path = self.config.run_dir / "checkpoints" / f"step_{self.step:08d}"
+        """Writes a checkpoint beside its place, puts it there, and drops the oldest.
+
+        Raises:
+            TrainingError: the weights are not finite, or the disk refuses; the others stay.
+        """
+        path = self._folder / f"step_{self.step:08d}"
         if not self._peers.is_first:
             return path
-        fresh = path.with_suffix(".new")
-        shutil.rmtree(fresh, ignore_errors=True)
-        fresh.mkdir(parents=True)
-        mx.save_safetensors(str(fresh / "weights.safetensors"), flat(self._parameters))
-        mx.save_safetensors(str(fresh / "optimizer.safetensors"), flat(self._optimizers.state))
-        state = {"step": self.step, "seconds": self.seconds}
-        (fresh / "state.json").write_text(json.dumps(state), encoding="utf-8")
-        shutil.rmtree(path, ignore_errors=True)
-        fresh.rename(path)
-        for old in self.checkpoints[: -self.config.keep]:
-            shutil.rmtree(old)
+        parts = {_WEIGHTS: flat(self._parameters), _OPTIMIZER: flat(self._optimizers.state)}
+        if not all(_is_finite(part) for part in parts.values()):
+            raise self._diverged("a weight", self.step)
+        with whole_folder(path) as folder:
+            for name, arrays in parts.items():
+                write_safetensors(folder / name, arrays)
+            digests = {name: digest(folder / name) for name in parts}
+            state = {"step": self.step, "seconds": self.seconds, "sha256": digests}
+            write_json(folder / _STATE, state)
+        with named_errors(self._folder):
+            for old in self.checkpoints[: -self.config.keep]:
+                remove(old)
         return path
 
     def load(self, path: Path) -> None:
         """Takes back a checkpoint: weights, optimizers, step and time.
 
         Raises:
+            DamagedError: it is not whole; nothing is taken.
             TrainingError: it is of another model or another kind of run.
         """
-        weights = _read(path / "weights.safetensors")
+        step, seconds = _read_state(path)
+        parts = [_read_arrays(path / name) for name in (_WEIGHTS, _OPTIMIZER)]
+        weights, state = parts
         mine = flat(self._parameters)
         for name in sorted(weights.keys() | mine.keys()):
             saved, now = (w[name].shape if name in w else None for w in (weights, mine))
             if saved != now:
                 raise TrainingError(
                     f"{path}: is of another model or trains other parameters: '{name}' is {saved} "
-                    f"there and {now} here"
+                    f"there and {now} here; give another 'run_dir', or --fresh to start over"
                 )
-        state = _read(path / "optimizer.safetensors")
         if state.keys() != flat(self._optimizers.state).keys():
-            raise TrainingError(f"{path}: was made with another optimizer")
-        numbers = json.loads((path / "state.json").read_text(encoding="utf-8"))
+            raise TrainingError(
+                f"{path}: was made with another optimizer; give another 'run_dir', or --fresh to "
+                "start over"
+            )
         self._take(unflat(weights))
         names = flat(self._optimizers.state)
         self._optimizers.load(unflat({name: state[name] for name in names}))
         mx.eval(self._parameters, self._optimizers.state)
-        self.step, self.seconds = numbers["step"], numbers["seconds"]
+        self.step, self.seconds = step, seconds
+
+    def _begin(self, resume: bool) -> None:
+        """Goes back to the newest whole checkpoint and sets newer ones aside; or starts over."""
+        if not resume:
+            with named_errors(self._folder):
+                remove(self._folder)
+        for left in self._folder.glob(".step_*.partial"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True)
+        damaged: dict[Path, DamagedError] = {}
+        for path in reversed(self.checkpoints):
+            try:
+                self.load(path)
+                break
+            except DamagedError as error:
+                damaged[path] = error
+        if damaged and not self.step:
+            raise TrainingError(
+                f"{next(iter(damaged.values()))}; so is every checkpoint in {self._folder}: give "
+                "--fresh to start over"
+            )
+        for path, reason in damaged.items():
+            aside = path.with_suffix(".damaged")
+            with named_errors(aside):
+                remove(aside)
+                path.rename(aside)
+            self._say(f"{reason}; kept as {aside.name}, going on from step {self.step}")
+        lines = self._log_file.keep_until(self.step)
+        if lines:
+            self._say(f"{self._log_file.path}: damaged lines removed: {lines}")
+        if self.step and not damaged:
+            self._say(f"going on from step {self.step}")
+
+    def _diverged(self, what: str, step: int) -> TrainingError:
+        kept = self.checkpoints
+        rest = f"{kept[-1]} stays" if kept else "nothing was written"
+        return TrainingError(
+            f"step {step}: {what} is not finite; {rest}. Lower 'optim.lr' or set 'optim.max_norm', "
+            "then run the same command again"
+        )
 
     def _log(self, figures: dict[str, float]) -> None:
         if not self._peers.is_first:
             return
-        self._write({"step": self.step, "seconds": round(self.seconds, 1), **figures})
+        self._log_file.append({"step": self.step, "seconds": round(self.seconds, 1), **figures})
         left = self.seconds * (1 / self.progress - 1) if self.progress else 0.0
         shown = "  ".join(f"{k} {figures[k]:.3f}" for k in ("loss", "text", "semantic", "acoustic"))
         self._say(
@@ -321,21 +393,10 @@ class Trainer:
         if self._evaluate is None or not self._peers.is_first:
             return
         figures = self._evaluate(self.lm, self.step)
-        self._write({"step": self.step, **{f"eval_{k}": v for k, v in figures.items()}})
+        if not all(math.isfinite(figure) for figure in figures.values()):
+            raise self._diverged("a figure of the evaluation", self.step)
+        self._log_file.append({"step": self.step, **{f"eval_{k}": v for k, v in figures.items()}})
         self._say("  ".join([f"step {self.step}", *(f"{k} {v:.3f}" for k, v in figures.items())]))
-
-    def _forget_after(self, step: int) -> None:
-        """Takes lines of steps that will be made again out of the log."""
-        log = self.config.run_dir / "log.jsonl"
-        if log.is_file():
-            lines = log.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            log.write_text("".join(kept), encoding="utf-8")
-
-    def _write(self, line: dict[str, float]) -> None:
-        self.config.run_dir.mkdir(parents=True, exist_ok=True)
-        with (self.config.run_dir / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({k: round(v, 6) for k, v in line.items()}) + "\n")
 
 
 def evaluation(dataset: Dataset, num_batches: int, loss: LossConfig) -> Evaluate:
@@ -381,12 +442,50 @@ def _gradient_function(
     return gradients
 
 
-def _read(path: Path) -> dict[str, mx.array]:
-    if not path.is_file():
-        raise TrainingError(f"{path}: there is no such file")
-    arrays = mx.load(str(path))
-    assert isinstance(arrays, dict)
+def _read_state(path: Path) -> tuple[int, float]:
+    """A checkpoint's step and seconds, after a look at its files.
+
+    Raises:
+        DamagedError: one is missing or is not what was written.
+    """
+    try:
+        state = read_json(path / _STATE)
+    except MoshiError as error:
+        raise DamagedError(str(error)) from error
+    step, seconds, digests = (state.get(name) for name in ("step", "seconds", "sha256"))
+    if (
+        type(step) is not int
+        or path.name != f"step_{step:08d}"
+        or not isinstance(seconds, int | float)
+        or not 0 <= seconds < math.inf
+        or not isinstance(digests, dict)
+    ):
+        raise DamagedError(f"{path / _STATE}: is damaged")
+    for name in (_WEIGHTS, _OPTIMIZER):
+        try:
+            found = digest(path / name)
+        except OSError as error:
+            raise DamagedError(f"{path / name}: cannot be read: {error.strerror}") from error
+        if found != digests.get(name):
+            raise DamagedError(f"{path / name}: is damaged: it is not what was written")
+    return step, float(seconds)
+
+
+def _read_arrays(path: Path) -> dict[str, mx.array]:
+    try:
+        arrays = read_safetensors(path)
+    except MoshiError as error:
+        raise DamagedError(str(error)) from error
+    if not _is_finite(arrays):
+        raise DamagedError(f"{path}: has numbers that are not finite")
     return arrays
+
+
+def _is_finite(tree: Any) -> bool:
+    arrays = [array for array in flat(tree).values() if mx.issubdtype(array.dtype, mx.floating)]
+    # The norm's square: it overflows with the norm itself, and a sum is one pass.
+    squares = mx.stack([mx.square(array.astype(mx.float32)).sum() for array in arrays])
+    return bool(mx.isfinite(squares.sum()).item())
 
 
 def _due(step: int, every: int) -> bool:
@@ -399,7 +498,22 @@ def _clock(seconds: float) -> str:
 
 
 @contextmanager
-def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
+def _within_memory() -> Iterator[None]:
+    """What MLX and NumPy raise where memory is too small becomes a line that says what helps."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error).lower()
+        if not isinstance(error, MemoryError) and "alloc" not in text and "memory" not in text:
+            raise
+        raise TrainingError(
+            "a step does not fit into memory: lower 'data.batch_size' or 'data.duration_sec' (and "
+            "raise 'accumulation'), or set 'gradient_checkpointing: true'"
+        ) from error
+
+
+@contextmanager
+def _stop_signals(stop: Callable[[signal.Signals], None]) -> Iterator[None]:
     """SIGTERM and Ctrl-C call `stop`; a second one does what it always did."""
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -412,7 +526,7 @@ def _stop_signals(stop: Callable[[], None]) -> Iterator[None]:
 
     def handle(kind: int, frame: FrameType | None) -> None:
         restore()
-        stop()
+        stop(signal.Signals(kind))
 
     for kind in before:
         signal.signal(kind, handle)

@@ -14,11 +14,11 @@ from moshi_mlx.errors import ConfigError
 from moshi_mlx.text import Word
 from moshi_mlx.training.cli import main
 from moshi_mlx.training.data import write_manifest, write_words
+from moshi_mlx.training.fields import documentation
 from moshi_mlx.training.settings import (
     LoraSection,
     RunConfig,
     describe_fields,
-    documentation,
     read_settings,
 )
 from recipes.nano.teach import RUN as RUN_FILE

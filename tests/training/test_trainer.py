@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from moshi_mlx.layouts import from_pytorch, to_pytorch
+from moshi_mlx.training.folder import TrainingError
 from moshi_mlx.training.losses import LossConfig
 from moshi_mlx.training.optimizers import (
     Muon,
@@ -23,7 +24,7 @@ from moshi_mlx.training.optimizers import (
     schedule_factor,
 )
 from moshi_mlx.training.plots import plot_losses
-from moshi_mlx.training.trainer import TrainingError, evaluation
+from moshi_mlx.training.trainer import evaluation
 from moshi_mlx.trees import flat
 from tests.training.train_worker import STEPS, Sequences, logged, make_trainer
 
@@ -85,6 +86,7 @@ def test_a_signal_ends_the_run_after_the_step(kind: signal.Signals, tmp_path: Pa
     trainer.train_step = step_then_signal  # type: ignore[method-assign]
     trainer.run()
     assert trainer.stopped
+    assert trainer.stop_signal == kind
     assert [path.name for path in trainer.checkpoints] == ["step_00000002"]
 
 
