@@ -199,18 +199,21 @@ def test_other_speakers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sound", "message"),
     [
-        (np.zeros((0, 2)), "has 0 samples at 24000 Hz, less than a frame"),
+        (np.zeros((0, 2)), "is empty"),
         (np.zeros((1919, 2)), "has 1919 samples at 24000 Hz, less than a frame"),
         (np.zeros((4000, 1)), r"has 1 channel\(s\)"),
         (np.zeros((4000, 3)), r"has 3 channel\(s\)"),
-        (np.full((4000, 2), np.nan), "has samples that are not finite"),
-        (np.where(np.arange(8000) == 7999, np.inf, 0).reshape(4000, 2), "has samples that"),
+        (np.full((4000, 2), np.nan), "has a sample at 0.000 s that is not a finite"),
+        (
+            np.where(np.arange(8000) == 7999, np.inf, 0).reshape(4000, 2),
+            "has a sample at 0.167 s that is not a finite",
+        ),
     ],
 )
 def test_what_is_no_recording_is_named(sound: np.ndarray, message: str, tmp_path: Path) -> None:
     path = make_recording(tmp_path, "one")
     soundfile.write(path, sound, RATE, subtype="FLOAT")
-    with pytest.raises(AudioFileError, match=rf"one\.wav: {message}"):
+    with pytest.raises(AudioFileError, match=rf"one\.wav:? {message}"):
         data_of(tmp_path, path)
     assert not (tmp_path / "tokens").exists()
 

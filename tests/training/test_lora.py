@@ -156,7 +156,7 @@ def test_an_adapter_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     for path, message in {lone: "no partner", wrong: "'text'", bad: "text_linear"}.items():
         with pytest.raises(CheckpointError, match=message):
             load_lm(CASE / "model.safetensors", config(), lora=path)
-    with pytest.raises(CheckpointError, match="no LoRA adapter"):
+    with pytest.raises(CheckpointError, match="not a LoRA adapter"):
         load_lm(CASE / "model.safetensors", config(), lora=CASE / "model.safetensors")
 
 
