@@ -216,7 +216,7 @@ def test_what_is_no_recording_is_named(sound: np.ndarray, message: str, tmp_path
 
 
 def test_numbers_are_checked_without_a_file_too(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data: batch_size: must be a whole number, 1 .* is 0"):
+    with pytest.raises(ConfigError, match=r"data: batch_size: must be .* is 0"):
         data_of(tmp_path, batch_size=0)
 
 

@@ -367,7 +367,7 @@ def test_a_signal_leaves_the_finished_result(
 def test_sigterm_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = written(tmp_path, RUN)
     monkeypatch.setattr(
-        "moshi_mlx.training.cli.load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+        "moshi_mlx.training.cli.read_manifest", lambda _: os.kill(os.getpid(), signal.SIGTERM)
     )
     with pytest.raises(SystemExit) as left:
         main([str(config)])
