@@ -375,7 +375,7 @@ class Trainer:
         rest = f"{kept[-1]} stays" if kept else "nothing was written"
         return TrainingError(
             f"step {step}: {what} is not finite; {rest}. Lower 'optim.lr' or set 'optim.max_norm', "
-            "then run the same command again"
+            "then run the same command again, or --fresh to start over"
         )
 
     def _log(self, figures: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from moshi_mlx.errors import AudioFileError, MoshiError
+from moshi_mlx.errors import AudioFileError, ConfigError, MoshiError
 from moshi_mlx.text import Word
 from moshi_mlx.training.data import (
     DataConfig,
@@ -216,6 +216,11 @@ def test_what_is_no_recording_is_named(sound: np.ndarray, message: str, tmp_path
     with pytest.raises(AudioFileError, match=rf"one\.wav:? {message}"):
         data_of(tmp_path, path)
     assert not (tmp_path / "tokens").exists()
+
+
+def test_numbers_are_checked_without_a_file_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data: batch_size: must be .* is 0"):
+        data_of(tmp_path, batch_size=0)
 
 
 def test_missing_recordings_are_named_first(tmp_path: Path) -> None:

@@ -252,8 +252,13 @@ def test_a_full_disk_leaves_the_adapter(tmp_path: Path) -> None:
     (target / "mine.txt").write_text("stays")
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     lm.update({"text_linear": {"lora_A": {"weight": mx.ones((2, 128))}}})
-    with small_disk(20_000), pytest.raises(MoshiError, match="too large"):
+    with small_disk(20_000), pytest.raises(MoshiError, match=r"lora\.safetensors.*too large"):
         save_adapter(lm, target, {"dim": 2}, 2, 2.0)
+    # The weights fit, their configuration does not: neither is taken.
+    room = small_disk(len(before["lora.safetensors"]) + 10_000)
+    large = {"dim": 2, "text": "x" * (len(before["lora.safetensors"]) + 20_000)}
+    with room, pytest.raises(MoshiError, match="adapter: cannot be written: File too large"):
+        save_adapter(lm, target, large, 2, 2.0)
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert names(tmp_path) == ["adapter"]
     save_adapter(lm, target, {"dim": 2}, 2, 2.0)
@@ -274,6 +279,7 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").touch()
+    (tmp_path / f".model.{2**22 + 1}.partial").mkdir()  # no process has such a number
 
     def killed() -> None:
         with whole_folder(target) as fresh:
@@ -361,7 +367,7 @@ def test_a_signal_leaves_the_finished_result(
 def test_sigterm_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = written(tmp_path, RUN)
     monkeypatch.setattr(
-        "moshi_mlx.training.cli.load", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM)
+        "moshi_mlx.training.cli.read_manifest", lambda _: os.kill(os.getpid(), signal.SIGTERM)
     )
     with pytest.raises(SystemExit) as left:
         main([str(config)])
