@@ -69,3 +69,18 @@ def test_lines_and_figures_of_a_run(tmp_path: Path) -> None:
     assert said[-2].endswith("0 min left")
     assert said[-1] == "step 3  loss 3.000"
     assert [path.name for path in trainer.checkpoints] == ["step_00000002", "step_00000003"]
+
+
+def test_a_run_that_ends_by_time_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path, 1, max_minutes=1.0)
+    trainer.config = replace(trainer.config, max_steps=None)
+    trainer.step, trainer.seconds = 1000, 15.0
+    assert trainer.progress == 0.25
+
+
+def test_a_step_in_two_parts_is_the_step(tmp_path: Path) -> None:
+    """Its figures are of both parts; the learning rate has warmed up by half."""
+    whole = make_trainer(tmp_path / "whole", 2).train_step()
+    parts = make_trainer(tmp_path / "parts", 1, accumulation=2).train_step()
+    assert parts == pytest.approx(whole, rel=1e-4)
+    assert whole["lr"] == pytest.approx(0.5e-3)
