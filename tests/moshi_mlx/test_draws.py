@@ -88,7 +88,7 @@ def with_biases(lm: Lm, text: np.ndarray, codes: np.ndarray) -> Lm:
 def test_every_token_has_a_random_number_for_itself(compiled: bool) -> None:
     """Of all steps, streams and conversations, where every token is as likely as any other."""
     lm = load("moshi")
-    config, steps = lm.config, 80
+    config, steps = lm.config, 40
     with_biases(lm, np.zeros(config.text_card_out), np.zeros((config.dep_q, config.card)))
     even = Sampling(temperature=1.0, top_k=0)
     generator = Generator(lm, batch=2, text=even, audio=even, seed=4, compiled=compiled)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import moshi_mlx
-from moshi_mlx import CheckpointError, Moshi, Sampling, SessionError, generate
+from moshi_mlx import CheckpointError, Frame, Moshi, Sampling, SessionError, generate
 from moshi_mlx.conditions import Masked
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
@@ -369,35 +369,35 @@ import moshi_mlx
 from tests.device import set_device
 from tests.moshi_mlx.test_generate import GUARDED, sound
 set_device()
-path, kv_bits, start = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+start, paths = int(sys.argv[1]), sys.argv[2:]
 moshi = moshi_mlx.load("nano", verb="talk", codec="mlx")
-with moshi.session(state=path, text=GUARDED, audio=GUARDED, kv_bits=kv_bits) as session:
-    frames = [session.step(pcm) for pcm in sound(start + 20)[start:]]
-print(json.dumps([[f.index, f.text, f.partial, f.tokens.tolist(), f.pcm.tobytes().hex()]
-                  for f in frames]))
+for path, kv_bits in zip(paths, (None, 8)):
+    with moshi.session(state=path, text=GUARDED, audio=GUARDED, kv_bits=kv_bits) as session:
+        frames = [session.step(pcm) for pcm in sound(start + 20)[start:]]
+    print(json.dumps([[f.index, f.text, f.partial, f.tokens.tolist(), f.pcm.tobytes().hex()]
+                      for f in frames]))
 """
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kv_bits", [None, 8])
-def test_a_session_goes_on_in_another_process(
-    nano: Moshi, tmp_path: Path, kv_bits: int | None
-) -> None:
+def test_sessions_go_on_in_another_process(nano: Moshi, tmp_path: Path) -> None:
     """To the bit: the guard's memory, the seed, the codec, the word in progress."""
-    start, path = 25, tmp_path / "state.safetensors"
-    with nano.session(seed=4, text=GUARDED, audio=GUARDED, kv_bits=kv_bits) as session:
-        for pcm in sound(start):
-            session.step(pcm)
-        state = session.save()
-        frames = [session.step(pcm) for pcm in sound(start + 20)[start:]]
-    state.save(path)  # after the session went on: a state does not change
+    start = 25
+    frames: list[Frame] = []
+    paths = [tmp_path / name for name in ("plain.safetensors", "packed.safetensors")]
+    for path, kv_bits in zip(paths, (None, 8), strict=True):
+        with nano.session(seed=4, text=GUARDED, audio=GUARDED, kv_bits=kv_bits) as session:
+            for pcm in sound(start):
+                session.step(pcm)
+            state = session.save()
+            frames += [session.step(pcm) for pcm in sound(start + 20)[start:]]
+        state.save(path)  # after the session went on: a state does not change
     done = subprocess.run(
-        [sys.executable, "-c", CONTINUE, str(path), json.dumps(kv_bits), str(start)],
+        [sys.executable, "-c", CONTINUE, str(start), *map(str, paths)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    for frame, (index, text, partial, tokens, pcm) in zip(
-        frames, json.loads(done.stdout), strict=True
-    ):
+    theirs = [frame for line in done.stdout.splitlines() for frame in json.loads(line)]
+    for frame, (index, text, partial, tokens, pcm) in zip(frames, theirs, strict=True):
         assert (frame.index, frame.text, frame.partial) == (index, text, partial)
         assert frame.tokens is not None
         assert frame.tokens.tolist() == tokens

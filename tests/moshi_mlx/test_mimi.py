@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -52,21 +52,12 @@ def nano_config() -> MimiConfig:
 
 
 @pytest.fixture(scope="module")
-def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Path]]:
-    """Files of the published size by seed; only the last one is kept, each has 385 MB."""
+def full_size(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A file of the published size, 385 MB."""
     path = tmp_path_factory.mktemp("mimi") / "mimi.safetensors"
-    made = -1
-
-    def make(seed: int) -> Path:
-        nonlocal made
-        if made != seed:
-            path.unlink(missing_ok=True)  # an open Mimi may still read the old one
-            make_mimi.write(path, seed)
-            made = seed
-        return path
-
-    yield make
-    path.unlink(missing_ok=True)
+    make_mimi.write(path, 0)
+    yield path
+    path.unlink()
 
 
 def pcm_of(mimi: Mimi, frames: int, batch: int = 1, seed: int = 0) -> mx.array:
@@ -91,9 +82,9 @@ def both_in_steps(
 # ---- against others
 
 
-def test_the_reference_offline_and_frame_by_frame(full_size: Callable[[int], Path]) -> None:
+def test_the_reference_offline_and_frame_by_frame(full_size: Path) -> None:
     expected = load_file(DATA / "expected_seed0.safetensors")
-    mimi = load_mimi(full_size(0))
+    mimi = load_mimi(full_size)
     codes, frames = mx.array(expected["codes"])[None], expected["pcm_out_frames"]
     pcm = mx.array(expected["pcm_in"]).reshape(1, 1, -1)
     whole = np.array(mimi.encode(pcm)), np.array(mimi.decode(codes))
@@ -104,9 +95,9 @@ def test_the_reference_offline_and_frame_by_frame(full_size: Callable[[int], Pat
         np.testing.assert_allclose(said, expected["pcm_out"], atol=PCM_TOLERANCE)
 
 
-def test_rustymimi_until_its_window_is_full(full_size: Callable[[int], Path]) -> None:
+def test_rustymimi_until_its_window_is_full(full_size: Path) -> None:
     rustymimi = pytest.importorskip("rustymimi")
-    path, frames, block = full_size(1), 125, 25
+    path, frames, block = full_size, 125, 25
     rust, mimi = rustymimi.Tokenizer(str(path), num_codebooks=8), load_mimi(path)
     pcm = pcm_of(mimi, frames, seed=1)
     size = mimi.frame_size
@@ -121,9 +112,9 @@ def test_rustymimi_until_its_window_is_full(full_size: Callable[[int], Path]) ->
     np.testing.assert_allclose(ours, said, atol=PCM_TOLERANCE)
 
 
-def test_rust_codec_is_the_same_codec(full_size: Callable[[int], Path]) -> None:
+def test_rust_codec_is_the_same_codec(full_size: Path) -> None:
     pytest.importorskip("rustymimi")
-    path = full_size(1)
+    path = full_size
     rust, ours = choose_codec("rust", path), choose_codec("mlx", path)
     assert isinstance(rust, RustCodec)
     assert isinstance(ours, MlxCodec)
@@ -154,9 +145,9 @@ def test_rust_codec_is_the_same_codec(full_size: Callable[[int], Path]) -> None:
 
 
 @pytest.mark.gpu
-def test_auto_takes_the_codec_that_is_clearly_faster(full_size: Callable[[int], Path]) -> None:
+def test_auto_takes_the_codec_that_is_clearly_faster(full_size: Path) -> None:
     pytest.importorskip("rustymimi")
-    path = full_size(1)
+    path = full_size
     for rust_seconds, chosen in ((0.05, RustCodec), (0.097, MlxCodec), (0.2, MlxCodec)):
         seconds = {"rust": rust_seconds, "mlx": 0.1}
         codec = choose_codec("auto", path, measure=lambda c, s=seconds: s[c.name])  # type: ignore[misc]

@@ -43,6 +43,38 @@ def run(moshi: Moshi, question: np.ndarray, seed: int = 0) -> list[Frame]:
         return [session.step(pcm) for pcm in question]
 
 
+@pytest.fixture(scope="module")
+def alone(moshi: Moshi, question: np.ndarray) -> list[Frame]:
+    """A conversation by itself."""
+    return run(moshi, question)
+
+
+@pytest.fixture(scope="module")
+def greeting(moshi: Moshi, question: np.ndarray) -> list[Frame]:
+    """Likewise, drawn as the model's makers do."""
+    with moshi.session() as session:
+        return [session.step(pcm) for pcm in question]
+
+
+@pytest.fixture(scope="module")
+def whole_question(moshi: Moshi) -> np.ndarray:
+    """All of the bundled recording and time for the answer, float32 [frames, 1920]."""
+    pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
+    pcm = np.concatenate([pcm, np.zeros(4 * moshi.sample_rate, np.float32)])
+    return pcm[: len(pcm) // moshi.frame_size * moshi.frame_size].reshape(-1, moshi.frame_size)
+
+
+def words_said(moshi: Moshi, frames: np.ndarray, kv_bits: int | None) -> list[str]:
+    with moshi.session(kv_bits=kv_bits) as session:
+        return [word.text for pcm in frames for word in session.step(pcm).words]
+
+
+@pytest.fixture(scope="module")
+def answer(moshi: Moshi, whole_question: np.ndarray) -> list[str]:
+    """Without quantized keys and values."""
+    return words_said(moshi, whole_question, None)
+
+
 def equal(a: list[Frame], b: list[Frame]) -> bool:
     return all(
         x.text == y.text and x.words == y.words and np.array_equal(x.pcm, y.pcm)
@@ -51,19 +83,13 @@ def equal(a: list[Frame], b: list[Frame]) -> bool:
 
 
 @pytest.mark.parametrize("kv_bits", [pytest.param(8, marks=pytest.mark.gpu), 4])
-def test_replies_are_the_same_with_quantized_keys_and_values(moshi: Moshi, kv_bits: int) -> None:
+def test_replies_are_the_same_with_quantized_keys_and_values(
+    moshi: Moshi, whole_question: np.ndarray, answer: list[str], kv_bits: int
+) -> None:
     """The bundled question is answered in the same words, past the context."""
-    pcm, _ = soundfile.read(NANO / "question.wav", dtype="float32")
-    pcm = np.concatenate([pcm, np.zeros(4 * moshi.sample_rate, np.float32)])
-    frames = pcm[: len(pcm) // moshi.frame_size * moshi.frame_size].reshape(-1, moshi.frame_size)
-    assert len(frames) > (moshi.config.lm.transformer.context or 0)
-    answers = []
-    for bits in (None, kv_bits):
-        with moshi.session(kv_bits=bits) as session:
-            words = [word.text for pcm in frames for word in session.step(pcm).words]
-        answers.append(words)
-    assert answers[0] == answers[1]
-    assert len(answers[0]) > 3
+    assert len(whole_question) > (moshi.config.lm.transformer.context or 0)
+    assert words_said(moshi, whole_question, kv_bits) == answer
+    assert len(answer) > 3
 
 
 def test_other_kv_bits_are_refused(moshi: Moshi) -> None:
@@ -110,8 +136,8 @@ def test_one_synchronisation_a_frame(moshi: Moshi, question: np.ndarray, compile
 
 @pytest.mark.gpu
 def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarray) -> None:
-    run(moshi, question, seed=7)  # whatever went on before leaves no trace
-    mine = [frame.text for frame in run(moshi, question, seed=3)]
+    run(moshi, question[:20], seed=7)  # whatever went on before leaves no trace
+    mine = run(moshi, question, seed=3)
     code = (
         "import json\n"
         "import soundfile, moshi_mlx\n"
@@ -128,30 +154,32 @@ def test_second_session_equals_a_fresh_process(moshi: Moshi, question: np.ndarra
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )  # fmt: skip
     text, loudness = json.loads(done.stdout)
-    assert text == mine
-    ours = sum(float(np.abs(f.pcm).sum()) for f in run(moshi, question, seed=3))
+    assert text == [frame.text for frame in mine]
+    ours = sum(float(np.abs(frame.pcm).sum()) for frame in mine)
     assert loudness == pytest.approx(ours, rel=1e-5)
 
 
-def test_sessions_share_nothing(moshi: Moshi, question: np.ndarray) -> None:
+def test_sessions_share_nothing(moshi: Moshi, question: np.ndarray, alone: list[Frame]) -> None:
     """Two conversations in turn, on other sound, are as each alone."""
-    alone = [run(moshi, question), run(moshi, question[::-1])]
+    other = run(moshi, question[::-1])
     hot = Sampling(temperature=0.9, top_k=20)
     with (
         moshi.session(text=hot, audio=hot) as a,
         moshi.session(text=hot, audio=hot) as b,
     ):
         pairs = [(a.step(x), b.step(y)) for x, y in zip(question, question[::-1], strict=True)]
-    assert equal([x for x, _ in pairs], alone[0])
-    assert equal([y for _, y in pairs], alone[1])
+    assert equal([x for x, _ in pairs], alone)
+    assert equal([y for _, y in pairs], other)
 
 
-def test_held_text_is_padding_and_nothing_else_changes(moshi: Moshi, question: np.ndarray) -> None:
+def test_held_text_is_padding_and_nothing_else_changes(
+    moshi: Moshi, question: np.ndarray, alone: list[Frame]
+) -> None:
     """The frames of which the text is held have padding; before them nothing is different."""
     hot = Sampling(temperature=0.9, top_k=20)
     padding = moshi.config.lm.text_padding_id
     late = max(moshi.config.lm.delays) - moshi.config.lm.delays[0]
-    free = run(moshi, question)
+    free = alone
     with moshi.session(text=hot, audio=hot) as session:
         held = [session.step(pcm, hold_text=30 <= i < 50) for i, pcm in enumerate(question)]
     text = [None if frame.tokens is None else int(frame.tokens[0]) for frame in held]
@@ -169,17 +197,17 @@ def test_held_from_the_first_frame_there_is_no_word(moshi: Moshi, question: np.n
         assert any(session.step(pcm).words for pcm in question)
 
 
-def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray) -> None:
+def test_reset_equals_fresh(moshi: Moshi, question: np.ndarray, greeting: list[Frame]) -> None:
     with moshi.session() as session:
-        first = [session.step(pcm) for pcm in question]
+        for pcm in question[30:50]:
+            session.step(pcm)
         session.reset()
-        assert equal([session.step(pcm) for pcm in question], first)
+        assert equal([session.step(pcm) for pcm in question], greeting)
 
 
 @pytest.mark.gpu
-def test_events(moshi: Moshi, question: np.ndarray) -> None:
-    with moshi.session() as session:
-        frames = [session.step(pcm) for pcm in question]
+def test_events(greeting: list[Frame]) -> None:
+    frames = greeting
     events = [event for frame in frames for event in frame.events]
     user = [e for e in events if isinstance(e, SpeechStarted | SpeechEnded) and e.side == "user"]
     assert [type(e) for e in user[:2]] == [SpeechStarted, SpeechEnded]
