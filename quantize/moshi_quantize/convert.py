@@ -21,7 +21,7 @@ from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_parameters
 
-from .recipe import Assignment, Layer, Precision, Recipe, layers_of
+from .recipes import Assignment, Layer, Precision, Recipe, layers_of
 from .writer import Spec, TensorWriter, raw
 
 _RESERVED = ("README.md", "quality.json", "SOURCE_CARD.md")
@@ -86,8 +86,11 @@ def make_plan(
     """
     lm = source.skeleton(verify=True)
     quantized = any(name.endswith(".scales") for name in named_parameters(lm))
+    if recipe.predicate is not None and not quantized:  # it may look at the values
+        lm.load_weights(list(source.weights().items()), strict=False)
     layers = () if quantized else tuple(layers_of(lm))
-    wanted = assignment if assignment is not None else recipe.assign(layers)
+    config = source.config.raw
+    wanted = assignment if assignment is not None else recipe.assign(layers, config)
     some = any(precision is not None for precision in wanted.values())
     if quantized and (some or recipe.default is not None):
         raise CheckpointError(f"{source.where}: is quantized already; start from the original")
@@ -104,7 +107,7 @@ def make_plan(
         specs |= {n: parts[our] for our in parts for n in _published(our, lm)}
     chosen = [p for p in wanted.values() if p is not None]
     base = recipe.default or (max(set(chosen), key=chosen.count) if chosen else None)
-    asked = recipe.assign(layers) if assignment is not None else wanted
+    asked = recipe.assign(layers, config) if assignment is not None else wanted
     skipped = tuple(
         layer
         for layer in layers

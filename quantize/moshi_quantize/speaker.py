@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from moshi_mlx.arrays import Codes
+from moshi_mlx.arrays import Codes, Pcm
 from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.errors import AudioFileError
 from moshi_mlx.families import generated_streams
@@ -59,9 +59,19 @@ class Speaker:
         except (OSError, RuntimeError) as error:
             raise AudioFileError(f"{recording}: cannot be read as sound: {error}") from error
         mono = pcm[: rate * _MOST_SECONDS].mean(axis=1)
+        _check_heard(mono, recording)
         mono = soxr.resample(mono, rate, self.sample_rate).astype(np.float32)
         frame = self.mimi.config.frame_size
         mono = np.pad(mono, (0, max(-len(mono) % frame, 2 * frame - len(mono))))
         user = np.array(self.mimi.encode(mx.array(mono[None, None])))[:, : self.given]
         said = self.answer(user, seed)
         return np.concatenate([said, user[:, :, : said.shape[2]]], axis=1).astype(np.int32)
+
+
+def _check_heard(pcm: Pcm, recording: Path) -> None:
+    """That there is something to answer."""
+    if not np.isfinite(pcm).all():
+        raise AudioFileError(f"{recording}: has samples that are not finite (NaN or infinity)")
+    if not pcm.any():
+        what = "is silent, every sample is 0" if pcm.size else "is empty, it has no samples"
+        raise AudioFileError(f"{recording}: {what}: there is nothing to answer")
