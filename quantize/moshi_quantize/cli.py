@@ -119,13 +119,13 @@ def quantize_command(
         bool, typer.Option("--learned", help="Learn the quantized values (GPTQ).")
     ] = False,
     dialogue: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="Measure on these tokens (.npz) or this recording.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     measured: Annotated[
         bool, typer.Option("--report/--no-report", help="Compare the result with the original.")
     ] = True,
@@ -164,7 +164,7 @@ def quantize_command(
     with _interruptible(), _progress() as progress:
         result = run(
             source, chosen, target, dtype=_DTYPES[dtype], base=base or None, offline=offline,
-            link_mimi=link_mimi, dialogue=dialogue or None,
+            link_mimi=link_mimi, dialogue=dialogue,
             measured=measured and chosen.quantizes, progress=progress,
         )  # fmt: skip
     if chosen.quantizes and result.plan.base is None:
@@ -271,6 +271,8 @@ def _rule(text: str) -> tuple[str, Precision | None]:
 
 def _predicate(path: str) -> Predicate:
     """One's own rule, from a Python file of one's own."""
+    if not Path(path).is_file():
+        raise MoshiError(f"'{path}': No such file; give a Python file that defines predicate")
     try:
         found = runpy.run_path(path).get("predicate")
     except (Exception, SystemExit) as error:  # whatever the user's file raises

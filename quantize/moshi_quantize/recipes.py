@@ -308,12 +308,10 @@ class Recipe:
             assignment |= {layer.path: precision for layer in hit}
         if self.predicate is not None:
             ask = _asking(self.predicate, config or {})
-            answers = {layer.path: (ask(layer), layer) for layer in layers}
-            assignment |= {
-                path: _answered(answer, layer)
-                for path, (answer, layer) in answers.items()
-                if not _is(answer, True)
-            }
+            for layer in layers:
+                answer = ask(layer)
+                if not _is(answer, True):
+                    assignment[layer.path] = _answered(answer, layer, _called(self.predicate))
         return {
             layer.path: None if given is None else given.fitting(layer.shape[1])
             for layer in layers
@@ -332,8 +330,8 @@ def _asking(predicate: Predicate, config: Mapping[str, Any]) -> Callable[[Layer]
     if signature is not None and not _takes(signature, 2):
         if not _takes(signature, 3):
             raise RecipeError(
-                f"The predicate takes {signature}: it must take (name, layer), or (name, layer, "
-                "config)."
+                f"{_called(predicate)} takes {signature}: it must take (name, layer), or (name, "
+                "layer, config)."
             )
         more = (config,)
 
@@ -342,10 +340,16 @@ def _asking(predicate: Predicate, config: Mapping[str, Any]) -> Callable[[Layer]
             return predicate(layer.name, _shown(layer), *more)
         except (Exception, SystemExit) as error:  # whatever the user's function raises
             raise RecipeError(
-                f"The predicate failed for '{layer.name}': {type(error).__name__}: {error}"
+                f"{_called(predicate)} failed for '{layer.name}': {type(error).__name__}: {error}"
             ) from error
 
     return ask
+
+
+def _called(predicate: Predicate) -> str:
+    """A predicate in messages, with its file."""
+    code = getattr(predicate, "__code__", None)
+    return "The predicate" if code is None else f"The predicate in {code.co_filename}"
 
 
 def _takes(signature: inspect.Signature, count: int) -> bool:
@@ -368,13 +372,15 @@ def _is(answer: Any, value: bool) -> bool:
     return isinstance(answer, bool | np.bool_) and bool(answer) is value
 
 
-def _answered(answer: Any, layer: Layer) -> Precision | None:
+def _answered(answer: Any, layer: Layer, who: str) -> Precision | None:
     """What a predicate's answer means, which is not True."""
     if answer is None or _is(answer, False):
         return None
     if isinstance(answer, Precision):
         return answer
-    told = f"The predicate's answer for '{layer.name}' is {reprlib.repr(answer)}"
+    if inspect.iscoroutine(answer):
+        answer.close()  # so that Python doesn't warn that nobody awaited it
+    told = f"{who} answers {reprlib.repr(answer)} for '{layer.name}'"
     must = 'it must be True, False, or {"bits": …, "group_size": …, "mode": …}.'
     if not isinstance(answer, Mapping):
         raise RecipeError(f"{told}: {must}")
