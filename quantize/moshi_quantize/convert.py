@@ -111,8 +111,8 @@ def make_plan(
     skipped = tuple(
         layer
         for layer in layers
-        if base is not None and wanted[layer.path] is None and asked[layer.path] is None
-        and base.fitting(layer.shape[1]) is None
+        if recipe.default is not None and wanted[layer.path] is None and asked[layer.path] is None
+        and recipe.default.fitting(layer.shape[1]) is None
     )  # fmt: skip
     return Plan(source, layers, wanted, dtype, specs, skipped, base if some else None)
 

@@ -19,7 +19,7 @@ from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_quantize import RECIPES, Layer, Precision, Recipe, RecipeError, recipe
 from moshi_quantize.convert import make_plan
-from moshi_quantize.recipes import UPGRADES, layers_of, parse_precision
+from moshi_quantize.recipes import UPGRADES, Assignment, layers_of, parse_precision
 from moshi_quantize.sensitivity import check_target
 from moshi_quantize.writer import TensorWriter
 
@@ -216,7 +216,12 @@ def test_a_predicate_is_shown_the_module() -> None:
     linear = nn.Linear(64, 8, bias=False)
     one = Layer("p", ("n", "m"), "heads", (8, 64), 3, linear)
     shown: list[Any] = []
-    Recipe("mine", FOUR, predicate=lambda _, module: not shown.append(module)).assign([one])
+
+    def predicate(name: str, module: Any) -> bool:
+        shown.append(module)
+        return True
+
+    Recipe("mine", FOUR, predicate=predicate).assign([one])
     (module,) = shown
     assert isinstance(module, nn.Linear)
     assert module.weight is linear.weight
@@ -246,7 +251,7 @@ def test_what_answers_mean(answer: Any, meant: Precision | None) -> None:
 def test_who_has_no_signature_is_given_two() -> None:
     """Some functions written in C."""
     with pytest.raises(RecipeError, match=r"^The predicate failed for 'a': TypeError: '>' not"):
-        Recipe("mine", FOUR, predicate=max).assign([layer("a")])  # type: ignore[arg-type]
+        Recipe("mine", FOUR, predicate=max).assign([layer("a")])
 
 
 # ------------------------------------------------------------------------------------- upgrades
@@ -390,7 +395,7 @@ def test_targets_that_can_be_had() -> None:
     layers = [layer("a"), layer("odd", shape=(64, 264))]
     for bits in (2.5 + 0.5, 16):
         check_target(layers, bits)
-    fixed = {"a": EIGHT}
+    fixed: Assignment = {"a": EIGHT}
     check_target(layers, 8.5, fixed)
     for bits, settled in ((2.99, None), (16.01, None), (8.49, fixed), (8.51, fixed)):
         with pytest.raises(RecipeError, match="bits per weight cannot be had"):
