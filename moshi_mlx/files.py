@@ -84,10 +84,11 @@ class WholeFile:
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise self._cannot(f"{path.parent} is not a folder that can be written to")
 
-    def write(self, text: str) -> None:
-        """Put `text` there, in UTF-8. Raises MoshiError."""
+    def write(self, content: str | bytes) -> None:
+        """Put `content` there, a text in UTF-8. Raises MoshiError."""
+        data = content.encode() if isinstance(content, str) else content
         try:
-            replace_file(self._path, [text.encode()])
+            replace_file(self._path, [data])
         except OSError as error:
             raise self._cannot(error.strerror or str(error)) from error
 

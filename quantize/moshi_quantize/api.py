@@ -1,7 +1,7 @@
 """`quantize`: a model in memory, or any checkpoint into a folder that `moshi_mlx.load` runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import overload
 
@@ -17,10 +17,10 @@ from moshi_mlx.lm import Lm
 from . import gptq, report, sensitivity
 from .card import write_card
 from .convert import Emit, Plan, Progress, make_plan, write_model, write_rest
-from .dialogues import Dialogues, find_dialogues
+from .dialogues import Dialogues, find_dialogues, is_tokens
 from .listening import can_listen
-from .recipe import Assignment, Recipe, layers_of
-from .recipe import recipe as find_recipe
+from .recipes import Assignment, Recipe, layers_of
+from .recipes import recipe as find_recipe
 from .replies import Replies
 
 _PROBED = 4  # calibration dialogues that sensitivity is measured on
@@ -96,7 +96,7 @@ def quantize(
     """
     chosen = find_recipe(how)
     if isinstance(model, Moshi | Lm):
-        return _in_place(model if isinstance(model, Lm) else model.lm, chosen)
+        return _in_place(model, chosen)
     if target is None:
         raise ValueError("a checkpoint is quantized into a folder: name it as `target`")
     source = (
@@ -105,13 +105,15 @@ def quantize(
         else open_checkpoint(model, base=base, offline=offline)
     )
     plan = make_plan(source, chosen, dtype)
+    _check_early(plan, chosen, dialogue)
     folder = Path(target).expanduser()
     needed = plan.nbytes + (0 if link_mimi else source.files.mimi.stat().st_size)
     figures = None
     with new_folder(folder, needed, source.folder) as fresh:
         tokens: Dialogues | None = None
-        if chosen.calibrated:
+        if chosen.calibrated or is_tokens(dialogue):
             tokens = find_dialogues(source, dialogue)
+        if chosen.calibrated and tokens is not None:
             assignment = measured_bits(plan, chosen, tokens, progress)
             plan = make_plan(source, chosen, dtype, assignment)
         learned = _learned(plan, chosen, tokens)
@@ -134,6 +136,15 @@ def quantize(
     return Result(folder, plan, figures)
 
 
+def _check_early(plan: Plan, chosen: Recipe, dialogue: str | Path | None) -> None:
+    """What would stop the work later."""
+    if chosen.target_bits is not None:
+        fixed = chosen.fixed(plan.layers, plan.source.config.raw)
+        sensitivity.check_target(plan.layers, chosen.target_bits, fixed)
+    if dialogue is not None and not Path(dialogue).is_file():
+        raise CheckpointError(f"{dialogue}: there is no such file of tokens, and no such recording")
+
+
 def _small(source: Checkpoint) -> bool:
     """Whether the original can be run, not only gone through layer by layer."""
     return source.nbytes < 1e9
@@ -148,7 +159,7 @@ def measured_bits(
     costs = sensitivity.measure_sensitivity(
         plan.source, plan.layers, tokens.calibration[:_PROBED], progress=progress
     )
-    fixed = chosen.fixed(plan.layers)
+    fixed = chosen.fixed(plan.layers, plan.source.config.raw)
     return sensitivity.give_out(costs, plan.layers, chosen.target_bits, fixed)
 
 
@@ -165,12 +176,14 @@ def _learned(plan: Plan, chosen: Recipe, tokens: Dialogues | None) -> Callable[[
     return learned
 
 
-def _in_place(lm: Lm, chosen: Recipe) -> Lm:
+def _in_place(model: Moshi | Lm, chosen: Recipe) -> Lm:
+    lm = model if isinstance(model, Lm) else model.lm
+    config = asdict(model.config) if isinstance(model, Lm) else model.config.raw
     if chosen.calibrated:
         raise CheckpointError(
             f"recipe '{chosen.name}' needs dialogue tokens: quantize the checkpoint, not the model"
         )
-    assignment = chosen.assign(layers_of(lm))
+    assignment = chosen.assign(layers_of(lm), config)
     blocks = {path: given.block for path, given in assignment.items() if given is not None}
     if blocks:
         nn.quantize(lm, class_predicate=lambda path, _: blocks.get(path, False))

@@ -7,7 +7,7 @@ from moshi_mlx import catalog
 from moshi_mlx.checkpoint import WEIGHTS, Checkpoint
 
 from .convert import Plan
-from .recipe import Recipe
+from .recipes import Recipe
 
 
 def licence_of(source: Checkpoint) -> str:

@@ -1,5 +1,7 @@
 """The command line of `moshi-quantize`."""
 
+import io
+import re
 import runpy
 import signal
 import sys
@@ -25,19 +27,20 @@ from rich.progress import (
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.files import WholeFile
 from moshi_mlx.program import run_program
 
 from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
-from .dialogues import find_dialogues
+from .dialogues import TOKENS, find_dialogues, is_tokens
 from .listening import recognizer
-from .recipe import RECIPES, Precision, Predicate, parse_precision
-from .recipe import recipe as find_recipe
+from .recipes import RECIPES, Precision, Predicate, parse_precision
+from .recipes import recipe as find_recipe
 from .replies import Replies
 from .speaker import Speaker
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "keep": None}
 
@@ -59,7 +62,7 @@ def quantize_command(
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="The folder to make.")],
     bits: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--bits",
             "-b",
@@ -68,13 +71,13 @@ def quantize_command(
             "mxfp8, nvfp4; or none to convert only.",
             show_default="4",
         ),
-    ] = "",
+    ] = None,
     recipe: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="NAME", help=f"Use this recipe: {', '.join(RECIPES)}.", show_default="q4"
         ),
-    ] = "",
+    ] = None,
     dtype: Annotated[
         str,
         typer.Option(
@@ -97,32 +100,32 @@ def quantize_command(
         ),
     ] = None,
     predicate: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE.py",
             help="Ask a function predicate(name, layer) in this file for True, False or a dict.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     target_bits: Annotated[
-        float,
+        float | None,
         typer.Option(
             metavar="BITS",
             help="Spend this many bits per weight on average, where measuring shows that they pay.",
             show_default="the recipe's",
         ),
-    ] = 0.0,
+    ] = None,
     learned: Annotated[
         bool, typer.Option("--learned", help="Learn the quantized values (GPTQ).")
     ] = False,
     dialogue: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FILE",
             help="Measure on these tokens (.npz) or this recording.",
             show_default=False,
         ),
-    ] = "",
+    ] = None,
     measured: Annotated[
         bool, typer.Option("--report/--no-report", help="Compare the result with the original.")
     ] = True,
@@ -140,25 +143,32 @@ def quantize_command(
     ] = "",
 ) -> None:
     """Convert a checkpoint of any layout and quantize it; by default to 4 bits, as published."""
-    if bits and recipe:
+    if bits is not None and recipe is not None:
         raise typer.BadParameter("give --bits or --recipe, not both")
     if dtype not in _DTYPES:
         raise typer.BadParameter(f"'{dtype}' is not one of {', '.join(_DTYPES)}")
-    chosen = find_recipe(recipe or {"4": "q4", "8": "q8"}.get(bits, bits) or "q4")
+    if upload and (offline or not re.fullmatch(r"[\w.-]+/[\w.-]+", upload)):
+        reason = "not with --offline" if offline else f"'{upload}' is not ORG/REPO"
+        raise typer.BadParameter(reason, param_hint="--upload")
+    if recipe is None:
+        recipe = "q4" if bits is None else {"4": "q4", "8": "q8"}.get(bits, bits)
+    chosen = find_recipe(recipe)
     rules = tuple(_rule(text) for text in sets or ())
     chosen = replace(
         chosen,
         rules=(*chosen.rules, *rules),
-        predicate=_predicate(predicate) if predicate else None,
-        target_bits=target_bits or chosen.target_bits,
+        predicate=None if predicate is None else _predicate(predicate),
+        target_bits=chosen.target_bits if target_bits is None else target_bits,
         method="gptq" if learned else chosen.method,
     )
     with _interruptible(), _progress() as progress:
         result = run(
             source, chosen, target, dtype=_DTYPES[dtype], base=base or None, offline=offline,
-            link_mimi=link_mimi, dialogue=dialogue or None,
-            measured=measured and chosen.name != "none", progress=progress,
+            link_mimi=link_mimi, dialogue=dialogue,
+            measured=measured and chosen.quantizes, progress=progress,
         )  # fmt: skip
+    if chosen.quantizes and result.plan.base is None:
+        print("nothing is quantized: the recipe leaves every layer as it is")
     if result.figures is not None:
         print(report_of.table([result.figures]))
     if upload:
@@ -208,6 +218,10 @@ def report_command(
     """Compare models with their original: KL and top-1 on dialogue tokens, and size."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
+    if plot is not None:
+        if plot.suffix.lower() != ".png":
+            raise typer.BadParameter(f"'{plot}' must end with .png", param_hint="--plot")
+        report_of.plotter()  # before minutes of work
     source = open_checkpoint(original)
     models = [open_checkpoint(other) for other in others]
     with _interruptible():
@@ -235,10 +249,16 @@ def hear_recording(
     ],
 ) -> None:
     """Let a model answer a recording, and write the tokens of the dialogue."""
-    with _interruptible():
-        np.savez_compressed(
-            tokens, codes=Speaker(open_checkpoint(model)).hear(recording).astype(np.int16)
+    if not is_tokens(tokens):
+        raise typer.BadParameter(
+            f"'{tokens}' must end with {TOKENS}, by which --dialogue knows it", param_hint="TOKENS"
         )
+    file = WholeFile(tokens, "the tokens")
+    with _interruptible():
+        codes = Speaker(open_checkpoint(model)).hear(recording)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, codes=codes.astype(np.int16))
+        file.write(packed.getvalue())
     print(f"{tokens}: give it as --dialogue")
 
 
@@ -251,9 +271,11 @@ def _rule(text: str) -> tuple[str, Precision | None]:
 
 def _predicate(path: str) -> Predicate:
     """One's own rule, from a Python file of one's own."""
+    if not Path(path).is_file():
+        raise MoshiError(f"'{path}': No such file; give a Python file that defines predicate")
     try:
         found = runpy.run_path(path).get("predicate")
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise MoshiError(f"{path}: {type(error).__name__}: {error}") from error
     if not callable(found):
         raise MoshiError(f"{path}: has no function 'predicate'")
@@ -314,13 +336,38 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
 # typer brings its own copy of click or imports it, by version; this is its ClickException.
 _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 _COMMANDS = ("report", "hear", "quantize")
+_OWN_OPTIONS = ("--help", "--install-completion", "--show-completion")
+
+
+def _with_command(given: list[str]) -> list[str]:
+    """The command line with `quantize`, which may be left out.
+
+    A folder may have a command's name: it is the source where only that makes sense.
+    """
+    if not given or given[0] in _OWN_OPTIONS:
+        return given
+    with_quantize = ["quantize", *given]
+    if given[0] not in _COMMANDS:
+        return with_quantize
+    is_source = Path(given[0]).is_dir() and not _fits(given) and _fits(with_quantize)
+    return with_quantize if is_source else given
+
+
+def _fits(given: list[str]) -> bool:
+    """Whether a command can take these arguments."""
+    if "--help" in given:
+        return True
+    command: Any = typer.main.get_command(app)
+    try:
+        command.commands[given[0]].make_context(given[0], given[1:])
+    except _UsageError:
+        return False
+    return True
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns the exit code: 0, 2 (error) or 130 (interrupted)."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    if given and given[0] not in _COMMANDS and not given[0].startswith("--"):
-        given = ["quantize", *given]
+    given = _with_command(list(sys.argv[1:] if arguments is None else arguments))
 
     def work() -> int | None:
         code: int | None = app(given, prog_name="moshi-quantize", standalone_mode=False)

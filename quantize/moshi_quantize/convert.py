@@ -23,7 +23,7 @@ from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import check_finite
 from moshi_mlx.weights_mimi import check_mimi
 
-from .recipe import Assignment, Layer, Precision, Recipe, layers_of
+from .recipes import Assignment, Layer, Precision, Recipe, layers_of
 from .writer import Spec, TensorWriter
 
 _RESERVED = ("README.md", "quality.json", "SOURCE_CARD.md")
@@ -89,8 +89,11 @@ def make_plan(
     lm = source.skeleton(verify=True)
     check_mimi(source.files.mimi)  # which is copied as it is
     quantized = any(name.endswith(".scales") for name in named_parameters(lm))
+    if recipe.predicate is not None and not quantized:  # it may look at the values
+        lm.load_weights(list(source.weights().items()), strict=False)
     layers = () if quantized else tuple(layers_of(lm))
-    wanted = assignment if assignment is not None else recipe.assign(layers)
+    config = source.config.raw
+    wanted = assignment if assignment is not None else recipe.assign(layers, config)
     some = any(precision is not None for precision in wanted.values())
     if quantized and (some or recipe.default is not None):
         raise CheckpointError(f"{source.where}: is quantized already; start from the original")
@@ -107,12 +110,12 @@ def make_plan(
         specs |= {n: parts[our] for our in parts for n in _published(our, lm)}
     chosen = [p for p in wanted.values() if p is not None]
     base = recipe.default or (max(set(chosen), key=chosen.count) if chosen else None)
-    asked = recipe.assign(layers) if assignment is not None else wanted
+    asked = recipe.assign(layers, config) if assignment is not None else wanted
     skipped = tuple(
         layer
         for layer in layers
-        if base is not None and wanted[layer.path] is None and asked[layer.path] is None
-        and base.fitting(layer.shape[1]) is None
+        if recipe.default is not None and wanted[layer.path] is None and asked[layer.path] is None
+        and recipe.default.fitting(layer.shape[1]) is None
     )  # fmt: skip
     return Plan(source, layers, wanted, dtype, specs, skipped, base if some else None)
 

@@ -18,6 +18,8 @@ from moshi_mlx.hub import bundled_folder
 from .speaker import Speaker
 
 SHIPPED = Path(__file__).parent / "data" / "nano.npz"
+TOKENS = ".npz"
+"""How files of tokens end."""
 QUESTION = bundled_folder("nano") / "question.wav"
 
 
@@ -59,7 +61,7 @@ def find_dialogues(
         CheckpointError: the tokens aren't this model's.
         AudioFileError: the recording cannot be read.
     """
-    if given is not None and str(given).endswith(".npz"):
+    if given is not None and is_tokens(given):
         return _checked(read_dialogues(Path(given)), source, str(given))
     if given is None and SHIPPED.is_file():
         with np.load(SHIPPED, allow_pickle=False) as file:
@@ -69,7 +71,13 @@ def find_dialogues(
                 return read_dialogues(SHIPPED)
     recording = Path(given or QUESTION)
     codes = Speaker(speaker or source).hear(recording)
-    return Dialogues(codes, codes, f"the model's own answer to {recording.name}")
+    made = Dialogues(codes, codes, f"the model's own answer to {recording.name}")
+    return _checked(made, source, str(recording))
+
+
+def is_tokens(given: str | Path | None) -> bool:
+    """Whether a file's name says that it has tokens; otherwise it is a recording."""
+    return Path(given or "").suffix.lower() == TOKENS
 
 
 def read_dialogues(path: Path) -> Dialogues:
@@ -81,11 +89,7 @@ def read_dialogues(path: Path) -> Dialogues:
     try:
         with np.load(path, allow_pickle=False) as file:
             names = ("calibration", "evaluation") if "evaluation" in file else ("codes", "codes")
-            codes = [np.atleast_3d(file[name].astype(np.int32)) for name in names]
-            codes = [
-                c if file[n].ndim == 3 else file[n][None].astype(np.int32)
-                for n, c in zip(names, codes, strict=True)
-            ]
+            codes = [_whole(file[name]) for name in names]
             origin = str(file["origin"]) if "origin" in file else path.name
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise CheckpointError(
@@ -95,6 +99,16 @@ def read_dialogues(path: Path) -> Dialogues:
     if names[0] == "codes" and len(codes[0]) > 1:
         codes = [codes[0][::2], codes[1][1::2]]
     return Dialogues(codes[0], codes[1], origin)
+
+
+def _whole(codes: np.ndarray) -> Codes:
+    """Codes as int32 [N, 1 + n_q, T]; one dialogue may lack the first axis."""
+    if not np.issubdtype(codes.dtype, np.integer):
+        raise ValueError(f"codes are {codes.dtype}")
+    limit = np.iinfo(np.int32)
+    if codes.size and (int(codes.min()) < limit.min or int(codes.max()) > limit.max):
+        raise ValueError("codes are no numbers of tokens")
+    return (codes if codes.ndim == 3 else codes[None]).astype(np.int32)
 
 
 def _checked(dialogues: Dialogues, source: Checkpoint, where: str) -> Dialogues:
@@ -107,4 +121,14 @@ def _checked(dialogues: Dialogues, source: Checkpoint, where: str) -> Dialogues:
             )
         if codes.min() < -1 or codes[:, 0].max() > lm.text_card or codes[:, 1:].max() > lm.card:
             raise CheckpointError(f"{where}: has tokens that the model doesn't know")
+        least = 1 + max(lm.delays)
+        if codes.shape[2] < least:
+            raise CheckpointError(
+                f"{where}: has {codes.shape[2]} frames, too few to predict any token of the last "
+                f"codebook: the model needs at least {least}"
+            )
+        if (codes[:, : 1 + lm.dep_q] < 0).all():
+            raise CheckpointError(
+                f"{where}: has no token that the model would say (all are -1): nothing to measure"
+            )
     return dialogues

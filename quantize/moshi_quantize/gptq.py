@@ -15,7 +15,7 @@ from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
 from .convert import Emit
-from .recipe import Assignment, Layer, Precision
+from .recipes import Assignment, Layer, Precision
 from .teacher import Teacher
 
 Floats = npt.NDArray[np.float32]

@@ -14,6 +14,7 @@ import mlx.core as mx
 
 from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.distributions import needs_extra
+from moshi_mlx.errors import CheckpointError
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
@@ -88,6 +89,8 @@ def measure(
         kv_bits: each model with keys and values in each of these; the original's are not quantized.
     """
     tokens = mx.array(dialogues.evaluation)
+    for other in others:
+        _check_alike(original, other)
     reference = reference or Teacher(original)(tokens)
     heard = replies.of(original) if replies is not None else None
     figures = []
@@ -115,6 +118,18 @@ def measure(
             )
         )
     return figures
+
+
+def _check_alike(original: Checkpoint, other: Checkpoint) -> None:
+    """That their predictions are of the same tokens."""
+    a, b = original.config.lm, other.config.lm
+    for what in ("n_q", "dep_q", "card", "text_card", "text_card_out", "delays"):
+        ours, theirs = getattr(a, what), getattr(b, what)
+        if ours != theirs:
+            raise CheckpointError(
+                f"{other.where}: is not made from {original.name}: it has {what} {theirs}, the "
+                f"original {ours}"
+            )
 
 
 def table(figures: Sequence[Figures]) -> str:
@@ -175,11 +190,11 @@ def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> 
     return json.dumps(data, indent=1) + "\n"
 
 
-def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
-    """Quality against size, a point a model, as PNG. Needs matplotlib (the extra `train`).
+def plotter() -> Any:
+    """Matplotlib's pyplot, which draws into files alone.
 
     Raises:
-        MoshiError: matplotlib isn't there.
+        MoshiError: it isn't there.
     """
     with needs_extra("train", "a plot needs matplotlib"):
         import matplotlib
@@ -187,6 +202,12 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
+    """Quality against size, a point a model, as PNG. Raises MoshiError, as `plotter`."""
+    pyplot = plotter()
     shown = [f for f in figures if f.frame_kl > 0]
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
     groups = {"uniform": "o", "mixed, auto": "s", "floating point": "^", "learned": "D"}

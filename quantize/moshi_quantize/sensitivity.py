@@ -6,6 +6,7 @@ grows with it (both are quadratic in a small error); the costs of layers add up.
 they save most: the least cost for a number of bytes, by a Lagrange multiplier.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ import numpy as np
 from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
 
-from .recipe import Assignment, Layer, Precision
+from .recipes import Assignment, Layer, Precision, RecipeError
 from .teacher import Teacher, distance
 
 NARROW = Precision(4, 16, "nvfp4")  # its groups divide widths that no others do
@@ -79,13 +80,47 @@ def _probe(inputs: int) -> Precision | None:
 
 def _errors(weight: mx.array, layer: Layer, choices: Sequence[Precision]) -> dict[Precision, float]:
     """Summed squared error of each precision that fits, scales being in bfloat16 as in files."""
-    fitting = {p.fitting(layer.shape[1]) for p in (*choices, *PROBES)}
     half = weight.astype(mx.bfloat16)
     return {
         p: float(np.array(mx.sum(mx.square(p.dequantize(p.quantize(half)) - weight))))
-        for p in fitting
-        if p is not None
+        for p in _fitting(layer.shape[1], choices)
     }
+
+
+def _fitting(inputs: int, choices: Sequence[Precision]) -> set[Precision]:
+    """The precisions that a layer may get."""
+    fitting = (p.fitting(inputs) for p in (*choices, *PROBES))
+    return {p for p in fitting if p is not None}
+
+
+def check_target(
+    layers: Sequence[Layer],
+    target_bits: float,
+    fixed: Assignment | None = None,
+    choices: Sequence[Precision] = CHOICES,
+) -> None:
+    """That a target can be had, before anything is measured; arguments as `give_out`.
+
+    Raises:
+        RecipeError: they cannot; says what can.
+    """
+    fixed = fixed or {}
+    counted = [layer for layer in layers if _probe(layer.shape[1]) is not None]
+    weights = sum(layer.size for layer in counted)
+    least = most = 0
+    for layer in counted:
+        settled = layer.path in fixed
+        possible = {fixed[layer.path]} if settled else {None, *_fitting(layer.shape[1], choices)}
+        sizes = [layer.nbytes(precision) for precision in possible]
+        least, most = least + min(sizes), most + max(sizes)
+    if not least <= target_bits / 8 * weights <= most:
+        low = math.ceil(100 * 8 * least / max(weights, 1)) / 100
+        high = math.floor(100 * 8 * most / max(weights, 1)) / 100
+        settled_too = ", with what is set apart" if fixed else ""
+        raise RecipeError(
+            f"{target_bits:g} bits per weight cannot be had for this model{settled_too}: give a "
+            f"target from {low:.2f} to {high:.2f}."
+        )
 
 
 def give_out(

@@ -48,13 +48,22 @@ class Speaker:
         """The dialogue with a recording, its first minute: all tokens [1, 1 + n_q, T].
 
         Raises:
-            AudioFileError: the recording cannot be read, or the model doesn't speak.
+            AudioFileError: the recording cannot be read, is silent or too short, or the model
+                doesn't speak.
         """
         if not self.own:
             raise AudioFileError("a model that doesn't speak answers nothing: give tokens (.npz)")
         mono = open_sound(recording).read(self.sample_rate, _MOST_SECONDS).mean(axis=0)
+        if not mono.any():
+            raise AudioFileError(f"{recording}: is silent: there is nothing to answer")
         frame = self.mimi.config.frame_size
-        mono = np.pad(mono, (0, max(-len(mono) % frame, 2 * frame - len(mono))))
+        least = (1 + 2 * max(self._lm.config.delays)) * frame  # brings a token of each codebook
+        if len(mono) < least:
+            raise AudioFileError(
+                f"{recording}: is too short to be answered: {len(mono) / self.sample_rate:.2f} s; "
+                f"give at least {least / self.sample_rate:.2f} s"
+            )
+        mono = np.pad(mono, (0, -len(mono) % frame))
         user = np.array(self.mimi.encode(mx.array(mono[None, None])))[:, : self.given]
         said = self.answer(user, seed)
         return np.concatenate([said, user[:, :, : said.shape[2]]], axis=1).astype(np.int32)

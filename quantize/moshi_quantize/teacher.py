@@ -19,7 +19,7 @@ from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_leaves, named_parameters
 
 from .convert import small_cache
-from .recipe import Precision
+from .recipes import Precision
 
 IN_MEMORY = 1_500_000_000
 """Bytes that the weights have in float32, up to which a model is read once and kept."""

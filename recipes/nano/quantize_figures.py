@@ -22,7 +22,7 @@ from moshi_quantize import report, sensitivity
 from moshi_quantize.convert import make_plan, write_model, write_rest
 from moshi_quantize.dialogues import SHIPPED, codec_fingerprint, find_dialogues
 from moshi_quantize.gptq import quantize_layers
-from moshi_quantize.recipe import RECIPES, Recipe, recipe
+from moshi_quantize.recipes import RECIPES, Recipe, recipe
 from moshi_quantize.replies import Replies
 from moshi_quantize.teacher import Teacher
 

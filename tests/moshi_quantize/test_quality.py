@@ -20,7 +20,7 @@ from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
 from moshi_quantize.gptq import pack, quantize_for
-from moshi_quantize.recipe import UPGRADES, Layer, layers_of
+from moshi_quantize.recipes import UPGRADES, Layer, layers_of
 from moshi_quantize.report import sizes
 from moshi_quantize.sensitivity import NARROW, Sensitivity, _probe, give_out, measure_sensitivity
 from moshi_quantize.teacher import Logits, Teacher, distance

@@ -27,7 +27,7 @@ from moshi_mlx.safetensors import parse_header, read_header
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import load_lm
 from moshi_quantize import RECIPES, Layer, Precision, Recipe, RecipeError, cli, quantize, recipe
-from moshi_quantize.recipe import layers_of, parse_precision
+from moshi_quantize.recipes import layers_of, parse_precision
 from moshi_quantize.writer import TensorWriter
 
 NANO = bundled_folder("nano")

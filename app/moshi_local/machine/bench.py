@@ -9,7 +9,7 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ import numpy as np
 from moshi_mlx import Moshi, MoshiError, Sampling, Timing
 from moshi_mlx.backend import compile_by_default
 from moshi_mlx.blas import with_openblas
-from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig
+from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, TransformerConfig
+from moshi_mlx.errors import ConfigError
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.generate import Generator
@@ -234,15 +235,62 @@ def bench_model(
     )
 
 
-def write_random_model(folder: Path, raw: dict[str, Any], bits: int) -> tuple[Path, LmConfig]:
-    """A model with random weights in bfloat16, 4 or 8 bits, as upstream reads it."""
-    config = read_config(raw, "config").lm
+def write_random_model(
+    folder: Path, raw: dict[str, Any], bits: int, where: str = "config"
+) -> tuple[Path, LmConfig]:
+    """A model with random weights in bfloat16, 4 or 8 bits, as upstream reads it.
+
+    Raises:
+        ConfigError: `raw`, which is from `where`, cannot be read, or has widths that no group of
+            these bits divides.
+    """
+    config = read_config(raw, where).lm
+    _check_widths(config, raw, bits, where)
     mx.random.seed(0)
     lm = skeleton(config, bits, mx.bfloat16)
     path = folder / "model.safetensors"
     mx.save_safetensors(str(path), to_mlx(named_parameters(lm), config))
     (folder / "config.json").write_text(json.dumps(raw), encoding="utf-8")
     return path, config
+
+
+def _check_widths(config: LmConfig, raw: dict[str, Any], bits: int, where: str) -> None:
+    """That the groups of these bits divide the inputs of every layer."""
+    group = PUBLISHED_GROUPS.get(bits, 1)
+    for name, width in _widths(config, raw):
+        if width and width % group == 0:
+            continue
+        below, above = width // group * group, (width // group + 1) * group
+        fit = " and ".join(str(w) for w in (below, above) if w)
+        value = raw.get(name.partition(".")[0])
+        given = f" {value!r}" if isinstance(value, int | float) else ""
+        raise ConfigError(
+            f"{where}: field '{name}'{given} gives layers of {width} inputs, and {bits} bits need "
+            f"a multiple of {group}, as {fit}: change it, or use --bits 16"
+            if width
+            else f"{where}: field '{name}'{given} gives layers without inputs: give a larger one"
+        )
+
+
+def _widths(config: LmConfig, raw: dict[str, Any]) -> Iterator[tuple[str, int]]:
+    """The fields that say how many inputs layers have, and what they say."""
+    yield "dim", config.transformer.dim
+    yield "hidden_scale", _hidden(config.transformer)
+    if depth := config.depth:
+        yield "depformer_dim", depth.dim
+        field = "depformer_dim_feedforward"
+        for transformer in depth.transformers:
+            yield field if raw.get(field) else "hidden_scale", _hidden(transformer)
+        if depth.low_rank_embeddings is not None:
+            yield "depformer_low_rank_embeddings", depth.low_rank_embeddings
+    for name, conditioner in config.conditioners.items():
+        yield f"conditioners.{name}.{conditioner.kind}.dim", conditioner.dim
+
+
+def _hidden(transformer: TransformerConfig) -> int:
+    """Inputs of a feed-forward's second matrix."""
+    gated = transformer.gating != "none"
+    return transformer.gated_hidden if gated else transformer.feedforward
 
 
 def bench_config(
@@ -276,7 +324,7 @@ def bench_config(
         raise MoshiError(f"bits must be 4, 8 or 16, are {bits}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        path, config = write_random_model(folder, read_json(config_path), bits)
+        path, config = write_random_model(folder, read_json(config_path), bits, str(config_path))
         lm = load_lm(path, config, dtype=dtype)
         counts: dict[str, int] = {}
 

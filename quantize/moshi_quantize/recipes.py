@@ -4,13 +4,19 @@ A layer is a Linear or an Embedding of the language model; it goes by its publis
 the file and in config.json. Knows nothing of files or of how well a recipe does.
 """
 
+import copy
 import fnmatch
+import inspect
+import math
 import re
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
 
 from moshi_mlx.config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS
 from moshi_mlx.errors import MoshiError
@@ -41,9 +47,20 @@ class Precision:
     mode: Mode = "affine"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.mode, str) or self.mode not in get_args(Mode):
+            raise RecipeError(
+                f"There is no mode {reprlib.repr(self.mode)}: it is one of "
+                f"{', '.join(get_args(Mode))}."
+            )
+        for what, value in (("bits", self.bits), ("group_size", self.group_size)):
+            if type(value) is not int:
+                raise RecipeError(f"{what} must be a whole number, is {reprlib.repr(value)}.")
         known = FLOAT_MODES.get(self.mode)
         if known is not None and (self.bits, self.group_size) != known:
-            raise RecipeError(f"{self.mode} has {known[0]} bits in groups of {known[1]}")
+            raise RecipeError(
+                f"{self.mode} has {known[0]} bits in groups of {known[1]}, not {self.bits} in "
+                f"groups of {self.group_size}."
+            )
         if known is None and (self.bits not in QUANTIZED_BITS or self.group_size not in GROUPS):
             raise RecipeError(
                 f"There is no precision of {self.bits} bits in groups of {self.group_size}: bits "
@@ -104,11 +121,11 @@ def parse_precision(text: str) -> Precision | None:
         return None
     if text in FLOAT_MODES:
         return Precision(*FLOAT_MODES[text], mode=text)  # type: ignore[arg-type]
-    match = re.fullmatch(r"q?(\d)(?::(\d+))?", text)
+    match = re.fullmatch(r"q?([0-9])(?::([0-9]{1,4}))?", text)
     if match is None:
         raise RecipeError(
-            f"'{text}' is not a precision: give bits ({', '.join(map(str, QUANTIZED_BITS))}), "
-            "bits:group (4:64), "
+            f"{reprlib.repr(text)} is not a precision: give bits "
+            f"({', '.join(map(str, QUANTIZED_BITS))}), bits:group (4:64), "
             f"{', '.join(FLOAT_MODES)} or none."
         )
     bits = int(match[1])
@@ -120,7 +137,8 @@ class Layer:
     """A layer that can be quantized.
 
     `path` is its place in our modules, `names` are its published ones (several where slices of
-    the depth transformer share weights), `uses` says how often a frame reads it.
+    the depth transformer share weights), `uses` says how often a frame reads it. `module` is what
+    a predicate is shown, as mlx-lm does.
     """
 
     path: str
@@ -128,6 +146,7 @@ class Layer:
     part: Part
     shape: tuple[int, int]
     uses: int
+    module: nn.Module = field(default_factory=nn.Identity, compare=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -166,6 +185,7 @@ def layers_of(lm: Lm) -> list[Layer]:
                 _part(names[0]),
                 module.weight.shape,
                 uses_per_frame(path, lm.config, lm.config.dep_q),
+                module,
             )
         )
     return layers
@@ -181,9 +201,12 @@ def _part(name: str) -> Part:
     return "depth" if name.startswith("depformer.") else "temporal"
 
 
-Predicate = Callable[[str, Layer], "bool | Mapping[str, Any] | Precision | None"]
-"""One's own rule, as mlx-lm's `quant_predicate`: a layer's published name and the layer → True (as
-the recipe says), False or None (not quantized), or what to do: {"bits": 8, "group_size": 64}."""
+Answer = bool | Mapping[str, Any] | Precision | None
+Predicate = Callable[[str, Any], Answer] | Callable[[str, Any, Mapping[str, Any]], Answer]
+"""One's own rule, as mlx-lm's `quant_predicate`: a layer's published name, the layer, and if it
+takes a third, the model's config.json → True (as the recipe says), False or None (not quantized),
+or what to do: {"bits": 8, "group_size": 64}. The layer is its module, an `nn.Linear` or
+`nn.Embedding`, which also has what `Layer` says of it: `part`, `kind`, `shape`, `uses`."""
 
 Assignment = dict[str, Precision | None]
 """A layer's path → its precision."""
@@ -208,34 +231,67 @@ class Recipe:
     method: Literal["nearest", "gptq"] = "nearest"
     predicate: Predicate | None = field(default=None, compare=False)
 
+    def __post_init__(self) -> None:
+        for what, value in (("upgrade", self.upgrade), ("target_bits", self.target_bits)):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and not (number and 0 < value < math.inf):
+                raise RecipeError(
+                    f"Recipe '{self.name}': {what} must be a number above 0, is "
+                    f"{reprlib.repr(value)}."
+                )
+        if self.method not in ("nearest", "gptq"):
+            raise RecipeError(
+                f"Recipe '{self.name}': method must be nearest or gptq, is "
+                f"{reprlib.repr(self.method)}."
+            )
+        for precision in (self.default, *(rule[1] for rule in self.rules)):
+            if precision is not None and not isinstance(precision, Precision):
+                raise RecipeError(
+                    f"Recipe '{self.name}': {reprlib.repr(precision)} is not a Precision or None; "
+                    "parse_precision makes one of a text."
+                )
+        if self.predicate is not None and not callable(self.predicate):
+            raise RecipeError(
+                f"Recipe '{self.name}': predicate must be a function, is "
+                f"{reprlib.repr(self.predicate)}."
+            )
+
+    @property
+    def quantizes(self) -> bool:
+        """May change a layer."""
+        some = [self.default, *(precision for _, precision in self.rules)]
+        settled = self.target_bits is not None or self.predicate is not None
+        return settled or any(precision is not None for precision in some)
+
     @property
     def calibrated(self) -> bool:
         """Needs dialogue tokens."""
         return self.target_bits is not None or self.method != "nearest"
 
-    def assign(self, layers: Sequence[Layer]) -> Assignment:
+    def assign(
+        self, layers: Sequence[Layer], config: Mapping[str, Any] | None = None
+    ) -> Assignment:
         """The precision of every layer. Where the group doesn't divide, a smaller one, or none.
 
+        Args:
+            layers: the layers.
+            config: the model's config.json, for a predicate that asks for it.
+
         Raises:
-            RecipeError: a rule fits no layer, or the predicate's answer is not understood.
+            RecipeError: a rule fits no layer; the predicate fails, or its answer is not understood.
         """
         assignment = {layer.path: self.default for layer in layers}
         if self.upgrade is not None and self.default is not None:
             assignment |= _upgraded(layers, self.default, self.upgrade)
-        assignment |= self.fixed(layers)
-        if self.predicate is not None:
-            for layer in layers:
-                assignment[layer.path] = _answer(
-                    self.predicate(layer.name, layer), layer, assignment[layer.path]
-                )
+        assignment |= self.fixed(layers, config)
         return {
             layer.path: None if given is None else given.fitting(layer.shape[1])
             for layer in layers
             for given in [assignment[layer.path]]
         }
 
-    def fixed(self, layers: Iterable[Layer]) -> Assignment:
-        """What the rules say of the layers that they are about."""
+    def fixed(self, layers: Iterable[Layer], config: Mapping[str, Any] | None = None) -> Assignment:
+        """What rules and predicate say of the layers that they decide; as `assign`."""
         layers = list(layers)
         assignment: Assignment = {}
         for what, precision in self.rules:
@@ -250,24 +306,102 @@ class Recipe:
                     "with * for any part of it."
                 )
             assignment |= {layer.path: precision for layer in hit}
-        return assignment
+        if self.predicate is not None:
+            ask = _asking(self.predicate, config or {})
+            for layer in layers:
+                answer = ask(layer)
+                if not _is(answer, True):
+                    assignment[layer.path] = _answered(answer, layer, _called(self.predicate))
+        return {
+            layer.path: None if given is None else given.fitting(layer.shape[1])
+            for layer in layers
+            if layer.path in assignment
+            for given in [assignment[layer.path]]
+        }
 
 
-def _answer(answer: Any, layer: Layer, given: Precision | None) -> Precision | None:
-    if answer is True:
-        return given
-    if answer is False or answer is None:
+def _asking(predicate: Predicate, config: Mapping[str, Any]) -> Callable[[Layer], Any]:
+    """Calls a predicate with as many arguments as it takes: mlx-lm gave three, and gives two."""
+    more: tuple[Any, ...] = ()
+    try:
+        signature = inspect.signature(predicate)
+    except (TypeError, ValueError):  # some of those written in C have none
+        signature = None
+    if signature is not None and not _takes(signature, 2):
+        if not _takes(signature, 3):
+            raise RecipeError(
+                f"{_called(predicate)} takes {signature}: it must take (name, layer), or (name, "
+                "layer, config)."
+            )
+        more = (config,)
+
+    def ask(layer: Layer) -> Any:
+        try:
+            return predicate(layer.name, _shown(layer), *more)
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            raise RecipeError(
+                f"{_called(predicate)} failed for '{layer.name}': {type(error).__name__}: {error}"
+            ) from error
+
+    return ask
+
+
+def _called(predicate: Predicate) -> str:
+    """A predicate in messages, with its file."""
+    code = getattr(predicate, "__code__", None)
+    return "The predicate" if code is None else f"The predicate in {code.co_filename}"
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*range(count))
+    except TypeError:
+        return False
+    return True
+
+
+def _shown(layer: Layer) -> nn.Module:
+    """The layer's module, with what we know of it."""
+    module = copy.copy(layer.module)
+    for name in ("name", "names", "part", "kind", "shape", "size", "uses", "path"):
+        object.__setattr__(module, name, getattr(layer, name))  # not as a parameter
+    return module
+
+
+def _is(answer: Any, value: bool) -> bool:
+    return isinstance(answer, bool | np.bool_) and bool(answer) is value
+
+
+def _answered(answer: Any, layer: Layer, who: str) -> Precision | None:
+    """What a predicate's answer means, which is not True."""
+    if answer is None or _is(answer, False):
         return None
     if isinstance(answer, Precision):
         return answer
-    known = {"bits", "group_size", "mode"}
-    if isinstance(answer, Mapping) and "bits" in answer and answer.keys() <= known:
-        group = answer.get("group_size", _DEFAULT_GROUP.get(answer["bits"], 32))
-        return Precision(answer["bits"], group, answer.get("mode", "affine"))
-    raise RecipeError(
-        f"The predicate's answer for '{layer.name}' is {answer!r}: it must be True, False, or "
-        '{"bits": …, "group_size": …, "mode": …}.'
-    )
+    if inspect.iscoroutine(answer):
+        answer.close()  # so that Python doesn't warn that nobody awaited it
+    told = f"{who} answers {reprlib.repr(answer)} for '{layer.name}'"
+    must = 'it must be True, False, or {"bits": …, "group_size": …, "mode": …}.'
+    if not isinstance(answer, Mapping):
+        raise RecipeError(f"{told}: {must}")
+    if unknown := [key for key in answer if key not in ("bits", "group_size", "mode")]:
+        raise RecipeError(f"{told}: {reprlib.repr(unknown[0])} is not known; {must}")
+    mode = answer.get("mode", "affine")
+    bits, group = FLOAT_MODES.get(mode, (None, None)) if isinstance(mode, str) else (None, None)
+    bits = _plain(answer.get("bits", bits))
+    if bits is None:
+        raise RecipeError(f"{told}: 'bits' is missing; {must}")
+    if group is None:
+        group = _DEFAULT_GROUP.get(bits, GROUPS[0]) if isinstance(bits, int) else GROUPS[0]
+    try:
+        return Precision(bits, _plain(answer.get("group_size", group)), mode)
+    except RecipeError as error:
+        raise RecipeError(f"{told}: {error}") from None
+
+
+def _plain(number: Any) -> Any:
+    """NumPy's whole numbers as Python's, which go into JSON."""
+    return int(number) if isinstance(number, np.integer) else number
 
 
 _DEPTH = "depformer.slices"
@@ -350,14 +484,18 @@ def recipe(what: "str | Recipe | None") -> Recipe:
     """
     if isinstance(what, Recipe):
         return what
-    name = what or "none"
+    name = "none" if what is None else what
+    if not isinstance(name, str):
+        raise RecipeError(f"{reprlib.repr(name)} is not a Recipe, or the name of one.")
     if name in RECIPES:
         return RECIPES[name]
     try:
         precision = parse_precision(name)
-    except RecipeError:
+    except RecipeError as error:
+        if re.match("q?[0-9]", name):
+            raise RecipeError(f"There is no recipe {reprlib.repr(name)}: {error}") from None
         raise RecipeError(
-            f"There is no recipe '{name}': it is one of {', '.join(RECIPES)}, or a precision "
-            "(bits, bits:group) for all layers."
+            f"There is no recipe {reprlib.repr(name)}: it is one of {', '.join(RECIPES)}, or a "
+            "precision (bits, bits:group) for all layers."
         ) from None
     return Recipe(f"q{precision}", precision)
