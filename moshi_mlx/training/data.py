@@ -28,7 +28,7 @@ from ..families import generated_streams
 from ..files import replace_file
 from ..sounds import check_is_file, open_sound
 from ..text import Word
-from .fields import Range, Share, check_fields, shown
+from .fields import Range, Share, brief, check_fields
 from .folder import digest, named_errors
 from .losses import Batch
 from .mixing import UserSide, levelled, varied
@@ -91,11 +91,11 @@ def _listed(line: str, folder: Path, where: str) -> Recording:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f'{where} is not {{"path": "a.wav", "duration": seconds}}') from error
     if not isinstance(name, str) or not is_plain(name):
-        raise DataError(f"{where}: 'path' must be a sound file; is {shown(name)}")
+        raise DataError(f"{where}: 'path' must be a sound file; is {brief(name)}")
     if not _is_time(duration) or duration <= 0:
-        raise DataError(f"{where}: 'duration' must be seconds, above 0; is {shown(duration)}")
+        raise DataError(f"{where}: 'duration' must be seconds, above 0; is {brief(duration)}")
     if not isinstance(rehearse, bool):
-        raise DataError(f"{where}: 'rehearse' must be true or false; is {shown(rehearse)}")
+        raise DataError(f"{where}: 'rehearse' must be true or false; is {brief(rehearse)}")
     return Recording(folder / name, float(duration), rehearse)
 
 
@@ -159,9 +159,9 @@ def _take_entry(found: Alignment, entry: Any, speaker: str) -> None:
     if word is not None and not isinstance(word, str):
         raise TypeError("a word is a text")
     if who != speaker:
-        found.others.add(shown(who))
+        found.others.add(brief(who))
     elif word is None or not _is_span(times) or not _is_unicode(word):
-        found.left_out.append(shown(word))
+        found.left_out.append(brief(word))
     elif word.strip():
         found.words.append(Word(word.strip(), float(times[0]), float(times[1])))
 
@@ -448,7 +448,7 @@ class Recordings:
             end = codes[0].shape[2] / self._frame_rate
             name = recording.words_path
             untimed += [f"{name}: {word}" for word in found.left_out]
-            outside += [f"{name}: {shown(w.text)}" for w in found.words if not 0 <= w.start < end]
+            outside += [f"{name}: {brief(w.text)}" for w in found.words if not 0 <= w.start < end]
         notes = []
         if untimed:
             what = "words left out that have no usable times or no text"

@@ -131,7 +131,7 @@ def check_fields(config: Any, where: str = "") -> None:
             numbers = value if isinstance(value, tuple) else (value,)
             descends = each.range.ascending and list(numbers) != sorted(numbers)
             if descends or not all(number in each.range for number in numbers):
-                raise ConfigError(f"{name}: must be {each.allowed}; is {shown(value)}")
+                raise ConfigError(f"{name}: must be {each.allowed}; is {brief(value)}")
 
 
 def documentation(kind: type[Any]) -> dict[str, str]:
@@ -149,14 +149,14 @@ def documentation(kind: type[Any]) -> dict[str, str]:
     return texts
 
 
-def shown(value: Any) -> str:
+def brief(value: Any) -> str:
     """A value for a message: one short printable line, however large or nested it is."""
     if isinstance(value, tuple):
         value = list(value)
     if isinstance(value, dict):
         return "fields with values"
     if isinstance(value, list):
-        parts = ["…" if isinstance(v, list | dict) else shown(v) for v in value[:4]]
+        parts = ["…" if isinstance(v, list | dict) else brief(v) for v in value[:4]]
         return f"[{', '.join([*parts, '…'] if len(value) > 4 else parts)}]"
     if isinstance(value, int) and abs(value) >= 10**20:
         return "a number of more than 20 digits"

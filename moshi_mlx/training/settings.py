@@ -16,7 +16,7 @@ from ..codec import CodecName
 from ..distributions import needs_extra
 from ..errors import ConfigError
 from .data import DataConfig
-from .fields import Declared, Range, check_fields, declared, shown
+from .fields import Declared, Range, brief, check_fields, declared
 from .texts import is_plain, read_text
 from .trainer import TrainConfig
 
@@ -101,7 +101,7 @@ def _read_yaml(path: Path) -> Any:
             if double is not None:
                 line = node.start_mark.line + 1
                 raise ConfigError(
-                    f"{path}: field {shown(double)} is there twice, in the section that begins in "
+                    f"{path}: field {brief(double)} is there twice, in the section that begins in "
                     f"line {line}; delete one"
                 )
             return super().construct_mapping(node, deep)
@@ -128,13 +128,13 @@ def parse(kind: type[T], data: Any, where: str, folder: Path = Path()) -> T:
         ConfigError: a field is missing, unknown or of a wrong type; the message names it.
     """
     if not isinstance(data, Mapping):
-        raise ConfigError(f"{where}must be fields with values; is {shown(data)}")
+        raise ConfigError(f"{where}must be fields with values; is {brief(data)}")
     known = {each.name: each for each in declared(kind)}
     for name in data:
         if name not in known:
             near = get_close_matches(str(name), known, 1)
             hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"{where}there is no field {shown(name)}; {hint}")
+            raise ConfigError(f"{where}there is no field {brief(name)}; {hint}")
     for name, each in known.items():
         if name not in data and each.default is MISSING:
             raise ConfigError(f"{where}field '{name}' is missing; it is {each.allowed}")
@@ -162,7 +162,7 @@ def _value(field: Declared, value: Any, where: str, folder: Path) -> Any:
     elif type(value) is hint:
         parsed = value
     if parsed is None:
-        raise ConfigError(f"{where}must be {field.allowed}; is {shown(value)}")
+        raise ConfigError(f"{where}must be {field.allowed}; is {brief(value)}")
     return _path(parsed, where, folder) if hint is Path else parsed
 
 
@@ -170,7 +170,7 @@ def _path(text: str, where: str, folder: Path) -> Path:
     try:
         return folder / Path(text).expanduser()
     except RuntimeError as error:
-        raise ConfigError(f"{where}{shown(text)}: there is no such user") from error
+        raise ConfigError(f"{where}{brief(text)}: there is no such user") from error
 
 
 def _number(value: Any) -> float | None:

@@ -10,7 +10,7 @@ from typing import Any, get_origin
 import pytest
 
 from moshi_mlx.errors import ConfigError
-from moshi_mlx.training.fields import Declared, declared, documentation, shown
+from moshi_mlx.training.fields import Declared, brief, declared, documentation
 from moshi_mlx.training.settings import RunConfig, read_settings
 from moshi_mlx.training.settings import written as as_yaml
 
@@ -123,10 +123,10 @@ def test_what_is_right_is_read(tmp_path: Path) -> None:
 def test_large_values_make_short_messages() -> None:
     nested: list[Any] = []
     nested.append(nested)
-    assert shown(nested) == "[…]"
-    assert shown([1, 2, 3, 4, 5]) == "[1, 2, 3, 4, …]"
-    assert shown(10**5000) == "a number of more than 20 digits"
-    assert len(shown("x" * 1000)) == 78
+    assert brief(nested) == "[…]"
+    assert brief([1, 2, 3, 4, 5]) == "[1, 2, 3, 4, …]"
+    assert brief(10**5000) == "a number of more than 20 digits"
+    assert len(brief("x" * 1000)) == 78
 
 
 def test_docstrings_are_read_however_they_are_indented() -> None:
