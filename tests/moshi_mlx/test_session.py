@@ -425,3 +425,21 @@ def test_a_forked_process_is_refused() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
     )
     assert "before the process was forked" in done.stdout
+
+
+def test_a_process_may_end_while_a_daemon_thread_steps() -> None:
+    """Cleanly, whatever the thread was at: Python would tear it out of MLX's code."""
+    code = (
+        "import threading, numpy as np, moshi_mlx\n"
+        "session = moshi_mlx.load('nano', codec='mlx').session()\n"
+        "begun = threading.Event()\n"
+        "def talk():\n"
+        "    while True:\n"
+        "        session.step(np.zeros(1920))\n"
+        "        begun.set()\n"
+        "threading.Thread(target=talk, daemon=True).start()\n"
+        "begun.wait()\n"
+        "print('end')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
