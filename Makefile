@@ -108,11 +108,13 @@ else
 endif
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "installing into $(VENV): a minute or two, 0.5 GB"
 	$(INSTALL) -e .
 	$(UNHIDE)
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/runtime.stamp
+	@echo "installing what the tests need"
 	$(INSTALL) -e '.[dev]'
 	$(UNHIDE)
 	@touch $@

@@ -16,13 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 import numpy as np
 import soundfile
+from rich.console import Console
+from rich.progress import track
 
 import moshi_mlx
 from moshi_mlx.families import Moshi
@@ -52,6 +56,8 @@ SECONDS = 9.6
 
 _LEAD, _DELAY, _GAP = 4, 5, 8
 """Frames before the first question, from a question's last to its answer, and after an answer."""
+
+T = TypeVar("T")
 
 _CHECK_FRAMES = 75
 _PER_WORDING = 40
@@ -144,6 +150,11 @@ def _put(side: np.ndarray, speech: Speech, start: int) -> None:
     side[start : start + len(speech.pcm)] += speech.pcm[: max(0, len(side) - start)]
 
 
+def _progress(items: Sequence[T], what: str) -> Iterable[T]:
+    """The items, with a bar on stderr where that is a terminal, else with a line."""
+    return track(items, what, len(items), console=Console(stderr=True))
+
+
 def make_data(
     out: Path, questions: Sequence[str], answer: str, model: str, steps: int
 ) -> list[Path]:
@@ -155,7 +166,7 @@ def make_data(
     parts: list[Sequence[Exchange]] = [[exchange] for exchange in new]
     parts += zip(order[::2], order[1::2], strict=False)
     paths = []
-    for number, spoken in enumerate(parts):
+    for number, spoken in enumerate(_progress(parts, "recordings")):
         sides, words = recording(spoken, out / "speech", rng)
         path = out / "recordings" / f"{number:04}.wav"
         path.parent.mkdir(exist_ok=True)
@@ -215,6 +226,7 @@ def check(out: Path) -> dict[str, float]:
     for when, adapter in adapters.items():
         moshi = moshi_mlx.load(lesson["model"], lora=adapter, verb="talk")
         for name, items in groups.items():
+            print(f"{when}, {name}: {len(items)} questions …", file=sys.stderr)
             found = answers(moshi, [rendition for rendition, _ in items], cache)
             right = [text == reply for text, (_, reply) in zip(found, items, strict=True)]
             figures[f"{name}, {when}"] = float(np.mean(right))
