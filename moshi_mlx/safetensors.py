@@ -18,7 +18,7 @@ import mlx.core as mx
 
 from .arrays import Weights
 from .errors import CheckpointError
-from .files import partial_name
+from .files import partial_file
 
 MAX_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -252,14 +252,16 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
     Raises:
         CheckpointError: the disk refuses; names the file.
     """
-    partial = partial_name(path).with_suffix(".safetensors")  # MLX adds the ending otherwise
     try:
-        mx.save_safetensors(str(partial), tensors, metadata)
-        partial.replace(path)
+        with partial_file(path) as partial:
+            named = partial.with_name(f"{partial.name}.safetensors")  # MLX adds it otherwise
+            try:
+                mx.save_safetensors(str(named), tensors, metadata)
+                named.replace(path)
+            finally:
+                named.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_metadata(path: Path) -> dict[str, str]:

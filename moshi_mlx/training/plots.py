@@ -1,16 +1,18 @@
 """A run's losses as a picture. matplotlib comes with the extra `train`."""
 
+import io
 import json
 from pathlib import Path
 
 from ..distributions import needs_extra
+from ..outputs import WholeFile
 
 
 def plot_losses(log: Path, picture: Path) -> None:
     """Draws the losses of a run's `log.jsonl`, evaluations dotted, into a PNG or SVG file.
 
     Raises:
-        MoshiError: matplotlib is not installed.
+        MoshiError: matplotlib is not installed, or the picture cannot be written.
     """
     with needs_extra("train", "plots need matplotlib"):
         from matplotlib.figure import Figure
@@ -28,7 +30,9 @@ def plot_losses(log: Path, picture: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    figure.savefig(picture, dpi=120)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format=picture.suffix[1:].lower())
+    WholeFile(picture, "the plot", (".png", ".svg")).write(drawn.getvalue(), mode=0o644)
 
 
 def _series(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

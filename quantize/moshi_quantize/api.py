@@ -11,7 +11,7 @@ import mlx.nn as nn
 from moshi_mlx.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.families import Moshi
-from moshi_mlx.files import new_folder
+from moshi_mlx.files import check_new_folder, new_folder
 from moshi_mlx.lm import Lm
 
 from . import gptq, report, sensitivity
@@ -99,6 +99,7 @@ def quantize(
         return _in_place(model if isinstance(model, Lm) else model.lm, chosen)
     if target is None:
         raise ValueError("a checkpoint is quantized into a folder: name it as `target`")
+    check_new_folder(Path(target).expanduser(), _folder_of(model))  # before a model is fetched
     source = (
         model
         if isinstance(model, Checkpoint)
@@ -132,6 +133,14 @@ def quantize(
             (fresh / "quality.json").write_text(text, encoding="utf-8")
         write_card(plan, chosen, fresh, quality)
     return Result(folder, plan, figures)
+
+
+def _folder_of(model: str | Path | Checkpoint) -> Path | None:
+    """The folder that a model is in, if that is known without the network."""
+    if isinstance(model, Checkpoint):
+        return model.folder
+    path = Path(model).expanduser()
+    return path.parent if path.is_file() else path if path.is_dir() else None
 
 
 def _small(source: Checkpoint) -> bool:

@@ -1,5 +1,6 @@
 """The command line of `moshi-quantize`."""
 
+import io
 import runpy
 import signal
 import sys
@@ -25,6 +26,7 @@ from rich.progress import (
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
 from moshi_mlx.program import run_program
 
 from . import report as report_of
@@ -36,6 +38,8 @@ from .recipe import RECIPES, Precision, Predicate, parse_precision
 from .recipe import recipe as find_recipe
 from .replies import Replies
 from .speaker import Speaker
+
+TOKEN_SUFFIXES = (".npz",)
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 
@@ -208,6 +212,15 @@ def report_command(
     """Compare models with their original: KL and top-1 on dialogue tokens, and size."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
+    names = [original, *others]
+    inputs = [Path(dialogue), *(path for name in names for path in model_inputs(name))]
+    outputs = [
+        *([] if json_file is None else [Output(json_file, "the figures")]),
+        *([] if plot is None else [Output(plot, "the plot", report_of.PLOT_SUFFIXES)]),
+    ]
+    check_outputs(outputs, inputs)
+    if plot is not None:
+        report_of.pyplot()  # before minutes of work
     source = open_checkpoint(original)
     models = [open_checkpoint(other) for other in others]
     with _interruptible():
@@ -221,7 +234,9 @@ def report_command(
     print(report_of.table(figures))
     print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
     if json_file is not None:
-        json_file.write_text(report_of.as_json(original, tokens, figures), encoding="utf-8")
+        WholeFile(json_file, "the figures").write(
+            report_of.as_json(original, tokens, figures), mode=0o644
+        )
     if plot is not None:
         report_of.plot(figures, plot, f"{original}, quantized")
 
@@ -235,10 +250,12 @@ def hear_recording(
     ],
 ) -> None:
     """Let a model answer a recording, and write the tokens of the dialogue."""
+    check_outputs([Output(tokens, "the tokens", TOKEN_SUFFIXES)], [recording, *model_inputs(model)])
     with _interruptible():
-        np.savez_compressed(
-            tokens, codes=Speaker(open_checkpoint(model)).hear(recording).astype(np.int16)
-        )
+        codes = Speaker(open_checkpoint(model)).hear(recording)
+        packed = io.BytesIO()
+        np.savez_compressed(packed, codes=codes.astype(np.int16))
+        WholeFile(tokens, "the tokens", TOKEN_SUFFIXES).write(packed.getvalue(), mode=0o644)
     print(f"{tokens}: give it as --dialogue")
 
 

@@ -3,6 +3,7 @@
 Knows how to measure and to show it: figures, table, JSON, plot. Knows nothing of quantizing.
 """
 
+import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import mlx.core as mx
 from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
+from moshi_mlx.outputs import WholeFile
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
@@ -24,6 +26,7 @@ from .teacher import Logits, Teacher, distance
 
 CHIPS = ("M1", "M4", "M4 Pro")
 """Those in the table."""
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -175,20 +178,27 @@ def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> 
     return json.dumps(data, indent=1) + "\n"
 
 
-def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
-    """Quality against size, a point a model, as PNG. Needs matplotlib (the extra `train`).
-
-    Raises:
-        MoshiError: matplotlib isn't there.
-    """
+def pyplot() -> Any:
+    """matplotlib's, for files (the extra `train`). Raises MoshiError where it isn't installed."""
     with needs_extra("train", "a plot needs matplotlib"):
         import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
+    return pyplot
+
+
+def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
+    """Quality against size, a point a model, as PNG, SVG or PDF.
+
+    Raises:
+        MoshiError: matplotlib isn't there, or the file cannot be written.
+    """
+    file = WholeFile(path, "the plot", PLOT_SUFFIXES)
+    drawn, pyplot_ = io.BytesIO(), pyplot()
     shown = [f for f in figures if f.frame_kl > 0]
-    figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
+    figure, axes = pyplot_.subplots(figsize=(8, 5), dpi=120)
     groups = {"uniform": "o", "mixed, auto": "s", "floating point": "^", "learned": "D"}
     for kind, marker in groups.items():
         some = [f for f in shown if _kind(f.name) == kind]
@@ -205,8 +215,9 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    figure.savefig(drawn, format=path.suffix[1:].lower())
+    pyplot_.close(figure)
+    file.write(drawn.getvalue(), mode=0o644)
 
 
 def _kind(name: str) -> str:

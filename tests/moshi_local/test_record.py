@@ -21,7 +21,7 @@ import soundfile
 from benchmarks import kill_recordings
 from moshi_local.events import Paused, RecordingStopped, ResetDone
 from moshi_local.observers.dispatcher import Dispatcher
-from moshi_local.observers.record import Recorder, make_folder
+from moshi_local.observers.record import Recorder
 from moshi_local.observers.transcript import vtt_time
 from moshi_local.observers.wav import WavWriter, to_pcm16
 from moshi_mlx import AudioFileError

@@ -40,6 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "distributions": set(),
     "files": set(),
+    "outputs": {"catalog", "files", "hub"},
     "program": set(),
     "text": set(),
     "trees": set(),
