@@ -8,7 +8,7 @@ import weakref
 
 from .errors import SessionError
 
-EXIT_SECONDS = 10.0
+_EXIT_SECONDS = 10.0
 """What a step of a daemon thread may take while the process ends."""
 _all: "weakref.WeakSet[Exclusive]" = weakref.WeakSet()
 _ending = threading.Event()
@@ -60,6 +60,6 @@ def _stay_out_at_the_end() -> None:
 def _end() -> None:
     """Waits for the steps of daemon threads; no other begins. All other threads have ended."""
     _ending.set()
-    ends = time.monotonic() + EXIT_SECONDS
+    ends = time.monotonic() + _EXIT_SECONDS
     for turn in list(_all):
         turn._lock.acquire(timeout=max(0.0, ends - time.monotonic()))

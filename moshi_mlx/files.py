@@ -5,20 +5,28 @@ it.
 """
 
 import errno
+import glob
+import io
 import json
 import os
 import re
 import shutil
+import signal
 import sys
+import threading
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, MoshiError, shown
+from .errors import CheckpointError, ConfigError, shown
 from .formats import what_is
 
 _SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
+_PROBE_BYTES = 4096  # a full disk may still have room for an empty file
+_LONGEST_STEM = 200  # bytes
+_LEFTOVER = re.compile(r"\.(\d+)\.partial(\.\w+)?$")
 
 
 def cache_folder() -> Path:
@@ -66,42 +74,33 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     replace_file(path, [json.dumps(value, indent=1).encode() + b"\n"], mode=0o644)
 
 
-class WholeFile:
-    """A file that the user asked for, to be written at the end; looked at now.
-
-    Args:
-        path: is replaced if it exists.
-        what: it holds, for messages: "the trace".
-
-    Raises:
-        MoshiError: there is no folder for `path`, or it cannot be written.
-    """
-
-    def __init__(self, path: Path, what: str) -> None:
-        self._path, self._what = path, what
-        if path.exists() and not path.is_file():  # a device would be replaced
-            raise self._cannot("it is a folder" if path.is_dir() else "it is not a regular file")
-        if not os.access(path.parent, os.W_OK | os.X_OK):
-            raise self._cannot(f"{path.parent} is not a folder that can be written to")
-
-    def write(self, content: str | bytes) -> None:
-        """Put `content` there, a text in UTF-8. Raises MoshiError."""
-        data = content.encode() if isinstance(content, str) else content
-        try:
-            replace_file(self._path, [data])
-        except OSError as error:
-            raise self._cannot(error.strerror or str(error)) from error
-
-    def _cannot(self, reason: str) -> MoshiError:
-        return MoshiError(
-            f"cannot write {self._what} {self._path}: {reason}. "
-            "Give a file in a folder that exists and is yours."
-        )
-
-
 def partial_name(path: Path) -> Path:
     """The temporary name beside `path`: hidden, and of this process."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f"{_partial_stem(path.name)}.{os.getpid()}.partial")
+
+
+def _partial_stem(name: str) -> str:
+    """Hidden, and short enough to leave room for what follows in a name of 255 bytes."""
+    if len(name.encode()) <= _LONGEST_STEM:
+        return f".{name}"
+    start = name.encode()[: _LONGEST_STEM - 9].decode(errors="ignore")
+    return f".{start}~{zlib.crc32(name.encode()):08x}"
+
+
+@contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """The temporary name to write, which is renamed to `path` by whoever asks for it.
+
+    What is there under that name at the end of the block is removed, also after Ctrl-C or SIGTERM.
+    """
+    sweep(path)
+    partial = partial_name(path)
+    with _sigterm_interrupts():
+        try:
+            yield partial
+        finally:
+            with suppress(OSError):
+                partial.unlink()
 
 
 def replace_file(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None:
@@ -109,16 +108,51 @@ def replace_file(path: Path, pieces: Iterable[bytes], mode: int = 0o600) -> None
 
     A reader, and a program killed at any moment, finds the old file or the new one.
     """
-    partial = partial_name(path)
-    descriptor = os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+    with partial_file(path) as partial:
+        flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
+        with os.fdopen(os.open(partial, flags, mode), "wb") as file:
             file.writelines(pieces)
         partial.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            partial.unlink()
-        raise
+
+
+class SoundSink(io.RawIOBase):
+    """A new file for libsndfile, which calls any trouble with a disk a "System error".
+
+    What the system says is kept: `check` raises it. libsndfile itself is told that all is well.
+    """
+
+    def __init__(self, path: Path, mode: int = 0o666) -> None:
+        flags = os.O_CREAT | os.O_TRUNC | os.O_RDWR | os.O_CLOEXEC
+        self._file = os.fdopen(os.open(path, flags, mode), "w+b", buffering=0)
+        self._error: OSError | None = None
+
+    def check(self) -> None:
+        """Raises the OSError of the first write that failed."""
+        if self._error is not None:
+            raise self._error
+
+    def write(self, data: Any) -> int:
+        written = 0
+        try:
+            while written < len(data) and self._error is None:
+                written += self._file.write(data[written:])
+        except OSError as error:
+            self._error = error
+        return len(data)
+
+    def readinto(self, buffer: Any) -> int:
+        return self._file.readinto(buffer)
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 @contextmanager
@@ -148,14 +182,38 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
     try:
-        yield folder
-        folder.rename(target)
+        with _sigterm_interrupts():
+            yield folder
+            folder.rename(target)
     except OSError as error:
         if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
             raise CheckpointError(f"{target}: was made by another program meanwhile") from error
         raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_new_folder(target: Path, source: Path | None = None) -> None:
+    """Whether `new_folder` will take this target, before there is anything to write.
+
+    Makes nothing. Raises CheckpointError.
+    """
+    target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
+    _check_target(target, source)
+    above = next(folder for folder in target.parents if os.path.lexists(folder))
+    try:
+        with reserved(above / target.name):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
+
+
+@contextmanager
+def reserved(path: Path) -> Iterator[Path]:
+    """A page under the temporary name of `path`, while the block runs. Raises OSError."""
+    with partial_file(path) as partial:
+        partial.write_bytes(bytes(_PROBE_BYTES))
+        yield partial
 
 
 def _check_target(target: Path, source: Path | None) -> None:
@@ -172,16 +230,43 @@ def _check_target(target: Path, source: Path | None) -> None:
         raise CheckpointError(f"{target}: cannot be read: {error.strerror}") from error
 
 
-def sweep(target: Path) -> None:
-    """Removes the folders beside `target` that were for it, of programs that were killed."""
-    for path in target.parent.glob(f".{_escaped(target.name)}.*.partial"):
-        match = re.search(r"\.(\d+)\.partial$", path.name)
-        if match and not _runs(int(match[1])) and path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
+def sweep(target: Path, pattern: str | None = None) -> None:
+    """Removes what killed programs have left of writing `target`: files, or a folder.
+
+    With `pattern`, of writing any such name in the folder `target`.
+    """
+    folder = target.parent if pattern is None else target
+    stem = glob.escape(_partial_stem(target.name)) if pattern is None else f".{pattern}"
+    with suppress(OSError):
+        for path in folder.glob(f"{stem}.*.partial*"):
+            match = _LEFTOVER.search(path.name)
+            if match is None or _runs(int(match[1])) or path.is_symlink():
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
-def _escaped(name: str) -> str:
-    return re.sub(r"([*?[])", r"[\1]", name)
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM and SIGHUP raise KeyboardInterrupt, where they would end the program on the spot."""
+    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []
+    ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for number in ours:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _runs(process: int) -> bool:

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from .arrays import Weights
 from .errors import CheckpointError, shown
-from .files import partial_name
+from .files import partial_file
 from .formats import what_is
 
 MAX_HEADER = 100_000_000
@@ -235,15 +235,13 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
     Raises:
         CheckpointError: the disk refuses; names the file.
     """
-    partial = partial_name(path)
     try:
-        with _WholeWrites(partial, "w") as file:
-            mx.save_safetensors(file, tensors, metadata)
-        partial.replace(path)
+        with partial_file(path) as partial:
+            with _WholeWrites(partial, "w") as file:
+                mx.save_safetensors(file, tensors, metadata)
+            partial.replace(path)
     except (OSError, RuntimeError) as error:
         raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _WholeWrites(io.FileIO):

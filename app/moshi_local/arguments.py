@@ -11,6 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from moshi_mlx import catalog
 from moshi_mlx.cache import KV_GROUPS
+from moshi_mlx.outputs import is_stdout
 
 from .options import CodecChoice, EchoMode
 
@@ -60,6 +61,11 @@ def _known_bits(bits: int | None) -> int | None:
     if bits not in (None, 4, 8):
         raise typer.BadParameter("must be 4 or 8")
     return bits
+
+
+def _stdout_as_dash(target: str | None) -> str | None:
+    """`/dev/stdout` is what - is; opened again it would begin at the file's first byte."""
+    return "-" if target and is_stdout(Path(target)) else target
 
 
 # ---------------------------------------------------------------------------- the model
@@ -319,6 +325,7 @@ EventsOption = Annotated[
     str | None,
     typer.Option(
         metavar="FILE",
+        callback=_stdout_as_dash,
         help="Write every event as a line of JSON to this file, or to - for stdout. The file is "
         "replaced. It holds what was said, but no sound.",
         show_default=False,

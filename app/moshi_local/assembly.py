@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import mlx.core as mx
 from rich.console import Console
@@ -14,18 +16,27 @@ from rich.console import Console
 import moshi_mlx
 from moshi_mlx import Moshi, Session, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.outputs import model_inputs
 
+from .config_file import config_path
 from .machine.verdict import Verdict, check_before
 from .options import ModelSource, SamplingFlags
 from .report import LoopReport
 
-__all__ = ["consoles", "load_model", "open_session", "print_json"]
+__all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     """Where words go and where notes go; `stdout_is_taken` by JSON."""
     notes = Console(stderr=True, highlight=False)
     return (notes if stdout_is_taken else Console(highlight=False)), notes
+
+
+def inputs_of(source: ModelSource) -> Iterator[Path]:
+    """The files that every command reads, which no output may replace."""
+    yield from model_inputs(source.name)
+    yield from model_inputs(source.lora)
+    yield config_path()
 
 
 def load_model(

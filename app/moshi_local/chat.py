@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import compress
+from pathlib import Path
 
 from rich.console import Console
 
 from moshi_mlx import Moshi, MoshiError, Session
+from moshi_mlx.outputs import Output, check_outputs
 
 from . import platform as system
-from .assembly import consoles, load_model, open_session, print_json
+from .assembly import consoles, inputs_of, load_model, open_session, print_json
 from .audio.card import LiveAudio
 from .audio.devices import choose_devices
 from .audio.portaudio import PortAudioDevice, ask_for_microphone
@@ -29,7 +31,7 @@ from .loop import StopFlag, run_loop, stop_on_signals
 from .machine.verdict import late_warning
 from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
-from .observers.record import Recorder, make_folder
+from .observers.record import Recorder, recording_output
 from .observers.trace import Trace
 from .options import Keeping, ModelSource, SamplingFlags, SoundFlags
 from .report import LoopReport, warm_up
@@ -81,9 +83,8 @@ def chat(options: ChatOptions) -> None:
     words, notes = consoles(options.as_json or keeping.events == STDOUT)
     seed = secrets.randbits(31) if options.seed is None else options.seed
     # What can fail at once, before a model is loaded or fetched.
+    check_outputs(_outputs(keeping), inputs_of(options.model))
     choose_devices(options.sound.input, options.sound.output)
-    if keeping.record is not None:
-        make_folder(keeping.record)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
         moshi, verdict = load_model(options.model, notes, options.kv_bits)
@@ -97,10 +98,28 @@ def chat(options: ChatOptions) -> None:
         live = _Live(options, verdict.model, seed, moshi, hints)
         report = live.run(session, words, notes)
     print_report(notes, report, 1 / moshi.frame_rate)
-    if live.recorder is not None and live.recorder.seconds:
-        notes.print(f"recorded {live.recorder.path}", markup=False, soft_wrap=True)
+    recorder = live.recorder
+    if recorder is not None and recorder.seconds:
+        only = "" if recorder.problem is None else f", {recorder.seconds:.1f} s"
+        notes.print(f"recorded {recorder.path}{only}", markup=False, soft_wrap=True)
     if options.as_json:
         print_json(report, {"model": verdict.model, "codec": moshi.codec.name, "seed": seed})
+    if recorder is not None and recorder.problem is not None:
+        live.problems.append(f"not all was recorded: {recorder.problem}")
+    if live.problems:
+        raise MoshiError("; ".join(live.problems))
+
+
+def _outputs(keeping: Keeping) -> list[Output]:
+    """What is written of a conversation."""
+    found = []
+    if keeping.record is not None:
+        found.append(recording_output(keeping.record))
+    if keeping.events not in (None, STDOUT):
+        found.append(Output(Path(keeping.events), "the events", kind="stream"))
+    if keeping.trace is not None:
+        found.append(Output(keeping.trace, "the trace"))
+    return found
 
 
 class _Live:
@@ -112,6 +131,7 @@ class _Live:
         self._options, self._model, self._seed = options, model, seed
         self._moshi, self._hints = moshi, hints
         self.recorder: Recorder | None = None
+        self.problems: list[str] = []  # with files, to be told at the end
 
     def run(self, session: Session, words: Console, notes: Console) -> LoopReport:
         """Until the conversation's end; closes what it has opened in the right order."""
@@ -186,7 +206,9 @@ class _Live:
         keeping, moshi = self._options.keeping, self._moshi
         listeners: list[Listener] = []
         if keeping.trace is not None:
-            listeners.append(stack.enter_context(Trace(keeping.trace)))
+            trace = Trace(keeping.trace)
+            stack.callback(self._close, trace)
+            listeners.append(trace)
         if keeping.record is not None:
             self.recorder = stack.enter_context(
                 Recorder(
@@ -205,10 +227,19 @@ class _Live:
             event_log = stack.enter_context(EventLog(keeping.events))
 
             def failed(_: Listener, error: Exception) -> None:
-                reader(Notice(0.0, f"events are no longer written: {error}"))
+                reason = getattr(error, "strerror", None) or error
+                problem = f"events are no longer written to {keeping.events}: {reason}"
+                self.problems.append(problem)
+                reader(Notice(0.0, problem))
 
             listeners.append(stack.enter_context(Dispatcher([event_log], on_failure=failed)))
         return listeners
+
+    def _close(self, trace: Trace) -> None:
+        try:
+            trace.close()
+        except MoshiError as error:
+            self.problems.append(str(error))
 
 
 @contextmanager

@@ -16,10 +16,11 @@ from rich.console import Console
 import moshi_mlx
 from moshi_mlx import catalog
 from moshi_mlx.hub import canonical
+from moshi_mlx.outputs import Output, check_outputs
 from moshi_mlx.program import run_program
 
 from . import arguments as a
-from .assembly import load_model
+from .assembly import inputs_of, load_model
 from .audio.devices import list_devices, print_devices
 from .chat import ChatOptions, chat
 from .config_file import config_folder, config_path, read_defaults
@@ -29,7 +30,7 @@ from .machine.checkup import DEFAULT_REPORT, full_checkup
 from .machine.doctor import doctor
 from .machine.models import print_models, rows_as_json, survey
 from .machine.prediction import Speeds
-from .machine.profile import Profile
+from .machine.profile import FLAME_SUFFIXES, Profile
 from .observers.event_log import STDOUT
 from .observers.trace import Trace
 from .offline import FileOptions, answer_file
@@ -332,9 +333,16 @@ def bench_command(
     if upstream is not None and config is None:
         raise typer.BadParameter("--vs-upstream goes with --config")
     theirs = None
+    source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
+    check_outputs(
+        [
+            *([] if trace is None else [Output(trace, "the trace")]),
+            *([] if flame is None else [Output(flame, "the flame plot", FLAME_SUFFIXES)]),
+        ],
+        [config, upstream, *inputs_of(source)],
+    )
     profile = Profile(None if trace is None else Trace(trace), flame)
     if config is None:
-        source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
         moshi, _ = load_model(source, Console(stderr=True, highlight=False), kv_bits)
         mine = bench_model(moshi, frames, compiled, kv_bits, profile)
     else:

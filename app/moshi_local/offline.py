@@ -13,13 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from moshi_mlx.outputs import Output
 from moshi_mlx.program import INTERRUPTED
 
-from .assembly import consoles, load_model, open_session, print_json
+from .assembly import consoles, inputs_of, load_model, open_session, print_json
 from .audio.files import FileAudio, check_sound_files
 from .events import Event, FrameDone
 from .loop import run_loop, stop_on_signals
-from .observers.picture import draw_conversation
+from .observers.picture import SUFFIXES, draw_conversation
 from .options import ModelSource, SamplingFlags
 from .report import warm_up
 from .terminal.lines import print_report, print_words
@@ -56,7 +57,9 @@ def answer_file(options: FileOptions) -> None:
     """Lets the model hear a recording, and writes what it says."""
     source, target = options.source, options.target
     screen, notes = consoles(options.as_json)
-    sound = check_sound_files(source, target)
+    picture = options.picture
+    outputs = [] if picture is None else [Output(picture, "the picture", SUFFIXES)]
+    sound = check_sound_files(source, target, outputs, inputs_of(options.model))
     moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
@@ -87,14 +90,14 @@ def answer_file(options: FileOptions) -> None:
     if not port.whole:
         notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
         raise typer.Exit(INTERRUPTED)
-    if options.picture is not None:
-        draw_conversation(target, report.words, options.picture)
     if options.as_json:
         extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": options.seed}
         print_json(report, {**extra, "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)
+    if picture is not None:
+        draw_conversation(target, report.words, picture)
 
 
 def _duration(seconds: float) -> str:

@@ -18,6 +18,7 @@ import mlx.core as mx
 from ..checkpoint import WEIGHTS, write_companions
 from ..errors import ConfigError, MoshiError
 from ..families import Model, load
+from ..outputs import Output, check_outputs, model_inputs
 from ..program import OK, run_program
 from ..trees import named_parameters
 from .data import Recording, Recordings, TokenCache, read_manifest
@@ -64,6 +65,8 @@ def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
     manifests = (config.data.train, config.data.eval)
     listed = {path: read_manifest(path) for path in manifests if path is not None}
     full = config.lora is None
+    if peers.is_first:
+        _check_outputs(config)
     moshi = load(
         config.model,
         weights=config.weights,
@@ -98,6 +101,19 @@ def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
                 say(f"no plot: {error}")
         say(f"written to {result}")
     return OK
+
+
+def _check_outputs(config: RunConfig) -> None:
+    """Whether the run's folder can be written, and nothing that is read is in what is replaced."""
+    folder = config.run_dir
+    start = None if config.lora is None else config.lora.start
+    inputs = [config.data.train, config.data.eval, start, *model_inputs(config.model)]
+    outputs = [Output(folder, "the run's folder", kind="folder")]
+    outputs += [Output(folder / name, f"the run's {name}") for name in ("log.jsonl", "loss.png")]
+    for name in ("checkpoints", "adapter" if config.lora is not None else "model"):
+        if (folder / name).exists():
+            outputs.append(Output(folder / name, f"the run's {name}", kind="replaced folder"))
+    check_outputs(outputs, inputs)
 
 
 def _prepare_model(moshi: Model, config: RunConfig) -> None:

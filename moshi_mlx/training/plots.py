@@ -5,15 +5,14 @@ import json
 from pathlib import Path
 
 from ..distributions import needs_extra
-from ..files import replace_file
-from .folder import named_errors
+from ..outputs import WholeFile
 
 
 def plot_losses(log: Path, picture: Path) -> None:
     """Draws the losses of a run's `log.jsonl`, evaluations dotted, into a PNG or SVG file.
 
     Raises:
-        MoshiError: matplotlib is not installed, or the disk refuses.
+        MoshiError: matplotlib is not installed, or the picture cannot be written.
     """
     with needs_extra("train", "plots need matplotlib"):
         from matplotlib.figure import Figure
@@ -31,10 +30,9 @@ def plot_losses(log: Path, picture: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend()
-    drawing = io.BytesIO()
-    figure.savefig(drawing, dpi=120, format=picture.suffix[1:])
-    with named_errors(picture):
-        replace_file(picture, [drawing.getvalue()], mode=0o644)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=120, format=picture.suffix[1:].lower())
+    WholeFile(picture, "the plot", (".png", ".svg")).write(drawn.getvalue(), mode=0o644)
 
 
 def _series(lines: list[dict[str, float]], name: str) -> tuple[list[float], list[float]]:

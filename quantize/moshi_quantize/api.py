@@ -11,7 +11,7 @@ import mlx.nn as nn
 from moshi_mlx.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.families import Moshi
-from moshi_mlx.files import new_folder
+from moshi_mlx.files import check_new_folder, new_folder
 from moshi_mlx.lm import Lm
 
 from . import gptq, report, sensitivity
@@ -99,6 +99,7 @@ def quantize(
         return _in_place(model, chosen)
     if target is None:
         raise ValueError("a checkpoint is quantized into a folder: name it as `target`")
+    check_new_folder(Path(target).expanduser(), _folder_of(model))  # before a model is fetched
     source = (
         model
         if isinstance(model, Checkpoint)
@@ -143,6 +144,14 @@ def _check_early(plan: Plan, chosen: Recipe, dialogue: str | Path | None) -> Non
         sensitivity.check_target(plan.layers, chosen.target_bits, fixed)
     if dialogue is not None and not Path(dialogue).is_file():
         raise CheckpointError(f"{dialogue}: there is no such file of tokens, and no such recording")
+
+
+def _folder_of(model: str | Path | Checkpoint) -> Path | None:
+    """The folder that a model is in, if that is known without the network."""
+    if isinstance(model, Checkpoint):
+        return model.folder
+    path = Path(model).expanduser()
+    return path.parent if path.is_file() else path if path.is_dir() else None
 
 
 def _small(source: Checkpoint) -> bool:

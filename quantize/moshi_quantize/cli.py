@@ -27,18 +27,20 @@ from rich.progress import (
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
-from moshi_mlx.files import WholeFile
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
 from moshi_mlx.program import run_program
 
 from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
-from .dialogues import TOKENS, find_dialogues, is_tokens
+from .dialogues import TOKENS, find_dialogues
 from .listening import recognizer
 from .recipes import RECIPES, Precision, Predicate, parse_precision
 from .recipes import recipe as find_recipe
 from .replies import Replies
 from .speaker import Speaker
+
+TOKEN_SUFFIXES = (TOKENS,)
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -218,9 +220,14 @@ def report_command(
     """Compare models with their original: KL and top-1 on dialogue tokens, and size."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
+    names = [original, *others]
+    inputs = [Path(dialogue), *(path for name in names for path in model_inputs(name))]
+    outputs = [
+        *([] if json_file is None else [Output(json_file, "the figures")]),
+        *([] if plot is None else [Output(plot, "the plot", report_of.PLOT_SUFFIXES)]),
+    ]
+    check_outputs(outputs, inputs)
     if plot is not None:
-        if plot.suffix.lower() != ".png":
-            raise typer.BadParameter(f"'{plot}' must end with .png", param_hint="--plot")
         report_of.plotter()  # before minutes of work
     source = open_checkpoint(original)
     models = [open_checkpoint(other) for other in others]
@@ -235,7 +242,9 @@ def report_command(
     print(report_of.table(figures))
     print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
     if json_file is not None:
-        json_file.write_text(report_of.as_json(original, tokens, figures), encoding="utf-8")
+        WholeFile(json_file, "the figures").write(
+            report_of.as_json(original, tokens, figures), mode=0o644
+        )
     if plot is not None:
         report_of.plot(figures, plot, f"{original}, quantized")
 
@@ -249,16 +258,12 @@ def hear_recording(
     ],
 ) -> None:
     """Let a model answer a recording, and write the tokens of the dialogue."""
-    if not is_tokens(tokens):
-        raise typer.BadParameter(
-            f"'{tokens}' must end with {TOKENS}, by which --dialogue knows it", param_hint="TOKENS"
-        )
-    file = WholeFile(tokens, "the tokens")
+    check_outputs([Output(tokens, "the tokens", TOKEN_SUFFIXES)], [recording, *model_inputs(model)])
     with _interruptible():
         codes = Speaker(open_checkpoint(model)).hear(recording)
         packed = io.BytesIO()
         np.savez_compressed(packed, codes=codes.astype(np.int16))
-        file.write(packed.getvalue())
+        WholeFile(tokens, "the tokens", TOKEN_SUFFIXES).write(packed.getvalue(), mode=0o644)
     print(f"{tokens}: give it as --dialogue")
 
 

@@ -3,6 +3,7 @@
 Knows how to measure and to show it: figures, table, JSON, plot. Knows nothing of quantizing.
 """
 
+import io
 import itertools
 import json
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from moshi_mlx.checkpoint import Checkpoint
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
+from moshi_mlx.outputs import WholeFile
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
@@ -25,6 +27,7 @@ from .teacher import Logits, Teacher, distance
 
 CHIPS = ("M1", "M4", "M4 Pro")
 """Those in the table."""
+PLOT_SUFFIXES = (".png", ".svg", ".pdf")
 
 
 @dataclass(frozen=True)
@@ -206,8 +209,13 @@ def plotter() -> Any:
 
 
 def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
-    """Quality against size, a point a model, as PNG. Raises MoshiError, as `plotter`."""
-    pyplot = plotter()
+    """Quality against size, a point a model, as PNG, SVG or PDF.
+
+    Raises:
+        MoshiError: matplotlib isn't there, or the file cannot be written.
+    """
+    file = WholeFile(path, "the plot", PLOT_SUFFIXES)
+    drawn, pyplot = io.BytesIO(), plotter()
     shown = [f for f in figures if f.frame_kl > 0]
     figure, axes = pyplot.subplots(figsize=(8, 5), dpi=120)
     groups = {"uniform": "o", "mixed, auto": "s", "floating point": "^", "learned": "D"}
@@ -226,8 +234,9 @@ def plot(figures: Sequence[Figures], path: Path, title: str) -> None:
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()
-    figure.savefig(path)
+    figure.savefig(drawn, format=path.suffix[1:].lower())
     pyplot.close(figure)
+    file.write(drawn.getvalue(), mode=0o644)
 
 
 def _kind(name: str) -> str:

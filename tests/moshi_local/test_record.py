@@ -21,10 +21,11 @@ import soundfile
 from benchmarks import kill_recordings
 from moshi_local.events import Paused, RecordingStopped, ResetDone
 from moshi_local.observers.dispatcher import Dispatcher
-from moshi_local.observers.record import Recorder, make_folder
+from moshi_local.observers.record import Recorder, recording_output
 from moshi_local.observers.transcript import vtt_time
 from moshi_local.observers.wav import WavWriter, to_pcm16
-from moshi_mlx import AudioFileError
+from moshi_mlx import MoshiError
+from moshi_mlx.outputs import check_outputs
 from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from tests.fakes.frames import frame_done, spoken
 
@@ -148,9 +149,9 @@ def test_without_a_frame_nothing_is_left(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(AudioFileError, match="not a folder"):
-        make_folder(file)
-    with pytest.raises(AudioFileError, match="Not a directory"), recorder(file / "inside"):
+    with pytest.raises(MoshiError, match="it is not a folder"):
+        check_outputs([recording_output(file)])
+    with pytest.raises(MoshiError, match="Not a directory"), recorder(file / "inside"):
         pass
     assert names(tmp_path) == {"file"}
 

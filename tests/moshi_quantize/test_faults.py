@@ -328,9 +328,9 @@ def test_where_tokens_go(source: Path, tmp_path: Path, capsys: pytest.CaptureFix
     """They must be found again as tokens; looked at before the model is loaded."""
     recording = sound(tmp_path / "noise.wav", NOISE)
     for path, message in [
-        (tmp_path / "tokens", "must end with .npz"),
-        (tmp_path / "none" / "tokens.npz", "is not a folder that can be written to"),
-        (tmp_path, "must end with .npz"),
+        (tmp_path / "tokens", "must end in .npz"),
+        (tmp_path / "none" / "tokens.npz", "there is no folder"),
+        (tmp_path, "must end in .npz"),
     ]:
         assert message in refused(["hear", source, recording, path], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["noise.wav"]
@@ -382,7 +382,7 @@ def test_models_that_are_not_alike(
     assert "is not made from" in said
     assert "it has delays (0, 0, 0" in said
     plotted = ["report", source, source, "--plot", "plot.gif"]
-    assert "must end with .png" in refused(plotted, capsys)
+    assert "must end in .png" in refused(plotted, capsys)
 
 
 # --------------------------------------------------------------------------------- the command line

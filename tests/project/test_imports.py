@@ -41,6 +41,7 @@ ALLOWED: dict[str, set[str]] = {
     "distributions": set(),
     "files": {"formats"},
     "formats": set(),
+    "outputs": {"catalog", "files", "hub"},
     "program": set(),
     "text": {"formats"},
     "trees": set(),

@@ -269,7 +269,7 @@ def test_a_full_disk_leaves_the_adapter(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_picture(four_steps: Path, tmp_path: Path) -> None:
     picture = tmp_path / "loss.png"
     picture.write_text("the last one")
-    with small_disk(1000), pytest.raises(TrainingError, match=r"loss\.png: .*too large"):
+    with small_disk(1000), pytest.raises(MoshiError, match=r"loss\.png: .*too large"):
         plot_losses(four_steps / "log.jsonl", picture)
     assert picture.read_text() == "the last one"
     assert names(tmp_path) == ["loss.png"]

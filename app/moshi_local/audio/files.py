@@ -7,8 +7,9 @@ little memory. The output has a temporary name until it is whole.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Iterator
-from contextlib import suppress
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 
@@ -18,7 +19,8 @@ import soxr
 
 from moshi_mlx import AudioFileError
 from moshi_mlx.arrays import Pcm
-from moshi_mlx.files import partial_name
+from moshi_mlx.files import SoundSink, partial_file
+from moshi_mlx.outputs import Output, check_outputs
 from moshi_mlx.sounds import Sound, check_is_file, open_sound
 
 from ..port import Read
@@ -33,7 +35,7 @@ class FileAudio:
 
     The input is followed by `tail` seconds of silence, so that a reply is heard. With `stereo`
     the output has the input on the left. A source that `check_sound_files` has read already is not
-    read twice. Raises AudioFileError.
+    read twice. Raises MoshiError.
     """
 
     def __init__(
@@ -55,21 +57,26 @@ class FileAudio:
         self._given = 0
         self._samples = self._frames()
         self._heard = np.zeros(frame_size, np.float32)
-        self._partial = partial_name(target)
+        self._closing = ExitStack()
         self._output: soundfile.SoundFile | None = None
 
     def __enter__(self) -> FileAudio:
-        try:
-            self._output = soundfile.SoundFile(
-                self._partial,
-                "w",
-                samplerate=self._rate,
-                channels=2 if self._stereo else 1,
-                format=FORMATS[self._target.suffix.lower()],
-                subtype="PCM_16",
-            )
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
+        with ExitStack() as stack:
+            target = Path(os.path.realpath(self._target))
+            self._partial = stack.enter_context(partial_file(target))
+            with self._errors():
+                self._sink = stack.enter_context(SoundSink(self._partial))
+                self._output = stack.enter_context(
+                    soundfile.SoundFile(
+                        self._sink,
+                        "w",
+                        samplerate=self._rate,
+                        channels=2 if self._stereo else 1,
+                        format=FORMATS[self._target.suffix.lower()],
+                        subtype="PCM_16",
+                    )
+                )
+            self._closing = stack.pop_all()
         return self
 
     def __exit__(
@@ -79,16 +86,14 @@ class FileAudio:
         trace: TracebackType | None,
     ) -> None:
         self._samples.close()
-        try:
-            if self._output is not None:
+        with self._closing:
+            if kind is not None or not self.whole or self._output is None:
+                return
+            with self._errors():
                 self._output.close()
-            if kind is None and self.whole:
-                self._partial.replace(self._target)
-        except (soundfile.SoundFileError, OSError) as problem:
-            raise AudioFileError(f"cannot write {self._target}: {_reason(problem)}") from problem
-        finally:
-            with suppress(OSError):
-                self._partial.unlink()
+                self._sink.check()
+                self._sink.close()
+                self._partial.replace(os.path.realpath(self._target))
 
     @property
     def whole(self) -> bool:
@@ -107,8 +112,14 @@ class FileAudio:
     def write(self, pcm: Pcm) -> None:
         """Append the answer to the frame that was read last."""
         assert self._output is not None, "FileAudio is a context manager"
-        try:
+        with self._errors():
             self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
+            self._sink.check()
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
         except (soundfile.SoundFileError, OSError) as error:
             raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
 
@@ -136,18 +147,25 @@ class FileAudio:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
-def check_sound_files(source: Path, target: Path) -> Sound:
-    """Reads all of `source`. Raises AudioFileError if it is not sound to its end, or if `target`
-    cannot be written."""
+def check_sound_files(
+    source: Path,
+    target: Path,
+    outputs: Sequence[Output] = (),
+    inputs: Iterable[Path | None] = (),
+) -> Sound:
+    """Reads all of `source`, when it is known that `target` can be written.
+
+    Args:
+        source: the recording.
+        target: the answer.
+        outputs: what the same command writes besides.
+        inputs: what it reads besides.
+
+    Raises:
+        MoshiError: `source` is not sound to its end, or something cannot be written.
+    """
     check_is_file(source)
-    if target.suffix.lower() not in FORMATS:
-        raise AudioFileError(f"the output {target} must end in {' or '.join(FORMATS)}")
-    if not target.parent.is_dir():
-        raise AudioFileError(f"there is no folder {target.parent} for the output {target.name}")
-    if target.is_dir():
-        raise AudioFileError(f"the output {target} is a folder")
-    if target.exists() and target.samefile(source):
-        raise AudioFileError(f"input and output are the same file: {source}")
+    check_outputs([Output(target, "the answer", tuple(FORMATS)), *outputs], [source, *inputs])
     return open_sound(source)
 
 

@@ -23,7 +23,7 @@ from rich.console import Console
 
 import moshi_mlx
 from moshi_mlx import Moshi, MoshiError, catalog
-from moshi_mlx.files import WholeFile
+from moshi_mlx.outputs import WholeFile
 
 from ..platform import MACOS, headphones, under_memory_pressure
 from ..report import percentiles, warm_up

@@ -12,10 +12,11 @@ from typing import Protocol
 
 from moshi_mlx import Timing
 from moshi_mlx.distributions import needs_extra
-from moshi_mlx.files import WholeFile
+from moshi_mlx.outputs import WholeFile
 
 __all__ = ["FrameTrace", "Profile"]
 
+FLAME_SUFFIXES = (".html", ".htm")
 FLAME_INTERVAL = 0.0005
 """Seconds from one look at Python's stack to the next."""
 
@@ -44,7 +45,7 @@ class Profile:
 
     def __init__(self, trace: FrameTrace | None, flame: Path | None) -> None:
         self._trace = trace
-        self._flame = None if flame is None else WholeFile(flame, "the flame plot")
+        self._flame = None if flame is None else WholeFile(flame, "the flame plot", FLAME_SUFFIXES)
         if flame is not None:
             with needs_extra("profile", "--flame needs pyinstrument"):
                 import pyinstrument  # noqa: F401

@@ -14,9 +14,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from moshi_mlx import Word
+from moshi_mlx.outputs import WholeFile
 
 __all__ = ["conversation_svg", "draw_conversation"]
 
+SUFFIXES = (".svg",)
 WIDTH_PER_SECOND = 90.0
 MARGIN = 64.0
 ROW = 90.0
@@ -97,8 +99,7 @@ def _words(words: Sequence[Word], top: float) -> list[str]:
 
 
 def draw_conversation(recording: Path, words: Sequence[Word], target: Path) -> None:
-    """Draws a stereo recording (the user left, Moshi right) to the SVG file `target`."""
+    """Draws a stereo recording (the user left, Moshi right) to an SVG file. Raises MoshiError."""
+    picture = WholeFile(target, "the picture", SUFFIXES)
     pcm, rate = soundfile.read(recording, dtype="float32", always_2d=True)
-    beside = target.with_name(f".{target.name}.part")
-    beside.write_text(conversation_svg(pcm[:, 0], pcm[:, 1], words, rate), encoding="utf-8")
-    beside.replace(target)
+    picture.write(conversation_svg(pcm[:, 0], pcm[:, 1], words, rate), mode=0o644)

@@ -8,7 +8,7 @@ those of the recording, which continue when the session's clock starts again.
 from __future__ import annotations
 
 import datetime
-import os
+import math
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -21,15 +21,16 @@ import numpy as np
 import soundfile
 from numpy.typing import NDArray
 
-from moshi_mlx import AudioFileError, WordSpoken, __version__
-from moshi_mlx.files import partial_name
+from moshi_mlx import WordSpoken, __version__
+from moshi_mlx.files import SoundSink, partial_file, sweep
+from moshi_mlx.outputs import Output, check_outputs
 
 from ..events import Event, FrameDone, Paused, RecordingStopped, ResetDone
 from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
-from .wav import MAX_BYTES, WavWriter, to_pcm16
+from .wav import BYTES_PER_SAMPLE, MAX_BYTES, WavWriter, to_pcm16
 
-__all__ = ["Recorder", "make_folder"]
+__all__ = ["Recorder", "recording_output"]
 
 CHANNELS = ("user", "moshi")
 SAVE_SECONDS = 5.0
@@ -40,26 +41,15 @@ FILL_FRAMES = 50
 """Frames of silence written at a time."""
 DISK_SECONDS = 2.0
 """So long `close` waits for a disk that another thread waits for."""
+ROOM_BYTES = 3 * 4096
+"""What the end of a recording needs of a full disk beside the words and events."""
 FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
 
 
-def make_folder(folder: Path) -> None:
-    """Make `folder` where it is missing, for its owner only. Raises AudioFileError.
-
-    Good to call before a model is loaded, which takes long.
-    """
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        reason = "it is not a folder" if folder.exists() else error.strerror
-        raise _cannot_record(folder, reason) from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise _cannot_record(folder, "it cannot be written to")
-
-
-def _cannot_record(folder: Path, reason: str | None) -> AudioFileError:
-    return AudioFileError(f"cannot record into {folder}: {reason}. Name a folder that is yours.")
+def recording_output(folder: Path) -> Output:
+    """A folder of recordings, for `check_outputs`."""
+    return Output(folder, "the recording into", kind="folder", private=True)
 
 
 def _now() -> datetime.datetime:
@@ -95,7 +85,7 @@ class Recorder:
         max_bytes: of a WAV file; the sound continues in a second one.
 
     Raises:
-        AudioFileError: on entering, if the folder cannot be written to.
+        MoshiError: on entering, if the folder cannot be written to.
     """
 
     def __init__(
@@ -134,12 +124,14 @@ class Recorder:
         self._saved = 0.0
 
     def __enter__(self) -> Recorder:
-        make_folder(self._folder)
+        output = recording_output(self._folder)
+        check_outputs([output])
+        sweep(self._folder, "moshi-*")
         try:
             self._open()
         except OSError as error:
             self._remove()
-            raise _cannot_record(self._folder, error.strerror) from error
+            raise output.cannot(error.strerror or str(error)) from error
         self._recording = True
         return self
 
@@ -307,20 +299,39 @@ class Recorder:
         self._recording = False
         self.problem = reason
         with suppress(OSError):
-            self._wav.close()
+            self._save_the_end()
         with suppress(OSError):
-            self._save()
+            self._wav.close()
         if self._on_stopped is not None:
             self._on_stopped(RecordingStopped(self._time, reason))
+
+    def _save_the_end(self) -> None:
+        """Save the transcript of a recording that stopped; a full disk takes it for some sound.
+
+        Raises OSError.
+        """
+        self._drop(0)  # but what there is of the next one
+        try:
+            self._save()
+        except OSError:
+            room = self._transcript.size + ROOM_BYTES
+            self._drop(math.ceil(room / (self._frame_size * len(CHANNELS) * BYTES_PER_SAMPLE)))
+            self._save()
+
+    def _drop(self, frames: int) -> None:
+        """Take the last frames out of the WAV that is open. Raises OSError."""
+        start = self._parts[-1].start
+        samples = max(0, (self._frames - frames) * self._frame_size - start)
+        self._frames = (start + self._wav.cut(samples)) // self._frame_size
 
     # --------------------------------------------------------------------------- at the end
 
     def _finish(self, convert: bool) -> None:
         stopped = not self._recording
         self._recording = False
-        with suppress(OSError):
-            self._wav.close()
         if not self._frames:
+            with suppress(OSError):
+                self._wav.close()
             with suppress(OSError):
                 self._subtitles.close()
             self._remove()
@@ -332,13 +343,17 @@ class Recorder:
                 self._save(finished=not stopped)
         except OSError as error:
             if not stopped:
-                self._stop(f"{error.strerror or error}: the transcript lacks its end")
+                self._stop(f"{error.strerror or error}: {self.path.name} lacks its end")
             return
+        finally:
+            with suppress(OSError):
+                self._wav.close()
         if convert and self._format == "flac" and not stopped:
             try:
                 self._make_flac()
             except (soundfile.SoundFileError, OSError) as error:
-                reason = " ".join(str(error).split()).rstrip(".")
+                words = getattr(error, "strerror", None) or str(error)
+                reason = " ".join(words.split()).rstrip(".")
                 self._stop(f"{self.path.name} was not made FLAC: {reason}")
 
     def _make_flac(self) -> None:
@@ -346,11 +361,9 @@ class Recorder:
         flac = self._parts[0].path.with_suffix(".flac")
         if flac.exists():
             raise FileExistsError(f"there is a {flac.name} already")
-        partial = partial_name(flac)
-        os.close(os.open(partial, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600))
-        try:
+        with partial_file(flac) as partial, SoundSink(partial, 0o600) as sink:
             with soundfile.SoundFile(
-                partial, "w", self._rate, len(CHANNELS), "PCM_16", format="FLAC"
+                sink, "w", self._rate, len(CHANNELS), "PCM_16", format="FLAC"
             ) as file:
                 file.comment = self._tag
                 file.title = "Conversation with Moshi"
@@ -359,12 +372,16 @@ class Recorder:
                 for part in self._parts:
                     for block in soundfile.blocks(part.path, FLAC_SAMPLES, dtype="int16"):
                         file.write(block)
+                        sink.check()
+            sink.check()
             partial.replace(flac)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
         self._flac = flac
-        self._save(finished=True)
+        try:
+            self._save(finished=True)
+        except OSError:
+            self._flac = None
+            flac.unlink()
+            raise
         for part in self._parts:
             part.path.unlink()
 

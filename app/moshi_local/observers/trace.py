@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any
 
 from moshi_mlx import MoshiError, Timing, WordSpoken
-from moshi_mlx.files import WholeFile
+from moshi_mlx.outputs import WholeFile
 
 from ..events import Event, FrameDone
 from .event_log import event_as_dict

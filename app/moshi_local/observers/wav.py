@@ -87,6 +87,17 @@ class WavWriter(Closing):
             self.samples += written // self._block
             self._write_header()
 
+    def cut(self, samples: int) -> int:
+        """Keep at most the first `samples` of each channel, which gives room to a full disk.
+
+        Returns how many there are then: all, if the file is closed already.
+        """
+        if self._descriptor >= 0:
+            self.samples = min(samples, self.samples)
+            self._write_header()
+            os.ftruncate(self._descriptor, self._start + self._block * self.samples)
+        return self.samples
+
     def close(self) -> None:
         """No more will be added; may be called again."""
         if self._descriptor >= 0:
