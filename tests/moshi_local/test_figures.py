@@ -49,14 +49,15 @@ def test_the_closing_report_in_words() -> None:
 def test_the_report_of_a_sound_card_has_its_counters() -> None:
     report = report_of([1.0])
     report.port = {
-        "callbacks": 11, "xruns": 2, "gaps": 3, "restarts": 4,
+        "callbacks": 11, "xruns": 2, "gaps": 3, "restarts": 4, "lags": 5,
         "input_dropped_seconds": 0.56, "output_dropped_seconds": 0.78,
     }  # fmt: skip
     text = io.StringIO()
     print_report(Console(file=text), report, 0.08)
-    assert text.getvalue().splitlines()[2] == (
-        "11 callbacks, 2 xruns, 3 gaps, 4 restarts, 0.56 s of input and 0.78 s of output dropped"
-    )
+    assert text.getvalue().splitlines()[2:] == [
+        "11 callbacks, 2 xruns, 3 gaps, 4 restarts",
+        "late 5 times: 0.56 s of input and 0.78 s of output dropped",
+    ]
 
 
 def test_the_report_in_json() -> None:

@@ -33,7 +33,7 @@ def test_ctrl_c_is_silent_whenever_it_comes(command: str) -> None:
         time.sleep(wait)  # the imports take longer than the first
         child.send_signal(signal.SIGINT)
         _, errors = child.communicate(timeout=60)
-        assert child.returncode in (0, 130), errors
+        assert child.returncode in (0, 130, -signal.SIGINT), errors  # the last: Python had ended
         assert errors == ""
         assert wait > 0.1 or child.returncode == 130
 
