@@ -337,9 +337,13 @@ def try_target(name: str, seconds: float, seed: int) -> NoReturn:
         folder.mkdir()
         os.chdir(folder)
         faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
-        failed, before = True, failed
-        case(data, folder)
-        failed = before
+        try:
+            case(data, folder)
+        except hypothesis.errors.HypothesisException:
+            raise
+        except Exception:
+            failed = True
+            raise
         faulthandler.cancel_dump_traceback_later()
 
     quiet = list(hypothesis.HealthCheck)

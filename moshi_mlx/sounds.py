@@ -280,6 +280,8 @@ class _FFmpeg:
             if not self._file.streams.audio:
                 raise AudioFileError(f"{path} has no sound in it")
             self._stream: Any = self._file.streams.audio[0]
+            if self._stream.codec_context is None:
+                raise AudioFileError(f"{path} is in a format that FFmpeg cannot decode")
             self.rate, self.channels = self._stream.rate, self._stream.channels
             _check_header(path, self.rate, self.channels)
         except av.FFmpegError as error:
