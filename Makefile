@@ -13,6 +13,11 @@ MAKING := build/making
 
 # On an M5 and on NVIDIA's cards MLX multiplies float32 in TF32, with 10 bits, unless told otherwise.
 RUN := MLX_ENABLE_TF32=0
+# Two at a time, but those of a sound card alone: they measure time.
+define TESTS
+$(RUN) $(BIN)/pytest -m "not device" --numprocesses 2 --dist loadfile
+$(RUN) $(BIN)/pytest -m device
+endef
 # A Mac has a GPU, and Homebrew's Python has a sitecustomize that this one would hide.
 PRETENDED := $(if $(filter-out Darwin,$(shell uname)),\
 	PYTHONPATH="$(CURDIR)/tests/pretended_gpu$${PYTHONPATH:+:$$PYTHONPATH}")
@@ -50,7 +55,7 @@ demo: $(VENV)/runtime.stamp
 		--picture build/demo.svg
 
 test: $(VENV)/dev.stamp
-	$(RUN) $(BIN)/pytest
+	$(TESTS)
 
 test-gpu: $(VENV)/dev.stamp
 	$(RUN) $(PRETENDED) MOSHI_TEST_GPU=1 $(BIN)/pytest -m gpu
@@ -59,7 +64,7 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check $(CODE)
 	$(BIN)/ruff format --check $(CODE)
 	$(BIN)/mypy $(CODE)
-	$(RUN) $(BIN)/pytest
+	$(TESTS)
 
 mutants: $(VENV)/dev.stamp $(VENV)/mutants.stamp
 	$(RUN) $(BIN)/python -m benchmarks.mutation --since $(SINCE)
