@@ -15,6 +15,7 @@ import pytest
 from benchmarks.quantize_proofs import SMALL
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import CheckpointError
+from moshi_mlx.files import read_json
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_quantize import RECIPES, Layer, Precision, Recipe, RecipeError, recipe
@@ -23,6 +24,7 @@ from moshi_quantize.recipes import UPGRADES, Assignment, layers_of, parse_precis
 from moshi_quantize.sensitivity import check_target
 from moshi_quantize.writer import TensorWriter
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "lm"
 FOUR, FIVE, SIX, EIGHT = (Precision(4, 32), Precision(5, 64), Precision(6, 64), Precision(8, 64))
 MXFP4, MXFP8, NVFP4 = (
     Precision(4, 32, "mxfp4"), Precision(8, 32, "mxfp8"), Precision(4, 16, "nvfp4"),
@@ -88,6 +90,24 @@ def test_precisions_that_there_are_not() -> None:
             Precision(4, group)
     for mode, bits, group in (("mxfp4", 4, 64), ("mxfp8", 4, 32), ("nvfp4", 4, 32)):
         with pytest.raises(RecipeError, match=f"^{mode} has . bits in groups of ..?, not {bits}"):
+            Precision(bits, group, mode)  # type: ignore[arg-type]
+
+
+def test_sizes_of_specs_are_whole_numbers() -> None:
+    for made in (FOUR, NVFP4):
+        for _, shape in made.specs((2, 64), mx.float16).values():
+            assert {type(size) for size in shape} == {int}
+
+
+def test_a_precision_has_types() -> None:
+    for bits, group, mode, message in [
+        (4.0, 32, "affine", "^bits must be a whole number, is 4.0"),
+        (True, 32, "affine", "^bits must be a whole number, is True"),
+        (4, 32.0, "affine", "^group_size must be a whole number, is 32.0"),
+        (4, 32, "fp4", "^There is no mode 'fp4': it is one of affine, mxfp4, mxfp8, nvfp4"),
+        (4, 32, ["affine"], "^There is no mode .'affine'.: it is one of affine"),
+    ]:
+        with pytest.raises(RecipeError, match=message):
             Precision(bits, group, mode)  # type: ignore[arg-type]
 
 
@@ -168,6 +188,21 @@ def test_the_library_of_parts_is_complete() -> None:
     assert names["extra_heads.1"] == "heads"
 
 
+def test_conditioners_are_a_part_of_their_own() -> None:
+    config = read_config(read_json(FIXTURES / "small-sum" / "config.json")).lm
+    parts = {one.name: one.part for one in layers_of(Lm(config))}
+    found = {part for name, part in parts.items() if name.startswith("condition_provider.")}
+    assert found == {"conditions"}
+
+
+def test_what_is_compared_and_shown() -> None:
+    """Two readings of a model give the same layers, and a predicate is no part of a recipe."""
+    a, b = (Layer("p", ("n",), "heads", (8, 64), 1, nn.Linear(64, 8)) for _ in range(2))
+    assert a == b
+    assert "module" not in repr(a)
+    assert Recipe("mine", FOUR, predicate=lambda *_: True) == Recipe("mine", FOUR)
+
+
 # ---------------------------------------------------------------------------------------- rules
 
 
@@ -184,6 +219,7 @@ def test_the_last_rule_that_fits_holds() -> None:
         "text_emb": None, "transformer.layers.0.a": SIX, "x": Precision(8, 32)
     }  # fmt: skip
     assert made.assign(layers) == made.fixed(layers)
+    assert made.fixed(iter(layers)) == made.fixed(layers)
     assert Recipe("mine", FOUR).fixed(layers) == {}
     assert Recipe("mine", FOUR).assign(layers) == dict.fromkeys([x.path for x in layers], FOUR)
     assert Recipe("mine", None).assign(layers) == dict.fromkeys([x.path for x in layers])
@@ -248,6 +284,43 @@ def test_what_answers_mean(answer: Any, meant: Precision | None) -> None:
     assert made.assign([layer("a")]) == {"a": meant}
 
 
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (4, "answers 4 for 'a': it must be True, False, or"),
+        ([True], "answers [True] for 'a': it must be"),
+        ({}, "'bits' is missing; it must be"),
+        ({"bits": None, "mode": "affine"}, "'bits' is missing"),
+        ({"bits": 4, "group": 64}, "'group' is not known; it must be"),
+        ({"bits": 7}, "There is no precision of 7 bits in groups of 32:"),
+        ({"bits": 4.5}, "bits must be a whole number, is 4.5"),
+        ({"bits": [4]}, "bits must be a whole number, is [4]"),
+        ({"bits": 4, "mode": ["affine"]}, "There is no mode ['affine']"),
+    ],
+)
+def test_answers_that_mean_nothing(answer: Any, message: str) -> None:
+    with pytest.raises(RecipeError) as error:
+        Recipe("mine", FOUR, predicate=lambda *_: answer).assign([layer("a")])
+    assert str(error.value).startswith(f"The predicate in {__file__} answers ")
+    assert message in str(error.value)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_predicate_that_should_be_awaited() -> None:
+    async def predicate(name: str, module: Any) -> bool:
+        return True
+
+    with pytest.raises(RecipeError, match="answers <coroutine"):
+        Recipe("mine", FOUR, predicate=predicate).assign([layer("a")])  # type: ignore[arg-type]
+
+
+def test_numpys_numbers_become_pythons() -> None:
+    answer = {"bits": np.int64(8), "group_size": np.int8(32)}
+    found = Recipe("mine", FOUR, predicate=lambda *_: answer).assign([layer("a")])["a"]
+    assert found is not None
+    assert {type(number) for number in (found.bits, found.group_size)} == {int}
+
+
 def test_who_has_no_signature_is_given_two() -> None:
     """Some functions written in C."""
     with pytest.raises(RecipeError, match=r"^The predicate failed for 'a': TypeError: '>' not"):
@@ -286,7 +359,7 @@ def test_upgrades_go_in_order_as_far_as_the_bytes_reach() -> None:
         2304: ["5:64", four, "5:64", "8:64"],
         1e6: ["8:64", four, "8:64", "8:64"],
     }.items():
-        assert upgraded(layers, budget + 1e-6) == found, budget
+        assert upgraded(layers, budget) == found, budget
 
 
 def test_upgrades_raise_only() -> None:
@@ -295,14 +368,15 @@ def test_upgrades_raise_only() -> None:
     assert upgraded([IN, EMB], 1025, SIX) == ["8:64", "6:64"]
     assert upgraded([IN], 500, FIVE) == ["5:64"]
     assert upgraded([IN], 513, FIVE) == ["6:64"]
+    assert upgraded([IN], 100, Precision(5, 32)) == ["5:32"]
 
 
 def test_upgrades_fit() -> None:
     """A smaller group, or not at all where no group divides."""
     narrow = layer(IN.name, "depth", (64, 96))
     assert upgraded([narrow], 1e6) == ["8:32"]
-    odd = layer(IN.name, "depth", (64, 264))
-    assert upgraded([odd, EMB], 257) == ["None", "5:64"]
+    odd = layer("depformer.slices.1.linear_in", "depth", (64, 264))
+    assert upgraded([odd, IN, EMB], 513) == ["None", "5:64", "5:64"]
     half = layer(IN.name, "depth", (64, 48))
     assert upgraded([half, EMB], 1e6, NVFP4) == ["nvfp4", "8:64"]
 
@@ -381,6 +455,31 @@ def test_finding_a_recipe() -> None:
         recipe("best")
     with pytest.raises(RecipeError, match=r"^There is no recipe 'q7': There is no precision of 7"):
         recipe("q7")
+    for odd in (4, ["q4"]):
+        with pytest.raises(RecipeError, match=r"^.* is not a Recipe, or the name of one"):
+            recipe(odd)  # type: ignore[arg-type]
+
+
+def test_fields_of_a_recipe() -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"default": "q4"}, "'q4' is not a Precision or None"),
+        ({"rules": (("heads", 8),)}, "8 is not a Precision or None"),
+        ({"method": "awq"}, "method must be nearest or gptq, is 'awq'"),
+        ({"predicate": "x"}, "predicate must be a function, is 'x'"),
+    ]
+    for fields, message in cases:
+        with pytest.raises(RecipeError, match=f"^Recipe 'mine': {message}"):
+            Recipe(**{"name": "mine", "default": FOUR, **fields})
+
+
+def test_how_many_arguments_a_predicate_takes() -> None:
+    predicates: list[tuple[Any, str]] = [
+        (lambda a: True, "a"), (lambda a, b, c, d: True, "a, b, c, d")
+    ]  # fmt: skip
+    for predicate, takes in predicates:
+        made = Recipe("mine", FOUR, predicate=predicate)
+        with pytest.raises(RecipeError, match=rf"takes \({takes}\): it must take \(name, layer\)"):
+            made.assign([layer("a")])
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan"), float("inf"), True, "4"])
