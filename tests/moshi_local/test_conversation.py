@@ -260,6 +260,15 @@ def test_a_reset_ends_a_loop_and_its_pause() -> None:
     assert script.held == [False] * 5
 
 
+def test_what_was_said_before_a_reset_is_no_part_of_a_loop() -> None:
+    script = Script(["la"] * 5)
+    talk = Conversation(script, frame_rate=RATE)
+    go(talk, 5)
+    talk.ask_reset()
+    _, events = go(talk, 5)
+    assert not [e for e in events if isinstance(e, LoopBroken)]
+
+
 def test_without_the_guard_nothing_is_broken() -> None:
     script = Script(["la"] * 30)
     _, events = go(Conversation(script, frame_rate=RATE, guard=False), 30)

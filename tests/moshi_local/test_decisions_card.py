@@ -161,6 +161,17 @@ def test_a_new_default_device_is_followed_once_the_card_has_settled(
     assert reasons == ["the system's default device has changed"] * followed
 
 
+def test_where_both_devices_are_named_no_default_is_asked_for() -> None:
+    side = Port()
+    with side.port as port:
+        assert port.levels == (0.0, 0.0)
+        side.hear(1)
+        side.now = 10.0
+        side.hear(2)
+        assert port._default is None
+        assert side.of(DeviceLost) == []
+
+
 def test_the_reasons_for_a_loss_are_true_ones() -> None:
     side = Port()
     with side.port:
