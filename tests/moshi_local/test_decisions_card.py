@@ -164,7 +164,7 @@ def test_a_new_default_device_is_followed_once_the_card_has_settled(
 def test_where_both_devices_are_named_no_default_is_asked_for() -> None:
     side = Port()
     with side.port as port:
-        assert port.levels == (0.0, 0.0)
+        assert port.levels() == (0.0, 0.0)
         side.hear(1)
         side.now = 10.0
         side.hear(2)
