@@ -53,7 +53,7 @@ def test_the_page_shows_who_spends_the_time(tmp_path: Path) -> None:
 
 
 def test_files_are_looked_at_first(tmp_path: Path) -> None:
-    with pytest.raises(MoshiError, match=r"the flame plot .* not a folder"):
+    with pytest.raises(MoshiError, match=r"the flame plot .* there is no folder"):
         Profile(None, tmp_path / "none" / "flame.html")
     with pytest.raises(MoshiError, match=r"the trace .* it is a folder"):
         Trace(tmp_path)

@@ -24,7 +24,7 @@ from moshi_local.observers.dispatcher import Dispatcher
 from moshi_local.observers.record import Recorder
 from moshi_local.observers.transcript import vtt_time
 from moshi_local.observers.wav import WavWriter, to_pcm16
-from moshi_mlx import AudioFileError
+from moshi_mlx import MoshiError
 from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from tests.fakes.frames import frame_done, spoken
 
@@ -148,9 +148,9 @@ def test_without_a_frame_nothing_is_left(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    with pytest.raises(AudioFileError, match="not a folder"):
-        make_folder(file)
-    with pytest.raises(AudioFileError, match="Not a directory"), recorder(file / "inside"):
+    with pytest.raises(MoshiError, match="not a folder"), recorder(file):
+        pass
+    with pytest.raises(MoshiError, match="Not a directory"), recorder(file / "inside"):
         pass
     assert names(tmp_path) == {"file"}
 
@@ -297,6 +297,8 @@ def test_a_full_disk_stops_the_recording_and_nothing_else(tmp_path: Path, way: s
         assert told[0].time == pytest.approx((whole + 1) * FRAME)
         facts = load(folder / f"{NAME}.json")
         assert facts["finished"] is False
+        assert facts["problem"] == told[0].reason
+        assert facts["seconds"] == round(len(sound) / SAMPLE_RATE, 3) == round(record.seconds, 3)
         assert kill_recordings.cues(folder / f"{NAME}.vtt") == []
 
 
