@@ -258,6 +258,10 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
             try:
                 mx.save_safetensors(str(named), tensors, metadata)
                 named.replace(path)
+            except RuntimeError:  # MLX does not say why; the disk does, asked for one page more
+                with named.open("ab") as file:
+                    file.write(bytes(4096))
+                raise
             finally:
                 named.unlink(missing_ok=True)
     except (OSError, RuntimeError) as error:

@@ -271,8 +271,8 @@ class Trainer:
         fresh = path.with_suffix(".new")
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(parents=True)
-        mx.save_safetensors(str(fresh / "weights.safetensors"), flat(self._parameters))
-        mx.save_safetensors(str(fresh / "optimizer.safetensors"), flat(self._optimizers.state))
+        write_safetensors(fresh / "weights.safetensors", flat(self._parameters))
+        write_safetensors(fresh / "optimizer.safetensors", flat(self._optimizers.state))
         state = {"step": self.step, "seconds": self.seconds}
         (fresh / "state.json").write_text(json.dumps(state), encoding="utf-8")
         shutil.rmtree(path, ignore_errors=True)

@@ -22,12 +22,13 @@ import soundfile
 import moshi_quantize
 from moshi_local import cli, offline
 from moshi_local.audio.files import FileAudio
+from moshi_local.observers.record import Recorder
 from moshi_local.port import Read
 from moshi_mlx import AudioFileError, MoshiError
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.files import new_folder, partial_file, partial_name, replace_file
 from moshi_mlx.hub import bundled_folder
-from moshi_mlx.outputs import Output, check_outputs, model_inputs
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
 from moshi_mlx.safetensors import write_safetensors
 from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from moshi_mlx.training import cli as training_cli
@@ -256,7 +257,7 @@ def test_programs_ask_before_they_look_for_a_model(
 # --------------------------------------------------------------------------------- leftovers
 
 
-def test_what_killed_programs_left_is_swept(tmp_path: Path, sound: Path) -> None:
+def test_what_killed_programs_left_is_swept(tmp_path: Path) -> None:
     target, gone, runs = tmp_path / "out.wav", no_process(), os.getppid()
     for number in (gone, runs):
         (tmp_path / f".out.wav.{number}.partial").write_text("left")
@@ -267,6 +268,10 @@ def test_what_killed_programs_left_is_swept(tmp_path: Path, sound: Path) -> None
         f".in.wav.{runs}.partial",
         f".in.wav.{gone}.partial",
     }
+    left = tmp_path / f".moshi-2026-11-22T22-45-10.flac.{gone}.partial"
+    left.write_text("of a recording")
+    with Recorder(tmp_path, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, model="nano", seed=0):
+        assert not left.exists()
     weights = tmp_path / "w.safetensors"
     (tmp_path / f".w.safetensors.{gone}.partial.safetensors").write_text("left")
     write_safetensors(weights, {"a": mx.zeros(1)})
@@ -365,6 +370,26 @@ def test_a_picture_that_does_not_fit_is_told_after_the_answer(
                                               f"{tmp_path / 'p.svg'}: File too large")  # fmt: skip
     assert '"frames": 13' in said.out
     assert {path.name for path in tmp_path.iterdir()} == {"in.wav", "out.wav"}
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """MLX says that it could not write, and not why."""
+    path = tmp_path / "w.safetensors"
+    path.write_text("old")
+    with largest_file(5000), pytest.raises(CheckpointError, match=r"written: File too large$"):
+        write_safetensors(path, {"a": mx.zeros(5000)})
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+
+
+def test_figures_that_do_not_fit(tmp_path: Path) -> None:
+    file = WholeFile(tmp_path / "figures.json", "the figures")
+    with largest_file(100), pytest.raises(MoshiError, match=r"figures\.json: File too large$"):
+        file.write("1" * 101)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "link").symlink_to("figures.json")
+    WholeFile(tmp_path / "link", "the figures").write("new")
+    assert (tmp_path / "figures.json").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
 
 
 def test_a_full_standard_output_is_one_line() -> None:
