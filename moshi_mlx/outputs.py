@@ -175,7 +175,7 @@ def _check_inputs(output: Output, inputs: Iterable[Path]) -> None:
     for number, name in _STANDARD.items():
         with suppress(OSError):
             if output.path.is_file() and os.path.samestat(os.fstat(number), output.path.stat()):
-                raise output.cannot(f"{name} goes there")
+                raise output.cannot(f"it is the same file as {name}")
 
 
 def _reserve(output: Output, seen: list[tuple[Output, Path]], stack: ExitStack) -> None:
@@ -186,7 +186,7 @@ def _reserve(output: Output, seen: list[tuple[Output, Path]], stack: ExitStack) 
     real = _real(output.path)
     for other, partial in seen:
         if _same(other.path, output.path) or _same(partial, partial_name(real)):
-            raise output.cannot(f"{other.what} goes there too")
+            raise output.cannot(f"it is the same file as {other.what}")
     seen.append((output, stack.enter_context(reserved(real))))
 
 

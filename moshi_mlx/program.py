@@ -33,15 +33,34 @@ def run_program(
     stopped: tuple[type[BaseException], ...] = (KeyboardInterrupt, *interrupts)
     known: tuple[type[Exception], ...] = (MoshiError, OSError, *usage_errors)
     try:
-        return work() or OK
+        code = work() or OK
+        _flush()
+        return code
     except stopped:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         return OK
     except known as error:
-        sys.stderr.write(f"{name}: {one_line(error)}\n")
+        told = one_line(error)
+        try:
+            _flush()
+        except OSError as full:
+            if one_line(full) == told:
+                told = f"standard output: {told}"
+            _give_up_stdout()
+        sys.stderr.write(f"{name}: {told}\n")
         return ERROR
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as where it was closed
+        sys.stdout.flush()
+
+
+def _give_up_stdout() -> None:
+    """What waits to be written there is lost, without another word at the program's end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def one_line(error: Exception) -> str:

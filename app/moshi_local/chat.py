@@ -105,7 +105,8 @@ def chat(options: ChatOptions) -> None:
     if options.as_json:
         print_json(report, {"model": verdict.model, "codec": moshi.codec.name, "seed": seed})
     if recorder is not None and recorder.problem is not None:
-        live.problems.append(f"not all was recorded: {recorder.problem}")
+        much = "not all" if recorder.seconds else "nothing"
+        live.problems.append(f"{much} was recorded: {recorder.problem}")
     if live.problems:
         raise MoshiError("; ".join(live.problems))
 

@@ -56,6 +56,7 @@ def run(config: RunConfig, *, fresh: bool = False) -> int:
     peers = Peers.found()
     if not peers.is_first:
         return _train(config, peers, fresh)
+    _check_outputs(config)
     with locked(config.run_dir):
         return _train(config, peers, fresh)
 
@@ -65,8 +66,6 @@ def _train(config: RunConfig, peers: Peers, fresh: bool) -> int:
     manifests = (config.data.train, config.data.eval)
     listed = {path: read_manifest(path) for path in manifests if path is not None}
     full = config.lora is None
-    if peers.is_first:
-        _check_outputs(config)
     moshi = load(
         config.model,
         weights=config.weights,

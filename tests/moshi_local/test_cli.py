@@ -211,6 +211,8 @@ def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
     soundfile.write(source, np.zeros(600 * RATE), RATE)
     command = [sys.executable, "-m", "moshi_local", "run", str(source), str(target)]
     run = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert run.stderr is not None
+    assert any(line.startswith("codec ") for line in run.stderr)  # the model is loaded
     deadline = time.monotonic() + 60
     while len(list(tmp_path.iterdir())) == 1 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -735,7 +735,7 @@ def test_a_stopped_checkup_leaves_no_file(
     ("arguments", "message"),
     [
         (["--full"], "moshi-local-doctor.json is there already"),
-        (["--full", "--report", "nowhere/report.json"], "nowhere is not a folder"),
+        (["--full", "--report", "nowhere/report.json"], "there is no folder nowhere"),
         (["--full", "--json"], "--full writes a file of JSON"),
         (["--report", "report.json"], "--report goes with --full"),
     ],

@@ -109,8 +109,8 @@ def test_what_is_wrong_is_said_before_anything_is_done(tmp_path: Path) -> None:
         (tmp_path, out, "is not a file"),
         (text, out, "cannot read .*text.wav as sound"),
         (empty, out, "empty.wav is empty"),
-        (good, tmp_path / "no" / "out.wav", "there is no folder .*no$"),
-        (good, good, "the same file as the input"),
+        (good, tmp_path / "no" / "out.wav", "the answer .*out.wav: there is no folder .*no$"),
+        (good, good, "same file"),
         (good, tmp_path / "x" / ".." / "in.wav", "no folder|same file"),
         (good, tmp_path / "out.mp3", "must end in .wav or .flac"),
     ]

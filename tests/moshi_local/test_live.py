@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -76,6 +77,26 @@ def test_no_network_at_all_is_needed(card: rig.VirtualCard, tmp_path: Path) -> N
     assert run.summary["frames"] > 30
     (sound,) = (tmp_path / "kept").glob("*.wav")
     assert soundfile.info(sound).channels == 2
+
+
+def test_a_full_disk_ends_what_is_kept_and_is_told_at_the_end(
+    card: rig.VirtualCard, tmp_path: Path
+) -> None:
+    limit = ["prlimit", "--fsize=400000"]
+    keep = ["--record", str(tmp_path / "kept"), "--events", "/dev/full"]
+    run = live.talk(card, 7.0, "--model", "nano", *keep, through=limit)
+    assert run.exit_code == 2
+    (sound,) = (tmp_path / "kept").glob("*.wav")
+    (transcript,) = (tmp_path / "kept").glob("*.json")
+    facts = json.loads(transcript.read_text())
+    assert facts["seconds"] == pytest.approx(soundfile.info(sound).duration) == 4.16
+    assert facts["problem"] == f"File too large: {sound.name} ends here"
+    *_, recorded, told = run.errors.splitlines()
+    assert recorded == f"recorded {sound}, 4.2 s"
+    assert told == (
+        "moshi-local: events are no longer written to /dev/full: No space left on device; "
+        f"not all was recorded: {facts['problem']}"
+    )
 
 
 def test_a_wrong_device_is_one_line_with_the_right_ones(card: rig.VirtualCard) -> None:

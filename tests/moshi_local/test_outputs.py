@@ -1,218 +1,406 @@
-"""What a command writes: looked at first, and never put over an input or another output."""
+"""What commands write: never over what they read, said before any work, true when a disk fills."""
+
+from __future__ import annotations
 
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
 
-from moshi_local.cli import main
-from moshi_mlx import MoshiError
-from moshi_mlx.files import partial_file, partial_name, replace_file
+import moshi_quantize
+from moshi_local import cli, offline
+from moshi_local.audio.files import FileAudio
+from moshi_local.observers.record import Recorder
+from moshi_local.port import Read
+from moshi_mlx import AudioFileError, MoshiError
+from moshi_mlx.errors import CheckpointError
+from moshi_mlx.files import new_folder, partial_file, partial_name, replace_file
 from moshi_mlx.hub import bundled_folder
-from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
-from moshi_quantize.cli import main as quantize_main
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
+from moshi_mlx.safetensors import write_safetensors
+from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
+from moshi_mlx.training import cli as training_cli
+from moshi_mlx.training.settings import DataSection, LoraSection, RunConfig
+from moshi_quantize import cli as quantize_cli
 
-NANO = bundled_folder("nano")
-GONE = 2**22 + 1
-"""No process has such a number."""
+UNKNOWN = "nobody/has-this-model"
+"""Looked for only after the outputs."""
 
 
 @pytest.fixture
 def sound(tmp_path: Path) -> Path:
     path = tmp_path / "in.wav"
-    soundfile.write(path, np.zeros(2400), 24_000)
+    soundfile.write(path, np.zeros(SAMPLE_RATE), SAMPLE_RATE)
     return path
 
 
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    shutil.copytree(bundled_folder("nano"), folder)
+    return folder
 
 
-def refused(arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> str:
-    """What a command says that ends before its work: no model is looked for."""
-    assert main([str(argument) for argument in arguments]) == 2
-    said = capsys.readouterr().err
-    assert said.count("\n") == 1
-    assert "loading" not in said
-    return said
+def no_process() -> int:
+    """The number of a process that has ended."""
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
 
 
-def test_outputs_that_are_inputs(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = sound.parent
-    before = sound.read_bytes()
-    (folder / "link.wav").symlink_to(sound)
-    os.link(sound, folder / "hard.wav")
-    (folder / "sub").mkdir()
-    (folder / "link.svg").symlink_to(sound)
-    for out in ("in.wav", "link.wav", "hard.wav", "sub/../in.wav"):
-        assert "same file as the input" in refused(["run", sound, folder / out], capsys)
-    picture = ["run", sound, folder / "out.wav", "--stereo", "--picture", folder / "link.svg"]
-    assert "same file as the input" in refused(picture, capsys)
-    assert sound.read_bytes() == before
-    assert names(folder) == ["hard.wav", "in.wav", "link.svg", "link.wav", "sub"]
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """A file that grows beyond `size` bytes is refused, by the system itself."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_models_own_files_are_inputs(tmp_path: Path, sound: Path) -> None:
-    model = tmp_path / "model"
-    shutil.copytree(NANO, model)
-    (tmp_path / "w.wav").symlink_to(model / "model.safetensors")
-    found = set(model_inputs(model))
-    assert {model / "model.safetensors", model / "config.json"} <= found
-    with pytest.raises(MoshiError, match=r"same file as the input .*model.safetensors"):
-        check_outputs([Output(tmp_path / "w.wav", "the answer")], model_inputs(str(model)))
-    assert NANO / "mimi.safetensors" in set(model_inputs("nano"))
+# ------------------------------------------------------------------------- before any work
 
 
-def test_two_outputs_of_one_name(sound: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    folder = sound.parent
-    out = folder / "out.flac"
-    (folder / "sub").mkdir()
-    with pytest.raises(MoshiError, match=r"the picture .*: the answer goes there too"):
-        check_outputs(
-            [Output(out, "the answer"), Output(folder / "sub/../out.flac", "the picture")]
-        )
-    (folder / "link.svg").symlink_to(out)
-    said = refused(["run", sound, out, "--stereo", "--picture", folder / "link.svg"], capsys)
-    assert "the answer goes there too" in said
-    assert names(folder) == ["in.wav", "link.svg", "sub"]
+def symlink(path: Path, to: Path) -> Path:
+    path.symlink_to(to)
+    return path
+
+
+def hard_link(path: Path, to: Path) -> Path:
+    path.hardlink_to(to)
+    return path
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    "name",
     [
-        ("none/out.svg", "there is no folder"),
-        ("in.wav/out.svg", "Not a directory"),
-        ("out.gif", "must end in"),
-        ("folder.svg", "it is a folder"),
-        ("x" * 300 + ".svg", "File name too long"),
+        lambda path: path,
+        lambda path: symlink(path.parent / "l.wav", path),
+        lambda path: hard_link(path.parent / "h.wav", path),
+        lambda path: path.parent / "." / ".." / path.parent.name / path.name,
+        lambda path: symlink(path.parent / "d", path.parent) / path.name,
     ],
 )
-def test_a_picture_that_cannot_be(
-    name: str, reason: str, sound: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (sound.parent / "folder.svg").mkdir()
-    arguments = [
-        "run",
-        sound,
-        sound.parent / "out.wav",
-        "--stereo",
-        "--picture",
-        sound.parent / name,
-    ]
-    said = refused([*arguments, "--model", "no/such-model"], capsys)
-    assert reason in said
-    assert Path(name).name in said
-    assert names(sound.parent) == ["folder.svg", "in.wav"]
+def test_an_input_is_no_output_by_any_name(sound: Path, name: Callable[[Path], Path]) -> None:
+    before = sound.read_bytes()
+    with pytest.raises(MoshiError, match=r"cannot write it .*same file as the input .*in\.wav"):
+        check_outputs([Output(name(sound), "it")], [sound])
+    assert sound.read_bytes() == before
 
 
-def test_other_outputs_are_looked_at_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    none = tmp_path / "none" / "file"
-    for command in (
-        ["bench", "--model", "no/such-model", "--trace", none],
-        ["--model", "no/such-model", "--trace", none],
-        ["--model", "no/such-model", "--events", none],
-        ["--model", "no/such-model", "--record", "/dev/null/x"],
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name, other in (
+        ("a.json", "a.json"),
+        ("a.json", "folder/../a.json"),
+        ("old", "link"),
+        ("old", "hard"),
+        ("not yet", "to it"),
     ):
-        assert "cannot write" in refused(command, capsys)
-    for arguments in (
-        ["report", "no/such", "no/other", "--json", none, "--dialogue", "nano"],
-        ["hear", "no/such", NANO / "question.wav", none.with_suffix(".npz")],
-    ):
-        assert quantize_main([str(argument) for argument in arguments]) == 2
-        assert "there is no folder" in capsys.readouterr().err
+        (tmp_path / "old").write_text("old")
+        for path, make, to in (
+            ("link", Path.symlink_to, "old"),
+            ("hard", Path.hardlink_to, "old"),
+            ("to it", Path.symlink_to, "not yet"),
+        ):
+            (tmp_path / path).unlink(missing_ok=True)
+            make(tmp_path / path, tmp_path / to)
+        outputs = [Output(tmp_path / name, "this"), Output(tmp_path / other, "that")]
+        with pytest.raises(MoshiError, match=r"cannot write that .*the same file as this"):
+            check_outputs(outputs)
+    check_outputs([Output(tmp_path / "a.json", "this"), Output(tmp_path / "b.json", "that")])
 
 
-def test_the_disk_is_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """In the system's own words, with the file's name; nothing stays."""
+def test_names_that_differ_in_case_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a disk that ignores case shows: the temporary name of the one is the other's too."""
+    outputs = [Output(tmp_path / "a.json", "this"), Output(tmp_path / "A.JSON", "that")]
+    if not (tmp_path.parent / tmp_path.name.upper()).exists():
+        check_outputs(outputs)
+        exact = Path.samefile
+        monkeypatch.setattr(
+            Path,
+            "samefile",
+            lambda self, other: exact(self, other.with_name(other.name.lower())),
+        )
+    with pytest.raises(MoshiError, match=r"cannot write that .*the same file as this"):
+        check_outputs(outputs)
 
-    def full(self: Path, data: bytes) -> int:
-        raise OSError(28, os.strerror(28), str(self))
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    with pytest.raises(MoshiError, match=r"out\.wav: No space left on device"):
-        check_outputs([Output(tmp_path / "out.wav", "the answer")])
-    with pytest.raises(MoshiError, match=r"new/deep: No space left on device"):
-        check_outputs([Output(tmp_path / "new" / "deep", "the recording into", kind="folder")])
-    assert names(tmp_path) == []
+def test_standard_output_is_an_output(tmp_path: Path) -> None:
+    """`moshi-local --trace t.json > t.json`."""
+    before = os.dup(1)
+    with (tmp_path / "t.json").open("wb") as file:
+        os.dup2(file.fileno(), 1)
+    try:
+        with pytest.raises(MoshiError, match="the same file as standard output"):
+            check_outputs([Output(tmp_path / "t.json", "the trace")])
+    finally:
+        os.dup2(before, 1)
+        os.close(before)
 
 
-def test_streams_may_be_devices(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("path", "kind", "reason"),
+    [
+        ("none/x", "file", "there is no folder .*none$"),
+        ("in.wav/x", "file", "Not a directory"),
+        ("loop", "file", "symbolic links"),
+        ("x" * 256, "file", "File name too long"),
+        (".", "file", "it is a folder"),
+        ("/dev/full", "file", "it is not a regular file"),
+        ("/dev/null", "file", "it is not a regular file"),
+        (".", "stream", "it is a folder"),
+        ("in.wav", "folder", "it is not a folder"),
+        ("in.wav/x", "folder", "Not a directory"),
+    ],
+)
+def test_places_that_cannot_be_written(
+    sound: Path, path: str, kind: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sound.parent)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(MoshiError, match=f"cannot write it {re.escape(path)}: .*{reason}"):
+        check_outputs([Output(Path(path), "it", kind=kind)])  # type: ignore[arg-type]
+    assert {each.name for each in sound.parent.iterdir()} == {"in.wav", "loop"}
+
+
+def test_a_full_disk_is_found_in_its_own_words(tmp_path: Path) -> None:
+    for kind, name in (("file", "x" * 255), ("stream", "events"), ("folder", "new/folder")):
+        output = Output(tmp_path / name, "it", kind=kind)  # type: ignore[arg-type]
+        with largest_file(0), pytest.raises(MoshiError, match=rf"it .*{name}: File too large"):
+            check_outputs([output])
+        assert not list(tmp_path.iterdir())
+        check_outputs([output])
+    with largest_file(0), pytest.raises(CheckpointError, match="q: cannot be made: File too large"):
+        moshi_quantize.quantize(UNKNOWN, "q4", tmp_path / "q")
+
+
+def test_devices_and_pipes_take_events(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
     check_outputs([Output(Path("/dev/null"), "the events", kind="stream")])
-    with pytest.raises(MoshiError, match="not a regular file"):
-        check_outputs([Output(Path("/dev/null"), "the trace")])
-    with pytest.raises(MoshiError, match="it is a folder"):
-        check_outputs([Output(tmp_path, "the events", kind="stream")])
-    assert not is_stdout(Path("/dev/null"))
+    check_outputs([Output(tmp_path / "pipe", "the events", kind="stream")])
 
 
-def test_a_replaced_folder_has_no_input_in_it(tmp_path: Path) -> None:
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
-    (manifest := tmp_path / "run" / "checkpoints" / "train.jsonl").touch()
-    output = Output(tmp_path / "run" / "checkpoints", "the checkpoints", kind="replaced folder")
-    with pytest.raises(MoshiError, match=r"the input .*train\.jsonl is in it"):
-        check_outputs([output], [manifest])
-    check_outputs([output], [tmp_path / "other.jsonl", None])
+@pytest.mark.parametrize("command", ["talk", "run", "bench", "report", "hear", "train"])
+def test_programs_ask_before_they_look_for_a_model(
+    command: str,
+    sound: Path,
+    model: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(sound.parent)
+    link = symlink(Path("in.svg"), sound)
+    unknown = ("--model", UNKNOWN)
+    weights = next(model_inputs(model))
+    cases: dict[str, list[tuple[str | Path, ...]]] = {
+        "talk": [
+            ("--model", model, "--trace", model / "config.json"),
+            ("--model", model, "--events", weights),
+            (*unknown, "--trace", "t.json", "--events", "./t.json"),
+            (*unknown, "--record", sound),
+            (*unknown, "--record", "new/folder", "--trace", "none/t.json"),
+        ],
+        "run": [
+            ("run", sound, "out.wav", "--stereo", *unknown, "--picture", link),
+            ("run", sound, "out.wav", "--stereo", *unknown, "--picture", "p.png"),
+            ("run", sound, sound, *unknown),
+            ("run", sound, "none/out.wav", *unknown),
+            ("run", sound, "out.mp3", *unknown),
+        ],
+        "bench": [
+            ("bench", *unknown, "--trace", "a.html", "--flame", "a.html"),
+            ("bench", "--model", model, "--trace", model / "config.json"),
+            ("bench", *unknown, "--flame", "a.png"),
+        ],
+        "report": [
+            ("report", model, UNKNOWN, "--json", weights),
+            ("report", UNKNOWN, model, "--json", "a.png", "--plot", "a.png"),
+            ("report", UNKNOWN, UNKNOWN, "--plot", "a.gif"),
+            ("report", UNKNOWN, UNKNOWN, "--dialogue", sound, "--json", sound),
+        ],
+        "hear": [("hear", UNKNOWN, sound, sound), ("hear", UNKNOWN, sound, "none/a.npz")],
+        "train": [],
+    }
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    main = quantize_cli.main if command in ("report", "hear") else cli.main
+    for arguments in cases[command]:
+        assert main([str(each) for each in arguments]) == 2
+        assert " cannot write the " in capsys.readouterr().err, arguments
+    if command == "train":
+        data = DataSection(train=Path("run/adapter/manifest.jsonl"))
+        Path("run/adapter").mkdir(parents=True)
+        data.train.write_text("")
+        for run in (Path("run"), sound):
+            config = RunConfig(
+                model=UNKNOWN, data=data, lora=LoraSection(), run_dir=run, max_steps=1
+            )
+            with pytest.raises(MoshiError, match="cannot write the run's"):
+                training_cli.run(config)
+        shutil.rmtree("run")
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+    assert not Path("new").exists()
+
+
+# --------------------------------------------------------------------------------- leftovers
 
 
 def test_what_killed_programs_left_is_swept(tmp_path: Path) -> None:
-    """Of the same target, and only if their process is gone."""
-    target = tmp_path / "out.wav"
-    gone, other = tmp_path / f".out.wav.{GONE}.partial", tmp_path / f".in.wav.{GONE}.partial"
-    living = tmp_path / f".out.wav.{os.getppid()}.partial"
-    for path in (gone, other, living):
-        path.touch()
-    check_outputs([Output(target, "the answer")])
-    assert names(tmp_path) == sorted([other.name, living.name])
-    gone.touch()
-    replace_file(target, [b"whole"])
-    assert names(tmp_path) == sorted([other.name, living.name, "out.wav"])
+    target, gone, runs = tmp_path / "out.wav", no_process(), os.getppid()
+    for number in (gone, runs):
+        (tmp_path / f".out.wav.{number}.partial").write_text("left")
+        (tmp_path / f".in.wav.{number}.partial").write_text("of another output")
+    check_outputs([Output(target, "it")])
+    assert {path.name for path in tmp_path.glob(".*")} == {
+        f".out.wav.{runs}.partial",
+        f".in.wav.{runs}.partial",
+        f".in.wav.{gone}.partial",
+    }
+    left = tmp_path / f".moshi-2026-11-22T22-45-10.flac.{gone}.partial"
+    left.write_text("of a recording")
+    with Recorder(tmp_path, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, model="nano", seed=0):
+        assert not left.exists()
+    weights = tmp_path / "w.safetensors"
+    (tmp_path / f".w.safetensors.{gone}.partial.safetensors").write_text("left")
+    write_safetensors(weights, {"a": mx.zeros(1)})
+    assert not list(tmp_path.glob(".w*"))
 
 
-def test_a_whole_file_or_none(tmp_path: Path) -> None:
-    target, link = tmp_path / "trace.json", tmp_path / "link.json"
-    target.write_text("old")
-    link.symlink_to(target)
-    WholeFile(link, "the trace").write("new")
-    assert link.is_symlink()
-    assert target.read_text() == "new"
-    partial = partial_name(target)
-    with suppress(ZeroDivisionError), partial_file(target) as given:
-        assert given == partial
-        partial.write_text("half")
-        raise ZeroDivisionError
-    assert (target.read_text(), names(tmp_path)) == ("new", ["link.json", "trace.json"])
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_runs_leave_nothing(number: signal.Signals, tmp_path: Path) -> None:
-    """What was being written is removed at once."""
-    code = (
-        "import pathlib, time\n"
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    program = (
+        "import sys, time\nfrom pathlib import Path\n"
         "from moshi_mlx.files import partial_file\n"
-        f"with partial_file(pathlib.Path({str(tmp_path / 'out')!r})) as partial:\n"
-        "    partial.touch()\n"
-        "    print('here', flush=True)\n"
-        "    time.sleep(60)\n"
+        "with partial_file(Path('x')) as partial:\n"
+        "    partial.write_text('half')\n    print(flush=True)\n    time.sleep(60)\n"
     )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert len(list(tmp_path.iterdir())) == 1
+        process.send_signal(number)
+        assert process.wait(10) != 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_long_names_have_a_temporary_name(tmp_path: Path) -> None:
+    names = ["x" * 255, "x" * 254 + "y", "é" * 127, ".hidden"]
+    partials = {partial_name(tmp_path / name).name for name in names}
+    assert len(partials) == len(names)
+    for name in names:
+        replace_file(tmp_path / name, [name.encode()])
+    assert {path.read_text() for path in tmp_path.iterdir()} == set(names)
+
+
+def test_other_threads_and_handlers_are_left_alone(tmp_path: Path) -> None:
+    def write() -> None:
+        with partial_file(tmp_path / "x"):
+            found.append(signal.getsignal(signal.SIGTERM))
+
+    found: list[object] = []
+    thread = threading.Thread(target=write)
+    thread.start()
+    thread.join()
+    assert found == [signal.SIG_DFL]
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        write()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found[1] == signal.SIG_IGN
+    with new_folder(tmp_path / "folder", 0):
+        assert signal.getsignal(signal.SIGTERM) != signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+# --------------------------------------------------------------------- a disk that fills up
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac"])
+def test_an_answer_that_does_not_fit(tmp_path: Path, suffix: str) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 5 * SAMPLE_RATE)
+    soundfile.write(tmp_path / "in.wav", noise, SAMPLE_RATE)
+    target = tmp_path / f"out{suffix}"
+    target.write_text("old")
+    port = FileAudio(
+        tmp_path / "in.wav", target, sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE, stereo=True
     )
-    assert child.stdout is not None
-    assert child.stdout.readline() == "here\n"
-    time.sleep(0.05)
-    assert names(tmp_path)
-    child.send_signal(number)
-    child.communicate(timeout=30)
-    assert child.returncode != 0
-    assert names(tmp_path) == []
+    pcm = np.zeros(FRAME_SIZE, np.float32)
+
+    def answer() -> None:
+        with port:
+            while port.read(pcm, 0.0) is not Read.END:
+                port.write(pcm)
+
+    refused = rf"^cannot write .*out{suffix}: File too large$"
+    with largest_file(50_000), pytest.raises(AudioFileError, match=refused):
+        answer()
+    assert target.read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"in.wav", target.name}
+
+
+def test_a_picture_that_does_not_fit_is_told_after_the_answer(
+    tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def draw(*arguments: object) -> None:
+        with largest_file(100):
+            drawn(*arguments)  # type: ignore[arg-type]
+
+    drawn = offline.draw_conversation
+    monkeypatch.setattr(offline, "draw_conversation", draw)
+    arguments = ["run", sound, tmp_path / "out.wav", "--stereo", "--tail", "0", "--json"]
+    assert cli.main([*map(str, arguments), "--picture", str(tmp_path / "p.svg")]) == 2
+    said = capsys.readouterr()
+    assert said.err.splitlines()[-1].endswith("cannot write the picture "
+                                              f"{tmp_path / 'p.svg'}: File too large")  # fmt: skip
+    assert '"frames": 13' in said.out
+    assert {path.name for path in tmp_path.iterdir()} == {"in.wav", "out.wav"}
+
+
+def test_weights_that_do_not_fit(tmp_path: Path) -> None:
+    """MLX says that it could not write, and not why."""
+    path = tmp_path / "w.safetensors"
+    path.write_text("old")
+    with largest_file(5000), pytest.raises(CheckpointError, match=r"written: File too large$"):
+        write_safetensors(path, {"a": mx.zeros(5000)})
+    assert [each.read_text() for each in tmp_path.iterdir()] == ["old"]
+
+
+def test_figures_that_do_not_fit(tmp_path: Path) -> None:
+    file = WholeFile(tmp_path / "figures.json", "the figures")
+    with largest_file(100), pytest.raises(MoshiError, match=r"figures\.json: File too large$"):
+        file.write("1" * 101)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "link").symlink_to("figures.json")
+    WholeFile(tmp_path / "link", "the figures").write("new")
+    assert (tmp_path / "figures.json").read_text() == "new"
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_a_full_standard_output_is_one_line() -> None:
+    program = (
+        "import sys\nfrom moshi_mlx.program import run_program\n"
+        "sys.exit(run_program('p', lambda: print('x')))"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stderr) == (2, "p: standard output: No space left on device\n")

@@ -81,7 +81,7 @@ def test_an_empty_trace(tmp_path: Path) -> None:
 def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path, "it is a folder"),
-        (tmp_path / "none" / "trace.json", "there is no folder"),
+        (tmp_path / "none" / "trace.json", "there is no folder .*none$"),
         (Path("/dev/null"), "not a regular file"),
     ):
         with pytest.raises(MoshiError, match=reason):
