@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -45,17 +45,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
             names the file.
     """
 
-    def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            double = next(name for name in table if names.count(name) > 1)
-            raise ConfigError(f"{path}: field {shown(double)} is there twice; delete one")
-        return table
+    def doubled(name: str) -> ConfigError:
+        return ConfigError(f"{path}: field {shown(name)} is there twice; delete one")
 
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
-        data = json.loads(text, object_pairs_hook=no_doubles)
+        data = json.loads(text, object_pairs_hook=no_doubles(doubled))
     except RecursionError as error:
         raise ConfigError(f"{path}: cannot be read as JSON: it is nested too deeply") from error
     except ValueError as error:
@@ -67,6 +62,25 @@ def read_json(path: str | Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: must be a JSON object, is {type(data).__name__}")
     return data
+
+
+def no_doubles(
+    doubled: Callable[[str], Exception],
+) -> Callable[[list[tuple[str, Any]]], dict[str, Any]]:
+    """An `object_pairs_hook` for `json.loads` that refuses a field that is there twice.
+
+    Args:
+        doubled: the error to raise for the field of that name.
+    """
+
+    def table_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            names = [name for name, _ in pairs]
+            raise doubled(next(name for name in table if names.count(name) > 1))
+        return table
+
+    return table_of
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -95,7 +109,7 @@ def partial_file(path: Path) -> Iterator[Path]:
     """
     sweep(path)
     partial = partial_name(path)
-    with _sigterm_interrupts():
+    with signals_interrupt("SIGTERM", "SIGHUP"):
         try:
             yield partial
         finally:
@@ -182,7 +196,7 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
     except OSError as error:
         raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
     try:
-        with _sigterm_interrupts():
+        with signals_interrupt("SIGTERM", "SIGHUP"):
             yield folder
             folder.rename(target)
     except OSError as error:
@@ -249,9 +263,12 @@ def sweep(target: Path, pattern: str | None = None) -> None:
 
 
 @contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM and SIGHUP raise KeyboardInterrupt, where they would end the program on the spot."""
-    names = ("SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+def signals_interrupt(*names: str) -> Iterator[None]:
+    """Signals raise KeyboardInterrupt, where they would end the program on the spot.
+
+    Args:
+        names: "SIGTERM", for instance; those that the system lacks are left out.
+    """
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []

@@ -340,9 +340,8 @@ def _read_lm(fields: _Fields) -> LmConfig:
     n_q, dep_q = fields.whole("n_q", least=0), fields.whole("dep_q", least=0)
     if dep_q > n_q:
         raise fields.fail("dep_q", f"{dep_q} is more than the {n_q} audio streams of n_q")
-    delays = fields.ints(
-        "delays", 1 + n_q, most=MOST_DELAY
-    )  # first: dep_q then is no more than what the file has
+    # First: dep_q then is no more than what the file has.
+    delays = fields.ints("delays", 1 + n_q, most=MOST_DELAY)
     depth = _read_depth(fields, main, scale, dep_q)
     text_card = fields.whole("text_card")
     token = partial(fields.whole, least=0, most=text_card)
@@ -361,9 +360,7 @@ def _read_lm(fields: _Fields) -> LmConfig:
         dep_q=dep_q,
         delays=delays,
         text_padding_id=token("existing_text_padding_id", 3),
-        text_end_padding_id=fields.whole(
-            "existing_text_end_padding_id", 0, least=0, most=text_card
-        ),
+        text_end_padding_id=token("existing_text_end_padding_id", 0),
         extra_heads=fields.whole("extra_heads_num_heads", 0, least=0),
         extra_heads_dim=fields.whole("extra_heads_dim", 6),
         demux_second_text_stream=fields.flag("demux_second_stream", demux),

@@ -19,7 +19,7 @@ import mlx.core as mx
 
 from .arrays import Weights
 from .errors import CheckpointError, shown
-from .files import partial_file
+from .files import no_doubles, partial_file
 from .formats import what_is
 
 MAX_HEADER = 100_000_000
@@ -94,20 +94,17 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
     def fail(problem: str) -> CheckpointError:
         return CheckpointError(f"{where}: is corrupt: {problem}; copy or download it again")
 
-    def no_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            names = [name for name, _ in pairs]
-            double = next(name for name in names if names.count(name) > 1)
-            raise fail(f"its header has {shown(double)} twice")
-        return table
+    def doubled(name: str) -> CheckpointError:
+        return fail(f"its header has {shown(name)} twice")
 
     def no_constants(_: str) -> Any:
         raise ValueError("not a number")
 
     try:
         text = header.decode("utf-8")
-        entries = json.loads(text, object_pairs_hook=no_doubles, parse_constant=no_constants)
+        entries = json.loads(
+            text, object_pairs_hook=no_doubles(doubled), parse_constant=no_constants
+        )
     except (ValueError, RecursionError) as error:
         raise fail("its header is not JSON") from error
     if not isinstance(entries, dict):

@@ -408,10 +408,8 @@ def check(model: nn.Module, weights: Weights, where: str) -> None:
         CheckpointError: a tensor is missing, left over, misshapen, or of a wrong type.
     """
     expected = named_parameters(model)
-    missing, extra = (
-        sorted(expected.keys() - weights.keys()),
-        sorted(weights.keys() - expected.keys()),
-    )
+    missing = sorted(expected.keys() - weights.keys())
+    extra = sorted(weights.keys() - expected.keys())
     if missing:
         also = f"; {_count(extra)} that the config doesn't know" if extra else ""
         raise CheckpointError(f"{where}: {_count(missing)} missing: {listed(missing)}{also}")

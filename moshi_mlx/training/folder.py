@@ -73,20 +73,16 @@ def whole_folder(target: Path, *, keep_others: bool = False) -> Iterator[Path]:
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         folder.mkdir()
-    try:
-        yield folder
-        with named_errors(target):
+        try:
+            yield folder
             if keep_others and target.is_dir():
                 for file in folder.iterdir():
                     file.replace(target / file.name)
             else:
                 remove(target)
                 folder.replace(target)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise TrainingError(f"{target}: cannot be written: {reason}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def remove(path: Path) -> None:

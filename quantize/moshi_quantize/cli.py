@@ -3,7 +3,6 @@
 import io
 import re
 import runpy
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from rich.progress import (
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.files import signals_interrupt
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
 from moshi_mlx.program import run_program
 
@@ -304,18 +304,12 @@ def _upload(folder: Path, repo: str) -> None:
 @contextmanager
 def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the work as an error does: what was begun is removed."""
-
-    def stop(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
     try:
-        yield
+        with signals_interrupt("SIGTERM"):
+            yield
     except KeyboardInterrupt:
         print("moshi-quantize: interrupted; nothing was written", file=sys.stderr)
         raise
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class RecipeError(MoshiError):
 
 @dataclass(frozen=True)
 class Precision:
-    """How a layer is quantized: `bits` per weight, and a scale for every `group_size` inputs."""
+    """The precision of a quantized layer: `bits` per weight, a scale per `group_size` inputs."""
 
     bits: int
     group_size: int

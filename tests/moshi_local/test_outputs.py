@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -34,6 +32,7 @@ from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from moshi_mlx.training import cli as training_cli
 from moshi_mlx.training.settings import DataSection, LoraSection, RunConfig
 from moshi_quantize import cli as quantize_cli
+from tests.limits import largest_file
 
 UNKNOWN = "nobody/has-this-model"
 """Looked for only after the outputs."""
@@ -57,17 +56,6 @@ def no_process() -> int:
     """The number of a process that has ended."""
     with subprocess.Popen(["true"]) as process:
         return process.pid
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """A file that grows beyond `size` bytes is refused, by the system itself."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 # ------------------------------------------------------------------------- before any work

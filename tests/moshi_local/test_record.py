@@ -28,6 +28,7 @@ from moshi_mlx import MoshiError
 from moshi_mlx.outputs import check_outputs
 from moshi_mlx.testing import FRAME_SIZE, SAMPLE_RATE
 from tests.fakes.frames import frame_done, spoken
+from tests.limits import largest_file
 
 NAME = "moshi-2026-11-22T22-45-10"
 FRAME = FRAME_SIZE / SAMPLE_RATE
@@ -259,12 +260,8 @@ def small_disk(folder: Path, way: str, size: int) -> Iterator[None]:
     """`folder` is a disk of `size` bytes; or files may not be larger ("limit")."""
     folder.mkdir()
     if way == "limit":
-        soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-        try:
+        with largest_file(size):
             yield
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         return
     mount = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
     if os.geteuid() or subprocess.run(mount, capture_output=True, check=False).returncode:

@@ -21,8 +21,8 @@ from moshi_mlx.training.data import (
     read_manifest,
     read_words,
 )
+from tests.limits import largest_file
 from tests.training.test_data import RATE, Letters, Loudness, make_recording, model_config
-from tests.training.test_faults import small_disk
 
 LINE = '{"path": "%s", "duration": 2.0}'
 
@@ -260,6 +260,6 @@ def test_damaged_tokens_are_made_again(content: str | bytes, tmp_path: Path) -> 
 
 def test_a_full_disk_leaves_no_tokens(tmp_path: Path) -> None:
     sound = make_recording(tmp_path, "one")
-    with small_disk(100), pytest.raises(MoshiError, match=r"\.npz: cannot be .*too large"):
+    with largest_file(100), pytest.raises(MoshiError, match=r"\.npz: cannot be .*too large"):
         data_of(tmp_path, sound)
     assert list((tmp_path / "tokens").iterdir()) == []

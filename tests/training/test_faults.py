@@ -2,13 +2,11 @@
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -25,19 +23,9 @@ from moshi_mlx.training.lora import add_lora, save_adapter
 from moshi_mlx.training.losses import objective
 from moshi_mlx.training.plots import plot_losses
 from moshi_mlx.training.trainer import TrainConfig, Trainer
+from tests.limits import largest_file
 from tests.training.test_cli import written
 from tests.training.train_worker import Sequences, logged, make_trainer
-
-
-@contextmanager
-def small_disk(size: int) -> Iterator[None]:
-    """No file may be larger."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def names(folder: Path) -> list[str]:
@@ -225,7 +213,7 @@ def test_a_full_disk_leaves_the_checkpoints(copied: Path) -> None:
     trainer = make_trainer(copied, 1, steps=6)
     trainer._begin(resume=True)
     trainer.step = 5
-    with small_disk(100_000), pytest.raises(MoshiError, match="File too large") as caught:
+    with largest_file(100_000), pytest.raises(MoshiError, match="File too large") as caught:
         trainer.save()
     assert "weights.safetensors: cannot be written" in str(caught.value)
     assert names(copied / "checkpoints") == ["step_00000002", "step_00000004"]
@@ -237,7 +225,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path) -> None:
     log.append({"step": 1})
     before = log.path.read_bytes()
     with (
-        small_disk(len(before) + 5),
+        largest_file(len(before) + 5),
         pytest.raises(TrainingError, match=r"log\.jsonl: .*too large"),
     ):
         log.append({"step": 2, "loss": 1.0})
@@ -252,10 +240,10 @@ def test_a_full_disk_leaves_the_adapter(tmp_path: Path) -> None:
     (target / "mine.txt").write_text("stays")
     before = {path.name: path.read_bytes() for path in target.iterdir()}
     lm.update({"text_linear": {"lora_A": {"weight": mx.ones((2, 128))}}})
-    with small_disk(20_000), pytest.raises(MoshiError, match=r"lora\.safetensors.*too large"):
+    with largest_file(20_000), pytest.raises(MoshiError, match=r"lora\.safetensors.*too large"):
         save_adapter(lm, target, {"dim": 2}, 2, 2.0)
     # The weights fit, their configuration does not: neither is taken.
-    room = small_disk(len(before["lora.safetensors"]) + 10_000)
+    room = largest_file(len(before["lora.safetensors"]) + 10_000)
     large = {"dim": 2, "text": "x" * (len(before["lora.safetensors"]) + 20_000)}
     with room, pytest.raises(MoshiError, match="adapter: cannot be written: File too large"):
         save_adapter(lm, target, large, 2, 2.0)
@@ -269,7 +257,7 @@ def test_a_full_disk_leaves_the_adapter(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_picture(four_steps: Path, tmp_path: Path) -> None:
     picture = tmp_path / "loss.png"
     picture.write_text("the last one")
-    with small_disk(1000), pytest.raises(MoshiError, match=r"loss\.png: .*too large"):
+    with largest_file(1000), pytest.raises(MoshiError, match=r"loss\.png: .*too large"):
         plot_losses(four_steps / "log.jsonl", picture)
     assert picture.read_text() == "the last one"
     assert names(tmp_path) == ["loss.png"]

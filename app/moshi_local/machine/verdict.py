@@ -207,12 +207,14 @@ def shortage(verdict: Verdict, here: Machine) -> str | None:
 
 
 def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
-    default = catalog.default_model()
-    ways = [*_ways_out(verdict, kv_bits), *([f"--model {default}"] * (verdict.model != default))]
+    ways = _ways_out(verdict, kv_bits)
+    if verdict.model != (default := catalog.default_model()):
+        ways.append(f"--model {default}")
+    use = f"Use {' or '.join(ways)}, or" if ways else "Use"
     can = f"a model can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
     return MoshiError(
         f"{verdict.model} needs {verdict.needs}; on this machine {can} {gb(here.memory_total)}. "
-        f"Use {', or '.join(filter(None, [' or '.join(ways), '--force']))} to try it anyway"
+        f"{use} --force to try it anyway"
     )
 
 
