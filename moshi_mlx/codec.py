@@ -25,6 +25,7 @@ from .errors import ArgumentError, CheckpointError, MoshiError, SessionError
 from .files import cache_folder, write_json
 from .mimi import Mimi, MimiState
 from .state import SavedState
+from .threads import mlx_work
 from .weights_mimi import check_mimi, load_mimi
 
 State = TypeVar("State")
@@ -90,6 +91,7 @@ class MlxCodec:
         self.frame_size = mimi.frame_size
         self.num_codebooks = mimi.num_codebooks
 
+    @mlx_work
     def init_state(self) -> MimiState:
         state = self.mimi.init_state()
         mx.eval(state.arrays())  # what is lazy belongs to this thread; the steps may run on another
@@ -103,6 +105,7 @@ class MlxCodec:
         state.restore(saved)
         return state
 
+    @mlx_work
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
         codes = self.encode_later(pcm, state)
         mx.eval(codes, *state.encoder.arrays())
@@ -117,6 +120,7 @@ class MlxCodec:
         """`decode_step` with nothing evaluated or checked: float32 [N · frame_size]."""
         return self.mimi.decode_later(codes[None], state)[0, 0]
 
+    @mlx_work
     def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
         bins = self.mimi.config.quantizer.bins
         checked = _checked_codes(codes, self.num_codebooks, bins)

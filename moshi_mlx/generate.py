@@ -5,8 +5,9 @@ Knows nothing of PCM, words or threads.
 """
 
 from collections import deque
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, cast
 
 import mlx.core as mx
 import numpy as np
@@ -24,10 +25,25 @@ from .lm import Lm
 from .sampling import Sampling
 from .state import SavedState, model_fingerprint
 from .step import Drawn, Given, Heard, Recent, StepKind, TextHook, frame_step, prepared
+from .threads import Exclusive, mlx_work
 from .transformer import attend
+
+M = TypeVar("M", bound=Callable[..., Any])
 
 _KERNEL_KEYS = (1024, 2048)
 """Numbers of keys from which on Metal attends in two passes, and in more pieces on large chips."""
+
+
+def _alone(method: M) -> M:
+    """A generator's method, while no other of its methods runs."""
+
+    @mlx_work
+    @wraps(method)
+    def alone(self: "Generator", *args: Any, **kwargs: Any) -> Any:
+        with self._turn.held():
+            return method(self, *args, **kwargs)
+
+    return cast(M, alone)
 
 
 class Step(NamedTuple):
@@ -61,14 +77,11 @@ class Begun(NamedTuple):
 
     def finish(self) -> Step:
         """Waits for the device, unless `codes` and `tokens` are evaluated."""
-        mx.eval(self.codes, self.tokens)
-        generator = self.generator
-        generator._ring.hear(np.array(self.codes))
-        return generator._said(np.array(self.tokens), self.drawn)
+        return self.generator._finish(self)
 
 
 class Generator:
-    """A conversation, or several side by side, with a language model.
+    """A conversation, or several side by side, with a language model; for one thread at a time.
 
     Args:
         lm: the model; generators on one model share nothing else.
@@ -87,6 +100,7 @@ class Generator:
         ConfigError: a condition is not one of the model's.
     """
 
+    @mlx_work
     def __init__(
         self,
         lm: Lm,
@@ -102,6 +116,7 @@ class Generator:
         kv_bits: int | None = None,
     ) -> None:
         config = lm.config
+        self._turn = Exclusive("generator")
         self.lm = lm
         self.batch = whole("batch", batch, 1)
         most = config.dep_q
@@ -155,6 +170,7 @@ class Generator:
         # What `prefill` knows of the next positions: the delayed codes of its last frame.
         self._known: deque[Tokens] = deque()
 
+    @_alone
     def reset(self, seed: int | None = None) -> None:
         """Back to the beginning, with the same seed unless another is given."""
         self._seed = self._seed if seed is None else seed_of(seed)
@@ -170,6 +186,7 @@ class Generator:
         """Steps made so far."""
         return self._ring.step
 
+    @_alone
     def step(
         self,
         codes: npt.ArrayLike,
@@ -224,6 +241,7 @@ class Generator:
             tokens = np.concatenate([tokens[:, :1], chosen], axis=1)
         return self._said(tokens, drawn)
 
+    @_alone
     def begin(self, codes: mx.array, *, text: npt.ArrayLike | None = None) -> "Begun":
         """A step that does not wait for the device: `Begun.finish` ends it.
 
@@ -248,6 +266,12 @@ class Generator:
             frame = mx.where(mx.array(self._ring.says_now(streams)), tokens, mx.array(known))
         return Begun(self, codes, drawn, tokens, frame)
 
+    @_alone
+    def _finish(self, begun: Begun) -> Step:
+        mx.eval(begun.codes, begun.tokens)
+        self._ring.hear(np.array(begun.codes))
+        return self._said(np.array(begun.tokens), begun.drawn)
+
     @property
     def prompted(self) -> bool:
         """What comes next is known in part from `prefill`."""
@@ -261,11 +285,12 @@ class Generator:
     def _said(self, tokens: Tokens, drawn: Drawn) -> Step:
         """Ends a step."""
         if self._text.guarded or self._audio.guarded:
-            self._recent.append(tokens)
+            self._recent.append(tokens.copy())  # `Step.written` is the caller's
         # NumPy knows no bfloat16; nothing is computed unless somebody asks.
         logits, state = (a.astype(mx.float32) for a in (drawn.text_logits, drawn.state))
         return Step(self._ring.say(tokens), tokens, logits, state)
 
+    @_alone
     def prefill(self, frames: npt.ArrayLike) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.
 
@@ -329,6 +354,7 @@ class Generator:
         mx.eval([array for ring in self._cache for array in ring.arrays()])
         return self.lm.text_linear(z)
 
+    @_alone
     def save(self) -> SavedState:
         """The whole state of this conversation, as a value that does not change afterwards."""
         arrays = {"ring": mx.array(self._ring.tokens)}
@@ -345,6 +371,7 @@ class Generator:
         }
         return SavedState(arrays, facts)
 
+    @_alone
     def restore(self, state: SavedState) -> None:
         """Continues where `save` was called, to the bit: here, or on the same model elsewhere.
 

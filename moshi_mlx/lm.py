@@ -17,6 +17,7 @@ from .delays import delayed, undelayed
 from .depth import DepthTransformer
 from .embedding import EmbeddingSum, can_stack, make_embedding
 from .errors import ArgumentError
+from .threads import mlx_work
 from .transformer import CrossKv, Transformer, make_norm
 
 
@@ -96,6 +97,7 @@ class Lm(nn.Module):
         z = self.out_norm(z)
         return z, self.text_linear(z)
 
+    @mlx_work
     def forward(
         self,
         codes: mx.array,

@@ -18,6 +18,7 @@ from .conv import Conv1d, ConvState, ConvTranspose1d
 from .errors import ArgumentError
 from .seanet import SeanetDecoder, SeanetEncoder
 from .state import SavedState, joined
+from .threads import mlx_work
 from .transformer import Transformer
 from .vq import SplitResidualQuantizer
 
@@ -138,6 +139,7 @@ class Mimi(nn.Module):
         """Samples per frame."""
         return self.config.frame_size
 
+    @mlx_work
     def init_state(self, batch: int = 1) -> MimiState:
         """The state of `batch` streams of which nothing has been heard or said."""
         stride = self.config.stride
@@ -149,6 +151,7 @@ class Mimi(nn.Module):
         )
         return MimiState(whole("batch", batch, 1), encoder, decoder)
 
+    @mlx_work
     def encode_step(self, pcm: mx.array, state: MimiState) -> mx.array:
         """The next N frames of sound → their codes.
 
@@ -168,6 +171,7 @@ class Mimi(nn.Module):
         finite("pcm", heard)  # what is not would stay in the state
         return self.encode_later(mx.array(heard), state)
 
+    @mlx_work
     def encode_later(self, pcm: mx.array, state: MimiState) -> mx.array:
         """`encode_step` of floats that are known to be finite and need not be evaluated."""
         self._check_pcm(pcm)
@@ -180,6 +184,7 @@ class Mimi(nn.Module):
             x = self.downsample(x, half.resample)
         return self.quantizer.encode(x.astype(mx.float32))
 
+    @mlx_work
     def decode_step(self, codes: mx.array, state: MimiState) -> mx.array:
         """The next N frames of codes → their sound.
 
@@ -198,6 +203,7 @@ class Mimi(nn.Module):
         integers("codes", codes, 0, self.config.quantizer.bins - 1)
         return self.decode_later(codes, state)
 
+    @mlx_work
     def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:
         """`decode_step` of codes that are known to be in range and need not be evaluated."""
         self._check_codes(codes)
@@ -210,6 +216,7 @@ class Mimi(nn.Module):
         mx.async_eval(x)
         return self.decoder(x, half.seanet).transpose(0, 2, 1).astype(mx.float32)
 
+    @mlx_work
     def encode(self, pcm: mx.array) -> mx.array:
         """Whole recordings, [B, channels, N · frame_size] → int32 [B, num_codebooks, N].
 
@@ -221,6 +228,7 @@ class Mimi(nn.Module):
         self._check_pcm(pcm)
         return self._offline(self.encode_step, pcm, _BLOCK * self.frame_size)
 
+    @mlx_work
     def decode(self, codes: mx.array) -> mx.array:
         """Whole recordings back, [B, k, N] → float32 [B, channels, N · frame_size]; as `encode`.
 

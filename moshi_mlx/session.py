@@ -6,9 +6,11 @@ process.
 """
 
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import mlx.core as mx
 import numpy as np
@@ -23,12 +25,14 @@ from .codec import Codec, MlxCodec
 from .config import LmConfig
 from .errors import ArgumentError, SessionError
 from .events import Event, WordSpoken
-from .exclusive import Exclusive
 from .generate import Generator
 from .state import SavedState, joined
 from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
+from .threads import Exclusive
 from .worker import Worker
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,13 @@ class Frame:
 class Session(Closing):
     """A conversation; made by `Moshi.session`. From any thread, one at a time, or by `stream`.
 
+    The model's own thread makes the steps, so that one is whole whatever becomes of its caller.
+
     Args:
         codec: sound to codes and back.
         tokenizer: of the inner monologue.
         generator: fresh, and this session's alone.
-        worker: the one thread that does the work of `stream`.
+        worker: the model's thread, which does all the work.
         state: a saved conversation to resume.
 
     Raises:
@@ -103,14 +109,12 @@ class Session(Closing):
         self._generator = generator
         self._worker = worker
         self._turn = Exclusive("session")
-        self._closed = False
+        self._closed = self._gone = False
         self._streaming = False
         self.frame_rate = codec.sample_rate / codec.frame_size
         self._silence = np.zeros(codec.frame_size, dtype=np.float32)
         self._one_go = on_gpu() and isinstance(codec, MlxCodec) and generator.guidance is None
-        self._begin()
-        if state is not None:
-            self._restore(state)
+        worker.call(self._begin if state is None else partial(self._restore, state))
 
     def _begin(self) -> None:
         self._codec_state = self._codec.init_state()
@@ -135,20 +139,20 @@ class Session(Closing):
                 heard as silence, what is out of range is clipped.
             hold_text: no word may come from this step: its text is padding, as in a pause.
 
+        Ctrl-C meanwhile is raised when the step is made; its frame is lost, the next one is right.
+
         Raises:
             SessionError: the session is closed or being streamed, or the shape or type is wrong.
         """
-        if self._streaming:
-            raise SessionError("this session is being streamed: take its frames from there")
+        self._not_streaming("take its frames from there")
         return self._step(pcm, hold_text)
 
     def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
-        with self._turn:
-            return self._stepped(pcm, hold_text)
-
-    def _stepped(self, pcm: npt.ArrayLike, hold_text: bool) -> Frame:
         self._check_open()
         heard = self._checked(pcm)
+        return self._do(lambda: self._stepped(heard, hold_text))
+
+    def _stepped(self, heard: Pcm, hold_text: bool) -> Frame:
         index = self._index
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
@@ -181,8 +185,9 @@ class Session(Closing):
         frame = generator.step(codes[: generator.given].T, text=text).frame
         tokens = None if frame is None else frame[0]
         modelled = time.perf_counter()
-        said = self._silence
-        if tokens is not None and generator.generated:
+        if tokens is None or not generator.generated:
+            said = self._silence.copy()
+        else:
             said = codec.decode_step(tokens[1:, None], state)
         timing = Timing(encoded - began, modelled - encoded, time.perf_counter() - modelled)
         return tokens, said, timing
@@ -210,12 +215,12 @@ class Session(Closing):
 
     def reset(self) -> None:
         """Forgets the conversation: as a new session, with the same seed."""
-        self._check_open()
-        if self._streaming:
-            raise SessionError("this session is being streamed: it cannot be reset meanwhile")
-        with self._turn:
-            self._generator.reset()
-            self._begin()
+        self._not_streaming("it cannot be reset meanwhile")
+        self._do(self._start_over)
+
+    def _start_over(self) -> None:
+        self._generator.reset()
+        self._begin()
 
     def save(self) -> SavedState:
         """The whole conversation as a value, to be resumed later: `Moshi.session(state=…)`.
@@ -226,18 +231,19 @@ class Session(Closing):
         Raises:
             SessionError: the session is closed or being streamed, or its codec is rustymimi.
         """
-        self._check_open()
-        if self._streaming:
-            raise SessionError("this session is being streamed: it cannot be saved meanwhile")
-        with self._turn:
-            parts = {
-                "generator": self._generator.save(),
-                "codec": self._codec.save_state(self._codec_state),
-            }
-            activity = {"moshi": self._moshi.save(), "user": self._user.save()}
-            return joined(parts, words=self._words.save(), index=self._index, **activity)
+        self._not_streaming("it cannot be saved meanwhile")
+        return self._do(self._saved)
+
+    def _saved(self) -> SavedState:
+        parts = {
+            "generator": self._generator.save(),
+            "codec": self._codec.save_state(self._codec_state),
+        }
+        activity = {"moshi": self._moshi.save(), "user": self._user.save()}
+        return joined(parts, words=self._words.save(), index=self._index, **activity)
 
     def _restore(self, state: SavedState) -> None:
+        self._begin()
         try:
             self._resume(state)
         except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
@@ -276,14 +282,38 @@ class Session(Closing):
         )
 
     def close(self) -> None:
-        """Lets go of the state, once a step on its way is done; it cannot be used again."""
-        self._closed = True
-        self._turn.wait()
-        self._codec_state = None
+        """Lets go of the state, after a step on its way; it cannot be used again.
+
+        From anywhere, a signal's handler included: it waits for nothing.
+        """
+        if not self._closed:
+            self._closed = True
+            with suppress(SessionError):  # the thread has ended, or is not in this forked child
+                self._worker.submit(self._let_go)
+
+    def _let_go(self) -> None:
+        self._gone = True
+        del self._generator, self._codec_state
+
+    def _do(self, work: Callable[[], T]) -> T:
+        """Work on the model's thread, while no other call of this session does any."""
+
+        def done() -> T:
+            if self._gone:
+                raise _closed()
+            return work()
+
+        with self._turn.held():
+            self._check_open()
+            return self._worker.call(done)
 
     def _check_open(self) -> None:
         if self._closed:
-            raise SessionError("this session is closed: make a new one")
+            raise _closed()
+
+    def _not_streaming(self, otherwise: str) -> None:
+        if self._streaming:
+            raise SessionError(f"this session is being streamed: {otherwise}")
 
     def _checked(self, pcm: npt.ArrayLike) -> Pcm:
         try:
@@ -295,6 +325,10 @@ class Session(Closing):
                 f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
             )
         return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
+
+
+def _closed() -> SessionError:
+    return SessionError("this session is closed: make a new one")
 
 
 def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:

@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 
 import numpy.typing as npt
 
-from .errors import ArgumentError
+from .errors import ArgumentError, SessionError
 
 F = TypeVar("F")
 Source = Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
@@ -33,37 +33,59 @@ class FrameStream(AsyncIterator[F], Generic[F]):
         submit: Callable[[npt.ArrayLike], "Future[F]"],
         end: Callable[[], None],
     ) -> None:
-        self._begun = self._ended = False
+        self._begun = self._ended = self._awaited = False
         if not isinstance(source, Iterable | AsyncIterable):
             raise ArgumentError(f"source must be an iterable of frames, is {source!r}")
         self._frames = _each(source)
         self._begin, self._submit, self._end = begin, submit, end
+        self._coming: asyncio.Future[npt.ArrayLike | None] | None = None
         self._step: asyncio.Future[F] | None = None
 
     async def __anext__(self) -> F:
         if self._ended:
             raise StopAsyncIteration
-        if not self._begun:
-            self._begin()
-            self._begun = True
+        if self._awaited:
+            raise SessionError("a stream gives one frame after the other: await one at a time")
+        self._awaited = True
         try:
-            if self._step is None:
-                pcm = await anext(self._frames)
-                self._step = asyncio.wrap_future(self._submit(pcm))
-            frame = await asyncio.shield(self._step)
+            return await self._next()
         except asyncio.CancelledError:
-            if self._step is not None:  # before that the session is in use
-                await asyncio.wait([self._step])
-            self._give_back()
+            try:
+                if self._step is not None:  # until it is made, the session is in use
+                    await asyncio.wait([self._step])
+            finally:
+                self._give_back()
             raise
         except BaseException:
             self._finish()
             raise
+        finally:
+            self._awaited = False
+
+    async def _next(self) -> F:
+        if not self._begun:
+            self._begin()
+            self._begun = True
+        if self._step is None:
+            if self._coming is None:
+                self._coming = asyncio.ensure_future(self._frame())
+            pcm = await asyncio.shield(self._coming)
+            self._coming = None
+            if pcm is None:
+                raise StopAsyncIteration
+            self._step = asyncio.wrap_future(self._submit(pcm))
+        frame = await asyncio.shield(self._step)
         self._step = None
         return frame
 
+    async def _frame(self) -> npt.ArrayLike | None:
+        """The source's next frame; None when it has ended, which no task may raise."""
+        return await anext(self._frames, None)
+
     async def aclose(self) -> None:
         """Ends it, once a step on its way is done."""
+        if self._coming is not None:
+            self._coming.cancel()
         if self._step is not None:
             await asyncio.wait([self._step])
         self._finish()

@@ -1,28 +1,36 @@
-"""One thread that does all of MLX's work for callers on other threads. Knows nothing of models."""
+"""One thread that does a model's MLX work for callers on other threads. Knows nothing of models.
 
+MLX's streams belong to the thread that made them; one that is torn out of its work takes the
+process along.
+"""
+
+import atexit
+import os
 import threading
+import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
 from .errors import SessionError
+from .threads import at_work, ends_in_time, may_begin
 
 T = TypeVar("T")
 _Job = tuple[Callable[[], Any], "Future[Any]"]
 
 EXIT_SECONDS = 10.0
 """What a job that runs while the process ends may take."""
+_running: dict[threading.Thread, "SimpleQueue[_Job | None]"] = {}
 
 
 class Worker:
     """Runs what it is given, one after the other, on its own thread.
 
-    The thread begins with the first job, and ends with the worker or before the process does:
-    MLX's streams belong to their thread, which must give them back before Python shuts down.
+    The thread begins with the first job, and ends with the worker or before the process does.
     """
 
     def __init__(self) -> None:
@@ -31,14 +39,34 @@ class Worker:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    def call(self, work: Callable[[], T]) -> T:
+        """Runs `work` and waits for it. From any thread, the worker's own included.
+
+        Ctrl-C meanwhile is raised when `work` has ended, a second one at once: nothing is left
+        half done.
+
+        Raises:
+            SessionError: as `submit`.
+        """
+        if threading.current_thread() is self._thread:
+            return work()
+        future = self.submit(work)
+        try:
+            return future.result()
+        except KeyboardInterrupt:
+            if not future.cancel():
+                wait([future])
+            raise
+
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """Queues `work`; the future has its result. From any thread.
 
         A future that is cancelled before its turn is passed over.
 
         Raises:
-            SessionError: the worker is closed.
+            SessionError: the worker is closed, or the process was forked after MLX had been used.
         """
+        may_begin()
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
@@ -48,9 +76,10 @@ class Worker:
                 self._thread = threading.Thread(
                     target=_work, args=[self._jobs], name="moshi-local MLX"
                 )
-                self._thread.daemon = True  # `finalize` ends it; Python would wait before that
+                self._thread.daemon = True  # Python would wait for it before `_end_all`
                 self._thread.start()
-                weakref.finalize(self, _end, self._jobs, self._thread, EXIT_SECONDS)
+                _running[self._thread] = self._jobs
+                weakref.finalize(self, self._jobs.put, None).atexit = False  # `_end_all` does it
         return future
 
     def close(self, timeout: float | None = None) -> bool:
@@ -65,10 +94,31 @@ class Worker:
         with self._lock:
             self._closed = True
             thread = self._thread
-        return thread is None or _end(self._jobs, thread, timeout)
+        if thread is None:
+            return True
+        self._jobs.put(None)
+        if thread is not threading.current_thread():
+            thread.join(timeout)
+        return not thread.is_alive()
+
+
+def on_good_thread(work: Callable[[], T]) -> T:
+    """Runs MLX's work here where that is safe, else on a thread for it.
+
+    That is the main thread, where Ctrl-C ends it.
+    """
+    if threading.current_thread() is threading.main_thread():
+        with at_work():
+            return work()
+    worker = Worker()
+    try:
+        return worker.call(work)
+    finally:
+        worker.close()
 
 
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    ends_in_time()
     while (job := jobs.get()) is not None:
         work, future = job
         if future.set_running_or_notify_cancel():
@@ -78,10 +128,17 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
                 future.set_exception(error)
         del job, work, future  # a waiting thread must not keep a session alive
     mx.clear_streams()
+    _running.pop(threading.current_thread(), None)
 
 
-def _end(jobs: SimpleQueue[_Job | None], thread: threading.Thread, timeout: float | None) -> bool:
-    jobs.put(None)
-    if thread is not threading.current_thread():
-        thread.join(timeout)
-    return not thread.is_alive()
+@atexit.register
+def _end_all() -> None:
+    """Ends the threads that are left, once their jobs are done; Python would tear them out."""
+    running, ends = list(_running.items()), time.monotonic() + EXIT_SECONDS
+    for _, jobs in running:
+        jobs.put(None)
+    for thread, _ in running:
+        thread.join(max(0.0, ends - time.monotonic()))
+
+
+os.register_at_fork(after_in_child=_running.clear)

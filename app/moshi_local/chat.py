@@ -90,7 +90,8 @@ def chat(options: ChatOptions) -> None:
         moshi, verdict = load_model(options.model, notes, options.kv_bits)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
-        hints += filter(None, [system.prefer_this_thread()])
+        prefer = system.prefer_this_thread
+        hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model
         session = stack.enter_context(open_session(moshi, seed, options.sampling, verdict.kv_bits))
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)

@@ -169,12 +169,13 @@ class Conversation:
         self._rest_or_go_on()
         if self._paused:
             return None
-        if self._greeting_frames and not self._frames:
-            self._greeting = True
-            self._events.append(GreetingHeld(0.0, held=True))
-        hold = self._greeting or self._frames < self._hold_until
+        greets = self._greeting_frames > 0 and not self._frames
+        hold = greets or self._greeting or self._frames < self._hold_until
         frame = self._session.step(pcm, hold_text=hold)
         self._frames += 1
+        if greets:
+            self._greeting = True
+            self._events.append(GreetingHeld(0.0, held=True))
         self._events += frame.events
         self._after(frame)
         return frame

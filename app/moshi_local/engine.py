@@ -1,8 +1,8 @@
-"""Several conversations through one model: one thread loads it and makes every step.
+"""Several conversations through one model, whose thread makes every step.
 
-Live and file conversations have the model to themselves and step on the thread that loaded it; an
-engine is for programs that hold more than one conversation, or that live in an event loop. Knows
-nothing of sound cards, files and sockets.
+Live and file conversations have the model to themselves; an engine is for programs that hold more
+than one conversation, or that live in an event loop. Knows nothing of sound cards, files and
+sockets.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, TypeVar
+from weakref import WeakSet
 
 import numpy as np
 
@@ -20,7 +21,6 @@ from moshi_mlx import Event, Frame, Moshi, Session, SessionError
 from moshi_mlx.arguments import samples
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.closing import Closing
-from moshi_mlx.worker import Worker
 
 from .conversation import Conversation
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Engine(Closing):
-    """The thread that owns a model.
+    """A model for several conversations at once.
 
         with Engine(lambda: moshi_mlx.load("nano", verb="talk")) as engine:
             with engine.open(seed=0) as conversation:
@@ -41,21 +41,16 @@ class Engine(Closing):
     waiting, so none can starve the others, and the queue is as long as there are conversations.
 
     Args:
-        load: loads the model; called on the engine's thread.
+        load: loads the model, or gives one.
 
     Raises:
         MoshiError: what `load` raises.
     """
 
     def __init__(self, load: Callable[[], Moshi]) -> None:
-        self._worker = Worker()
-        self._open: set[EngineConversation] = set()
+        self._open: WeakSet[EngineConversation] = WeakSet()
         self._closed = False
-        try:
-            self.moshi = self.submit(load).result()
-        except BaseException:
-            self._worker.close()
-            raise
+        self.moshi = load()
 
     def open(
         self,
@@ -77,8 +72,8 @@ class Engine(Closing):
             SessionError: the engine is closed.
             MoshiError: what `Moshi.session` raises.
         """
-
-        opened = self.submit(lambda: self.moshi.session(**session)).result()
+        self._check_open()
+        opened = self.moshi.session(**session)
         controls = Conversation(
             opened,
             frame_rate=self.moshi.frame_rate,
@@ -91,13 +86,16 @@ class Engine(Closing):
         return conversation
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
-        """Queues work for the engine's thread. Raises SessionError once the engine is closed."""
+        """Queues work for the model's thread. Raises SessionError once the engine is closed."""
+        self._check_open()
+        return self.moshi.worker.submit(work)
+
+    def _check_open(self) -> None:
         if self._closed:
             raise SessionError("this engine is closed: make a new one")
-        return self._worker.submit(work)
 
     def close(self, timeout: float | None = None) -> None:
-        """Finishes the frames that wait, closes all conversations, and ends the thread.
+        """Finishes the frames that wait and closes all conversations.
 
         Args:
             timeout: seconds to wait at most for each; what hangs is left behind.
@@ -106,7 +104,6 @@ class Engine(Closing):
             with suppress(TimeoutError):
                 conversation.close(timeout)
         self._closed = True
-        self._worker.close(timeout)
 
     def forget(self, conversation: EngineConversation) -> None:
         """A conversation has been closed."""
@@ -173,9 +170,9 @@ class EngineConversation(Closing):
     def _submit(self, pcm: Pcm) -> Future[tuple[Frame | None, Sequence[Event]]]:
         if self._closed:
             raise SessionError("this conversation is closed: open a new one")
+        heard = np.array(samples(pcm))
         if not self._turn.acquire(blocking=False):
             raise SessionError("a frame of this conversation is still being stepped: wait for it")
-        heard = np.array(samples(pcm))
 
         def work() -> tuple[Frame | None, Sequence[Event]]:
             try:

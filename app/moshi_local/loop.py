@@ -2,8 +2,7 @@
 
 One loop for the live program and for files: what differs is the `AudioPort` behind it. What the
 user wants of the conversation is in `Conversation`. Knows nothing of sound cards, files and
-terminals. It runs on the thread that loaded the model, which owns all MLX work, and it never
-waits longer than WAIT_SECONDS, so that a stop is heard soon.
+terminals. It never waits longer than WAIT_SECONDS, so that a stop is heard soon.
 """
 
 from __future__ import annotations

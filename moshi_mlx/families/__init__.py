@@ -14,6 +14,7 @@ from ..checkpoint import open_checkpoint
 from ..codec import CodecName
 from ..config import ModelConfig
 from ..errors import ArgumentError
+from ..worker import on_good_thread
 from .dialogue import Moshi
 from .kinds import Kind, Verb, kind_of, require_verb
 from .model import Model
@@ -85,7 +86,7 @@ def load(
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)
     family = _class_of(kind_of(checkpoint.config, checkpoint.name))
-    return family.from_checkpoint(checkpoint, codec=codec, dtype=dtype)
+    return on_good_thread(lambda: family.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
 
 
 def generated_streams(config: ModelConfig, where: str = "config.json") -> int:

@@ -5,7 +5,6 @@ Makes sessions; all else is in the parts.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..conditions import Condition
 from ..config import LmConfig
@@ -14,16 +13,11 @@ from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Session
 from ..state import SavedState, load_state
-from ..worker import Worker
 from .model import Model
 
 
 class Moshi(Model):
     """A loaded dialogue model; made by `load`. Its sessions share the weights and nothing else."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._worker = Worker()
 
     @classmethod
     def generated_streams(cls, config: LmConfig) -> int:
@@ -64,16 +58,18 @@ class Moshi(Model):
             state = load_state(state)
         elif not isinstance(state, SavedState | None):
             raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
-        generator = Generator(
-            self.lm,
-            text=text or self.text_sampling,
-            audio=audio or self.audio_sampling,
-            seed=seed,
-            conditions=None if conditions is None else [conditions],
-            generated=self.generated_streams(self.lm.config),
-            kv_bits=kv_bits,
+        generator = self.worker.call(
+            lambda: Generator(
+                self.lm,
+                text=text or self.text_sampling,
+                audio=audio or self.audio_sampling,
+                seed=seed,
+                conditions=None if conditions is None else [conditions],
+                generated=self.generated_streams(self.lm.config),
+                kv_bits=kv_bits,
+            )
         )
-        return Session(self.codec, self.text, generator, self._worker, state)
+        return Session(self.codec, self.text, generator, self.worker, state)
 
 
 FAMILY = Moshi

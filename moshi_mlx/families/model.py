@@ -17,6 +17,7 @@ from ..lm import Lm
 from ..mimi import Mimi
 from ..sampling import Sampling
 from ..text import TextTokenizer
+from ..worker import Worker
 from .kinds import Verb, kind_of, require_verb
 
 
@@ -31,6 +32,7 @@ class Model:
         self.checkpoint = checkpoint
         self.lm = lm
         self.codec = codec
+        self.worker = Worker()
 
     @classmethod
     def from_checkpoint(

@@ -1,15 +1,9 @@
-"""Sessions of the bundled model: state, events, threads."""
+"""Sessions of the bundled model: state and events."""
 
-import asyncio
-import itertools
 import json
-import os
 import subprocess
 import sys
-import threading
-from collections.abc import AsyncIterator, Iterator
 
-import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
@@ -17,7 +11,6 @@ import soundfile
 import moshi_mlx
 from moshi_local.machine.mlx_counters import counting
 from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
-from moshi_mlx.codec import MlxCodec
 from moshi_mlx.hub import bundled_folder
 
 NANO = bundled_folder("nano")
@@ -265,181 +258,3 @@ def test_samples_of_a_sound_card_are_scaled(moshi: Moshi, question: np.ndarray) 
         for kind in (np.int64, np.uint8, np.bool_, np.complex64):
             with pytest.raises(SessionError, match=f"int32 samples, this one {np.dtype(kind)}"):
                 floats.step(np.zeros(1920, kind))
-
-
-@pytest.mark.gpu
-def test_stream(moshi: Moshi, question: np.ndarray) -> None:
-    """Two streams at once, one from an async source, equal the steps; one thread does the work."""
-    threads = set()
-    assert isinstance(moshi.codec, MlxCodec)
-    step = moshi.codec.encode_later
-
-    async def slowly() -> AsyncIterator[np.ndarray]:
-        for pcm in question:
-            await asyncio.sleep(0)
-            yield pcm
-
-    def watched() -> Iterator[np.ndarray]:
-        yield from question
-
-    async def both() -> list[list[Frame]]:
-        async def collect(source: object) -> list[Frame]:
-            with moshi.session() as session:
-                return [frame async for frame in session.stream(source)]  # type: ignore[arg-type]
-
-        return list(await asyncio.gather(collect(slowly()), collect(watched())))
-
-    with pytest.MonkeyPatch.context() as patch:
-
-        def noting(pcm: np.ndarray, state: object) -> mx.array:
-            threads.add(threading.get_ident())
-            return step(pcm, state)  # type: ignore[arg-type]
-
-        patch.setattr(moshi.codec, "encode_later", noting)
-        results = asyncio.run(both())
-    with moshi.session() as session:
-        expected = [session.step(pcm) for pcm in question]
-    assert equal(results[0], expected)
-    assert equal(results[1], expected)
-    assert len(threads) == 1
-    assert threads != {threading.get_ident()}
-
-
-def test_a_streamed_session_refuses_steps(moshi: Moshi, question: np.ndarray) -> None:
-    async def mixed() -> None:
-        with moshi.session() as session:
-            stream = session.stream(question)
-            await anext(stream)
-            with pytest.raises(SessionError, match="being streamed"):
-                session.step(question[0])
-            with pytest.raises(SessionError, match="being streamed"):
-                session.reset()
-            with pytest.raises(SessionError, match="already"):
-                await anext(session.stream(question))
-            await stream.aclose()
-            session.step(question[0])
-
-    asyncio.run(mixed())
-
-
-def test_cancelled_stream_leaves_the_session_usable(moshi: Moshi, question: np.ndarray) -> None:
-    async def cancelled() -> None:
-        with moshi.session() as session:
-
-            async def forever() -> None:
-                async for _ in session.stream(itertools.repeat(question[0])):
-                    pass
-
-            task = asyncio.create_task(forever())
-            await asyncio.sleep(0.3)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            before = session.frames
-            session.step(question[0])
-            assert session.frames == before + 1
-
-    asyncio.run(cancelled())
-
-
-def test_a_frame_whose_caller_is_cancelled_comes_next(moshi: Moshi, question: np.ndarray) -> None:
-    async def impatient() -> list[int]:
-        found: list[int] = []
-        with moshi.session() as session:
-            stream = session.stream(question[:6])
-            while len(found) < 6:
-                try:
-                    found.append((await asyncio.wait_for(anext(stream), 0.0001)).index)
-                except TimeoutError:
-                    gone.append(len(found))
-        return found
-
-    gone: list[int] = []
-    assert asyncio.run(impatient()) == list(range(6))
-    assert gone  # some were cancelled
-
-
-def test_a_stream_that_is_left_frees_the_session(moshi: Moshi, question: np.ndarray) -> None:
-    async def left() -> int:
-        with moshi.session() as session:
-            async for _ in session.stream(question):
-                break
-            return session.step(question[0]).index
-
-    assert asyncio.run(left()) == 1
-
-
-def test_closed_during_a_stream(moshi: Moshi, question: np.ndarray) -> None:
-    async def closed() -> None:
-        session = moshi.session()
-        stream = session.stream(question)
-        await anext(stream)
-        session.close()
-        with pytest.raises(SessionError, match="closed"):
-            await anext(stream)
-
-    asyncio.run(closed())
-
-
-def test_a_second_thread_is_refused_at_once(moshi: Moshi, question: np.ndarray) -> None:
-    """While the first one steps; afterwards any thread may."""
-    with moshi.session() as session:
-        inside, go_on = threading.Event(), threading.Event()
-        stepped = session._generator.step
-
-        def slow(*args: object, **named: object) -> object:
-            inside.set()
-            go_on.wait(20)
-            return stepped(*args, **named)  # type: ignore[arg-type]
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(session._generator, "step", slow)
-            patch.setattr(session, "_one_go", False)
-            first = threading.Thread(target=session.step, args=[question[0]])
-            first.start()
-            assert inside.wait(20)
-            for use in (lambda: session.step(question[0]), session.reset, session.save):
-                with pytest.raises(SessionError, match="in use by another thread"):
-                    use()
-            go_on.set()
-            first.join()
-        assert session.step(question[1]).index == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="has no fork")
-def test_a_forked_process_is_refused() -> None:
-    """With one line, where it would wait for ever."""
-    code = (
-        "import os, numpy as np, moshi_mlx\n"
-        "session = moshi_mlx.load('nano', codec='mlx').session()\n"
-        "session.step(np.zeros(1920))\n"
-        "if not os.fork():\n"
-        "    try:\n"
-        "        session.step(np.zeros(1920))\n"
-        "    except moshi_mlx.SessionError as error:\n"
-        "        print(error)\n"
-        "    os._exit(0)\n"
-        "os.wait()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-    )
-    assert "before the process was forked" in done.stdout
-
-
-def test_a_process_may_end_while_a_daemon_thread_steps() -> None:
-    """Cleanly, whatever the thread was at: Python would tear it out of MLX's code."""
-    code = (
-        "import threading, numpy as np, moshi_mlx\n"
-        "session = moshi_mlx.load('nano', codec='mlx').session()\n"
-        "begun = threading.Event()\n"
-        "def talk():\n"
-        "    while True:\n"
-        "        session.step(np.zeros(1920))\n"
-        "        begun.set()\n"
-        "threading.Thread(target=talk, daemon=True).start()\n"
-        "begun.wait()\n"
-        "print('end')\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "end\n", "")
