@@ -97,7 +97,7 @@ def _stay_at_the_end() -> None:
 
 
 def ends_in_time() -> None:
-    """The calling thread will be ended before the process is: nobody has to stop it."""
+    """The calling thread will be ended before the process is, and need not be stopped."""
     _own.ends = True
 
 

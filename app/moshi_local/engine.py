@@ -41,7 +41,7 @@ class Engine(Closing):
     waiting, so none can starve the others, and the queue is as long as there are conversations.
 
     Args:
-        load: loads the model, or gives one.
+        load: loads the model, which is the engine's from then on.
 
     Raises:
         MoshiError: what `load` raises.
@@ -95,7 +95,7 @@ class Engine(Closing):
             raise SessionError("this engine is closed: make a new one")
 
     def close(self, timeout: float | None = None) -> None:
-        """Finishes the frames that wait and closes all conversations.
+        """Finishes the frames that wait, closes all conversations, and ends the model's thread.
 
         Args:
             timeout: seconds to wait at most for each; what hangs is left behind.
@@ -104,6 +104,7 @@ class Engine(Closing):
             with suppress(TimeoutError):
                 conversation.close(timeout)
         self._closed = True
+        self.moshi.worker.close(timeout)
 
     def forget(self, conversation: EngineConversation) -> None:
         """A conversation has been closed."""
