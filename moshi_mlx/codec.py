@@ -99,9 +99,7 @@ class MlxCodec:
         return state.save()
 
     def restore_state(self, saved: SavedState) -> MimiState:
-        state = self.init_state()
-        state.restore(saved)
-        return state
+        return self.mimi.restore_state(saved)
 
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
         codes = self.encode_later(pcm, state)
