@@ -6,7 +6,9 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import whole
 from .arrays import Pcm
+from .errors import ArgumentError
 from .events import Event, SpeechEnded, SpeechStarted
 
 SOUNDING = 0.005
@@ -74,6 +76,10 @@ class Activity:
         """What it remembers, as JSON has it."""
         return [self.active, self._last]
 
-    def restore(self, saved: Sequence[Any]) -> None:
-        """Continues where `save` was called."""
-        self.active, self._last = saved
+    def restore(self, saved: Sequence[Any], frames: int) -> None:
+        """Continues where `save` was called, after that many frames. Raises ArgumentError."""
+        active, last = saved
+        if not isinstance(active, bool):
+            raise ArgumentError(f"whether {self.side} sounds must be true or false, is {active!r}")
+        self._last = whole(f"the last frame of {self.side}", last, 0, frames)
+        self.active = active

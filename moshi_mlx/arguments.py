@@ -4,6 +4,8 @@ A wrong number would read foreign memory, or make noise. Knows nothing of what t
 """
 
 import operator
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -58,6 +60,14 @@ def real(name: str, value: Any, least: float, most: float) -> float:
     return float(value)
 
 
+def path_of(name: str, value: Any) -> Path:
+    """A path. Raises ArgumentError if it is neither text nor one of `pathlib`."""
+    path = value.__fspath__() if isinstance(value, PathLike) else value
+    if not isinstance(path, str):
+        raise ArgumentError(f"{name} must be text or a path, is {value!r}")
+    return Path(path)
+
+
 def seed_of(value: Any) -> int:
     """A seed of random numbers, 0 to 2³² − 1. Raises ArgumentError if it is none."""
     return whole("seed", value, 0, _SEEDS - 1)
@@ -89,13 +99,13 @@ def integers(
 def samples(values: npt.ArrayLike | mx.array) -> Pcm:
     """Sound as float32 of the same shape, in −1 … 1 but for what clips.
 
-    Whole numbers, as sound cards give them, are scaled.
+    Whole numbers, as sound cards give them, are scaled. NaN and infinity stay.
 
     Args:
         values: floats, or int16 or int32 samples.
 
     Raises:
-        ArgumentError: they are of another type, or 16-bit samples in floats.
+        ArgumentError: they are of another type, or floats of another scale, beyond ±16.
     """
     found = on_host("sound", values)
     if found.dtype in (np.int16, np.int32):
@@ -104,14 +114,13 @@ def samples(values: npt.ArrayLike | mx.array) -> Pcm:
         raise ArgumentError(
             f"sound has floats in −1 … 1, or int16 or int32 samples, this one {found.dtype}"
         )
-    peak = np.abs(found).max(initial=0.0)
-    if _LOUD < peak <= _SIXTEEN_BITS and (found == np.round(found)).all():
+    peak = np.abs(found).max(initial=0.0, where=np.isfinite(found))
+    if peak > _LOUD:
         raise ArgumentError(
-            f"sound has floats in −1 … 1, this one whole numbers up to {peak:g}: divide 16-bit "
-            f"samples by {_SIXTEEN_BITS}, or give them as int16"
+            f"sound has floats in −1 … 1, this one up to {peak:g}: divide 16-bit samples by "
+            f"{_SIXTEEN_BITS}, or give them as int16"
         )
-    with np.errstate(over="ignore"):  # what is too large for float32 is infinite, and seen as such
-        return found.astype(np.float32, copy=False)
+    return found.astype(np.float32, copy=False)
 
 
 def finite(name: str, values: npt.NDArray[np.floating]) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 import mlx.core as mx
 import numpy as np
 
-from .errors import ArgumentError, SessionError
+from .errors import ArgumentError
 
 KV_GROUPS = {8: 64, 4: 32}
 """Bits that keys and values can be quantized to → numbers that share a scale and a bias, where
@@ -183,25 +183,20 @@ class RingCache:
 
     def save(self) -> list[mx.array]:
         """Copies of what is filled."""
-        return [mx.array(held[..., : self._filled, :]) for held in self._held if self.offset]
+        return [mx.array(held) for held in self.filled_at(self.offset)]
+
+    def filled_at(self, offset: int) -> list[mx.array]:
+        """What there is to be saved at an offset: the slots of the arrays that are filled there."""
+        return [held[..., : min(offset, self.slots), :] for held in self._held if offset]
 
     def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
         """Continues where a cache of the same kind had this offset and saved these arrays.
 
-        Raises:
-            SessionError: they are not of a cache of this kind.
+        Nothing is checked: `filled_at` says what the arrays must be like.
         """
         self.offset = offset
         self._reserve(arrays)
-        if not offset:
-            return
-        for held, array in zip(self._held, arrays, strict=True):
-            slots = held[..., : self._filled, :]
-            if array.shape != slots.shape or array.dtype != held.dtype:
-                raise SessionError(
-                    f"keys and values of a saved conversation must be {list(slots.shape)} of "
-                    f"{held.dtype}, are {list(array.shape)} of {array.dtype}"
-                )
+        for held, array in zip(self._held, arrays, strict=False):  # none at offset 0
             held[..., : self._filled, :] = array
 
     @property

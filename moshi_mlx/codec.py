@@ -101,9 +101,7 @@ class MlxCodec:
         return state.save()
 
     def restore_state(self, saved: SavedState) -> MimiState:
-        state = self.init_state()
-        state.restore(saved)
-        return state
+        return self.mimi.restore_state(saved)
 
     @mlx_work
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:

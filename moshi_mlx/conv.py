@@ -30,7 +30,7 @@ class ConvState:
         return self.arrays()
 
     def restore(self, arrays: Sequence[mx.array]) -> None:
-        """Continues from what `save` gave."""
+        """Continues from what `save` gave; nothing is checked."""
         self.past = arrays[0] if arrays else None
 
 

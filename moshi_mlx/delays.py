@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .arrays import Tokens
 from .config import UNGENERATED_TOKEN
+from .errors import ArgumentError
 
 
 def delayed(codes: mx.array, delays: Sequence[int], initial: Sequence[int]) -> mx.array:
@@ -62,6 +63,19 @@ class TokenRing:
         self.tokens: Tokens = np.full(
             (batch, len(self.delays), self._size), UNGENERATED_TOKEN, np.int32
         )
+
+    def check(self, step: int, given: int, tokens: Tokens) -> None:
+        """That tokens may be those of this ring after so many steps, with the last streams given.
+
+        Raises:
+            ArgumentError: a position has none though it must have been written.
+        """
+        # Each step writes one position of every stream, from the first that it heard or said on.
+        heard = self._rows >= len(self._rows) - given
+        first = np.where(heard, self.delays, 1)
+        since = (np.arange(self._size) - first[:, None]) % self._size
+        if ((tokens == UNGENERATED_TOKEN) & (since < step)).any():
+            raise ArgumentError(f"ring lacks tokens of the last of {step} frames")
 
     def hear(self, codes: Tokens) -> None:
         """Writes this step's frame of the last streams: [batch, streams given]."""

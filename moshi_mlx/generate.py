@@ -23,7 +23,7 @@ from .errors import ArgumentError, SessionError
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
-from .state import SavedState, model_fingerprint
+from .state import MOST_FRAMES, SavedState, damage_refused, model_fingerprint
 from .step import Drawn, Given, Heard, Recent, StepKind, TextHook, frame_step, prepared
 from .threads import Exclusive, mlx_work
 from .transformer import attend
@@ -126,13 +126,15 @@ class Generator:
                 raise ArgumentError(f"{name} must be a Sampling, is {how!r}")
         self._text, self._audio = text, audio
         self._seed = seed_of(seed)
+        if not isinstance(guidance, Guidance | None):
+            raise ArgumentError(f"guidance must be a Guidance, is {guidance!r}")
+        if not isinstance(compiled, bool | None):
+            raise ArgumentError(f"compiled must be true or false, is {compiled!r}")
         self.guidance = guidance
         self._kv_bits = kv_bits
         given = None
         if config.conditioners:
-            values = list(conditions or [{}] * batch)
-            if len(values) != batch:
-                raise ArgumentError(f"conditions must be {batch} mappings, are {len(values)}")
+            values = _mappings([{}] * batch if conditions is None else conditions, batch)
             given = lm.condition_provider(values + ([{}] * batch if guidance else []))
         elif conditions:
             raise ArgumentError("this model has no conditioners")
@@ -304,7 +306,7 @@ class Generator:
                 `steps` + T − 1; −1 for none.
 
         Returns:
-            Text logits [B, T − 1, text_card] of these steps, not evaluated; 2B with guidance.
+            Text logits [B, T − 1, text_card] of these steps; 2B with guidance.
 
         Raises:
             ArgumentError: the shape is wrong, a token is none of the model's, or there are delays
@@ -351,8 +353,9 @@ class Generator:
         for row in self._stepped.added:
             x = x + row.astype(x.dtype)
         z = self.lm.out_norm(self.lm.transformer(x, self._cache, self._stepped.cross))
-        mx.eval([array for ring in self._cache for array in ring.arrays()])
-        return self.lm.text_linear(z)
+        logits: mx.array = self.lm.text_linear(z)
+        mx.eval(logits, [ring.arrays() for ring in self._cache])
+        return logits
 
     @_alone
     def save(self) -> SavedState:
@@ -369,29 +372,46 @@ class Generator:
             "seed": self._seed,
             "offset": self._cache[0].offset,
         }
+        mx.eval(arrays)  # what is lazy belongs to its thread
         return SavedState(arrays, facts)
 
     @_alone
+    @damage_refused()
     def restore(self, state: SavedState) -> None:
         """Continues where `save` was called, to the bit: here, or on the same model elsewhere.
 
         Raises:
-            SessionError: the state is of another model, or of another number of conversations.
+            SessionError: the state is damaged, of another model, or of another number of
+                conversations; nothing has changed then.
         """
         if state.facts.get("model") != self._fingerprint:
             raise SessionError(
                 "this state was saved with another model, number of conversations or --kv-bits"
             )
+        seed = seed_of(state.facts["seed"])
+        step = whole("step", state.facts["step"], 0, MOST_FRAMES)
+        whole("offset", state.facts["offset"], step, step)
+        held = [cache.filled_at(step) for cache in self._cache]
+        fresh = {f"cache.{i}.{j}": a for i, like in enumerate(held) for j, a in enumerate(like)}
+        fresh["ring"] = mx.array(self._ring.tokens)
+        longest = {"recent": step, "known": max(self.lm.config.delays)}
+        for name in longest.keys() & state.arrays.keys():
+            count = whole(f"the length of {name}", len(state.arrays[name]), 1, longest[name])
+            fresh[name] = mx.zeros((count, self.batch, 1 + self.generated), mx.int32)
+        state.check_like(fresh)
+        tokens = {name: state.numpy(name) for name in fresh if not name.startswith("cache.")}
+        self._ring.check(step, self.given, tokens["ring"])
+        for name, found in tokens.items():
+            text, codes = np.split(found, [1], axis=1 if name == "ring" else 2)
+            integers(f"{name}'s text", text, UNGENERATED_TOKEN, self.lm.config.text_limit - 1)
+            integers(f"{name}'s codes", codes, UNGENERATED_TOKEN, self.lm.config.card - 1)
         self._begin()
-        self._seed = seed_of(state.facts["seed"])
-        self._ring.step = whole("step", state.facts["step"], 0)
-        self._ring.tokens = _whole_shape("ring", state.numpy("ring"), self._ring.tokens.shape)
-        for i, cache in enumerate(self._cache):
-            held = [state.arrays[f"cache.{i}.{j}"] for j in range(_count(state, f"cache.{i}."))]
-            cache.restore(state.facts["offset"], held)
+        self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
+        for i, (cache, like) in enumerate(zip(self._cache, held, strict=True)):
+            cache.restore(step, [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))])
+        mx.eval([cache.arrays() for cache in self._cache])
         for name, kept in (("recent", self._recent), ("known", self._known)):
-            if name in state.arrays:
-                kept.extend(state.numpy(name))
+            kept.extend(tokens.get(name, ()))
 
     def extra_heads(self, state: mx.array) -> list[mx.array]:
         """Probabilities [B, extra_heads_dim] of every extra head for a step's state."""
@@ -509,6 +529,15 @@ class Generator:
         return mask
 
 
+def _mappings(values: Any, batch: int) -> list[Mapping[str, Condition]]:
+    """The conditions of each conversation."""
+    good = isinstance(values, Sequence) and all(isinstance(value, Mapping) for value in values)
+    if not good or len(values) != batch:
+        found = len(values) if good else repr(values)
+        raise ArgumentError(f"conditions must be {batch} mappings, are {found}")
+    return list(values)
+
+
 def _whole_shape(name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
     if found.shape != shape:
         raise ArgumentError(f"{name} must be {list(shape)}, are {found.shape}")
@@ -516,12 +545,8 @@ def _whole_shape(name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> 
 
 
 def _spread(name: str, found: npt.NDArray[Any], shape: tuple[int, ...]) -> npt.NDArray[Any]:
-    """The array over the rows it does not have."""
-    try:
-        return np.broadcast_to(found, shape)
-    except ValueError:
-        raise ArgumentError(f"{name} must be {list(shape)}, are {found.shape}") from None
-
-
-def _count(state: SavedState, start: str) -> int:
-    return sum(name.startswith(start) for name in state.arrays)
+    """An array of that shape, or of one conversation, which then is that of each."""
+    if found.shape not in (shape, shape[1:]):
+        one = list(shape[1:]) or "one number"
+        raise ArgumentError(f"{name} must be {list(shape)} or {one}, are {found.shape}")
+    return np.broadcast_to(found, shape)

@@ -8,15 +8,17 @@ from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
+import numpy.typing as npt
 
-from .arguments import integers
+from .arguments import integers, on_host
 from .cache import Cache
 from .conditions import ConditionProvider, Conditions
 from .config import ZERO_TOKEN, LmConfig
 from .delays import delayed, undelayed
 from .depth import DepthTransformer
 from .embedding import EmbeddingSum, can_stack, make_embedding
-from .errors import ArgumentError
+from .errors import ArgumentError, shown
 from .threads import mlx_work
 from .transformer import CrossKv, Transformer, make_norm
 
@@ -100,7 +102,7 @@ class Lm(nn.Module):
     @mlx_work
     def forward(
         self,
-        codes: mx.array,
+        codes: npt.ArrayLike | mx.array,
         conditions: Conditions | None = None,
         kv_bits: int | None = None,
     ) -> LmOutput:
@@ -116,7 +118,9 @@ class Lm(nn.Module):
             ArgumentError: the shape is wrong, or a token is none of the model's.
         """
         config = self.config
-        self._check(codes)
+        codes = self._checked(codes)
+        if not isinstance(conditions, Conditions | None):
+            raise ArgumentError(f"conditions must be a Conditions, is {shown(conditions)}")
         batch, _, length = codes.shape
         sequence = delayed(codes, config.delays, config.initial_tokens)
         inputs, targets = sequence[:, :, :-1], sequence[:, :, 1:]
@@ -135,11 +139,14 @@ class Lm(nn.Module):
         there = codes[:, : 1 + dep_q] != ZERO_TOKEN
         return LmOutput(text, audio, mx.concatenate([text_mask, audio_mask], axis=1) & there)
 
-    def _check(self, codes: mx.array) -> None:
+    def _checked(self, codes: npt.ArrayLike | mx.array) -> mx.array:
+        """As int32."""
         config = self.config
-        if codes.ndim != 3 or codes.shape[1] != 1 + config.n_q or not codes.size:
+        found = on_host("codes", codes)
+        if found.ndim != 3 or found.shape[1] != 1 + config.n_q or not found.size:
             raise ArgumentError(
-                f"codes must be [batch, {1 + config.n_q}, frames], are {list(codes.shape)}"
+                f"codes must be [batch, {1 + config.n_q}, frames], are {list(found.shape)}"
             )
-        integers("codes' text", codes[:, 0], ZERO_TOKEN, config.text_limit - 1)
-        integers("codes' audio", codes[:, 1:], ZERO_TOKEN, config.card - 1)
+        text = integers("codes' text", found[:, :1], ZERO_TOKEN, config.text_limit - 1)
+        audio = integers("codes' audio", found[:, 1:], ZERO_TOKEN, config.card - 1)
+        return mx.array(np.concatenate([text, audio], axis=1))

@@ -7,23 +7,28 @@ cards or the language model.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy.typing as npt
 
-from .arguments import finite, integers, samples, whole
+from .arguments import finite, integers, on_host, samples, whole
 from .cache import RingCache
 from .config import MimiConfig
 from .conv import Conv1d, ConvState, ConvTranspose1d
-from .errors import ArgumentError
+from .errors import ArgumentError, shown
 from .seanet import SeanetDecoder, SeanetEncoder
-from .state import SavedState, joined
+from .state import MOST_FRAMES, SavedState, damage_refused, joined
 from .threads import mlx_work
 from .transformer import Transformer
 from .vq import SplitResidualQuantizer
 
 # Offline passes go through in blocks of this many frames, so that memory does not grow with length.
 _BLOCK = 50
+
+Array = npt.NDArray[Any]
 
 
 @dataclass
@@ -49,12 +54,30 @@ class _Half:
         }
         return SavedState(arrays, {"offset": self.transformer[0].offset})
 
-    def restore(self, state: SavedState) -> None:
-        for i, part in enumerate(self.parts):
-            names = sorted(name for name in state.arrays if name.startswith(f"{i}."))
-            arrays = [state.arrays[name] for name in names]
+    def restore(self, saved: SavedState, stepped: "_Half", stride: int) -> None:
+        """Continues where `save` was called.
+
+        Args:
+            saved: what it gave.
+            stepped: one of the same codec that has all arrays.
+            stride: positions per frame.
+
+        Raises:
+            ArgumentError: what was saved is of no such codec.
+        """
+        offset = whole("offset", saved.facts["offset"], 0, MOST_FRAMES)
+        if offset % stride:
+            raise ArgumentError(f"offset must be a multiple of {stride}, is {offset}")
+        filled = [
+            part.filled_at(offset) if isinstance(part, RingCache) else part.arrays() * bool(offset)
+            for part in stepped.parts
+        ]
+        names = [[f"{i}.{j}" for j in range(len(like))] for i, like in enumerate(filled)]
+        saved.check_like(dict(zip(chain(*names), chain(*filled), strict=True)))
+        for part, its in zip(self.parts, names, strict=True):
+            arrays = [saved.arrays[name] for name in its]
             if isinstance(part, RingCache):
-                part.restore(state.facts["offset"], arrays)
+                part.restore(offset, arrays)
             else:
                 part.restore(arrays)
 
@@ -75,13 +98,10 @@ class MimiState:
         return self.encoder.arrays() + self.decoder.arrays()
 
     def save(self) -> SavedState:
-        """Both directions, as a value that does not change when the stream continues."""
-        return joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
-
-    def restore(self, state: SavedState) -> None:
-        """Continues where `save` was called."""
-        self.encoder.restore(state.part("encoder"))
-        self.decoder.restore(state.part("decoder"))
+        """Both directions, evaluated, as a value that does not change when the stream continues."""
+        saved = joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
+        mx.eval(list(saved.arrays.values()))
+        return saved
 
 
 class Mimi(nn.Module):
@@ -152,7 +172,24 @@ class Mimi(nn.Module):
         return MimiState(whole("batch", batch, 1), encoder, decoder)
 
     @mlx_work
-    def encode_step(self, pcm: mx.array, state: MimiState) -> mx.array:
+    @damage_refused()
+    def restore_state(self, saved: SavedState, batch: int = 1) -> MimiState:
+        """A state, evaluated, that continues where `MimiState.save` was called.
+
+        Raises:
+            SessionError: what was saved is damaged, or of another codec or batch.
+        """
+        state, stepped = self.init_state(batch), self.init_state(batch)
+        self.encode_later(mx.zeros((batch, self.config.channels, self.frame_size)), stepped)
+        self.decode_later(mx.zeros((batch, self.num_codebooks, 1), mx.int32), stepped)
+        stride = self.config.stride
+        state.encoder.restore(saved.part("encoder"), stepped.encoder, stride)
+        state.decoder.restore(saved.part("decoder"), stepped.decoder, stride)
+        mx.eval(state.arrays())
+        return state
+
+    @mlx_work
+    def encode_step(self, pcm: npt.ArrayLike | mx.array, state: MimiState) -> mx.array:
         """The next N frames of sound → their codes.
 
         Args:
@@ -166,8 +203,8 @@ class Mimi(nn.Module):
         Raises:
             ArgumentError: the shape or type is wrong, or a sample not finite.
         """
-        self._check_pcm(pcm)
         heard = samples(pcm)
+        self._check_pcm(heard)
         finite("pcm", heard)  # what is not would stay in the state
         return self.encode_later(mx.array(heard), state)
 
@@ -185,7 +222,7 @@ class Mimi(nn.Module):
         return self.quantizer.encode(x.astype(mx.float32))
 
     @mlx_work
-    def decode_step(self, codes: mx.array, state: MimiState) -> mx.array:
+    def decode_step(self, codes: npt.ArrayLike | mx.array, state: MimiState) -> mx.array:
         """The next N frames of codes → their sound.
 
         Args:
@@ -199,9 +236,8 @@ class Mimi(nn.Module):
         Raises:
             ArgumentError: the shape is wrong, or a code out of range.
         """
-        self._check_codes(codes)
-        integers("codes", codes, 0, self.config.quantizer.bins - 1)
-        return self.decode_later(codes, state)
+        said = integers("codes", codes, 0, self.config.quantizer.bins - 1)
+        return self.decode_later(mx.array(said), state)
 
     @mlx_work
     def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:
@@ -217,7 +253,7 @@ class Mimi(nn.Module):
         return self.decoder(x, half.seanet).transpose(0, 2, 1).astype(mx.float32)
 
     @mlx_work
-    def encode(self, pcm: mx.array) -> mx.array:
+    def encode(self, pcm: npt.ArrayLike | mx.array) -> mx.array:
         """Whole recordings, [B, channels, N · frame_size] → int32 [B, num_codebooks, N].
 
         Evaluates block by block, so memory doesn't grow with the length.
@@ -225,21 +261,23 @@ class Mimi(nn.Module):
         Raises:
             ArgumentError: as `encode_step`.
         """
-        self._check_pcm(pcm)
-        return self._offline(self.encode_step, pcm, _BLOCK * self.frame_size)
+        heard = samples(pcm)
+        self._check_pcm(heard)
+        return self._offline(self.encode_step, heard, _BLOCK * self.frame_size)
 
     @mlx_work
-    def decode(self, codes: mx.array) -> mx.array:
+    def decode(self, codes: npt.ArrayLike | mx.array) -> mx.array:
         """Whole recordings back, [B, k, N] → float32 [B, channels, N · frame_size]; as `encode`.
 
         Raises:
             ArgumentError: as `decode_step`.
         """
-        self._check_codes(codes)
-        return self._offline(self.decode_step, codes, _BLOCK)
+        said = on_host("codes", codes)
+        self._check_codes(said)
+        return self._offline(self.decode_step, said, _BLOCK)
 
     def _offline(
-        self, step: Callable[[mx.array, MimiState], mx.array], x: mx.array, block: int
+        self, step: Callable[[Array, MimiState], mx.array], x: Array, block: int
     ) -> mx.array:
         state = self.init_state(x.shape[0])
         blocks = []
@@ -248,7 +286,7 @@ class Mimi(nn.Module):
             mx.eval(blocks[-1], *state.arrays())
         return mx.concatenate(blocks, axis=-1)
 
-    def _check_pcm(self, pcm: mx.array) -> None:
+    def _check_pcm(self, pcm: Array | mx.array) -> None:
         channels, size = self.config.channels, self.frame_size
         good = pcm.ndim == 3 and pcm.shape[1] == channels
         if not good or pcm.shape[-1] % size or not pcm.shape[-1]:
@@ -256,7 +294,7 @@ class Mimi(nn.Module):
                 f"pcm must be [batch, {channels}, frames of {size} samples], is {list(pcm.shape)}"
             )
 
-    def _check_codes(self, codes: mx.array) -> None:
+    def _check_codes(self, codes: Array | mx.array) -> None:
         good = codes.ndim == 3 and 1 <= codes.shape[1] <= self.num_codebooks
         if not good or not codes.shape[-1]:
             raise ArgumentError(
@@ -270,5 +308,7 @@ def _type_of(seanet: SeanetEncoder | SeanetDecoder) -> mx.Dtype:
 
 
 def _check_batch(x: mx.array, state: MimiState) -> None:
+    if not isinstance(state, MimiState):
+        raise ArgumentError(f"state must be a MimiState, is {shown(state)}")
     if x.shape[0] != state.batch:
         raise ArgumentError(f"the state is of a batch of {state.batch}, this is {x.shape[0]}")

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
-from .arguments import samples
+from .arguments import samples, whole
 from .arrays import Pcm, Tokens
 from .backend import on_gpu
 from .closing import Closing
@@ -26,7 +26,7 @@ from .config import LmConfig
 from .errors import ArgumentError, SessionError
 from .events import Event, WordSpoken
 from .generate import Generator
-from .state import SavedState, joined
+from .state import SavedState, damage_refused, joined
 from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
 from .threads import Exclusive
@@ -242,22 +242,15 @@ class Session(Closing):
         activity = {"moshi": self._moshi.save(), "user": self._user.save()}
         return joined(parts, words=self._words.save(), index=self._index, **activity)
 
+    @damage_refused()
     def _restore(self, state: SavedState) -> None:
         self._begin()
-        try:
-            self._resume(state)
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError) as error:
-            raise SessionError(
-                f"the saved conversation is damaged ({type(error).__name__}: {error})"
-            ) from error
-
-    def _resume(self, state: SavedState) -> None:
         self._generator.restore(state.part("generator"))
+        self._index = whole("index", state.facts["index"], 0, self._generator.steps)
         self._codec_state = self._codec.restore_state(state.part("codec"))
-        self._words.restore(state.facts["words"])
-        self._moshi.restore(state.facts["moshi"])
-        self._user.restore(state.facts["user"])
-        self._index = state.facts["index"]
+        self._words.restore(state.facts["words"], self._index)
+        self._moshi.restore(state.facts["moshi"], self._index)
+        self._user.restore(state.facts["user"], self._index)
 
     def stream(self, source: Source) -> FrameStream[Frame]:
         """Steps through the frames of `source`, on the one thread that does MLX's work.

@@ -6,7 +6,8 @@ to a model's configuration and is refused by others.
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .arguments import path_of
 from .config import LmConfig
-from .errors import SessionError
+from .errors import ArgumentError, SessionError, listed
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 
+MOST_FRAMES = 2**31 - 1
+"""Positions are int32: 5 years."""
 _FORMAT = "moshi-local state 2"
 
 
@@ -43,15 +47,51 @@ class SavedState:
         """An array on the host, a copy."""
         return np.array(self.arrays[name])
 
+    def check_like(self, others: Mapping[str, mx.array]) -> None:
+        """That the arrays have the names, shapes and types of others, and are finite.
+
+        Args:
+            others: as a state has them; their values don't matter, and are not computed.
+
+        Raises:
+            ArgumentError: names the array that is not so.
+        """
+        if odd := sorted(self.arrays.keys() ^ others.keys()):
+            raise ArgumentError(f"missing or not known: {listed(odd)}")
+        for name, like in others.items():
+            array = self.arrays[name]
+            if (array.shape, array.dtype) != (like.shape, like.dtype):
+                raise ArgumentError(
+                    f"{name} must be {list(like.shape)} of {like.dtype}, is {list(array.shape)} "
+                    f"of {array.dtype}"
+                )
+        finite = {name: mx.isfinite(self.arrays[name]).all() for name in others}
+        mx.eval(finite)
+        if bad := [name for name, good in finite.items() if not good.item()]:
+            raise ArgumentError(f"not finite: {listed(bad)}")
+
     def save(self, path: str | Path) -> None:
         """Writes it as a safetensors file, whole or not at all.
 
         Raises:
+            ArgumentError: the path is none.
             CheckpointError: the file cannot be written.
         """
+        target = path_of("path", path)
         mx.eval(list(self.arrays.values()))
         metadata = {"format": _FORMAT, "facts": json.dumps(self.facts)}
-        write_safetensors(Path(path), dict(self.arrays), metadata)
+        write_safetensors(target, dict(self.arrays), metadata)
+
+
+@contextmanager
+def damage_refused() -> Iterator[None]:
+    """Whatever a saved conversation leads to that cannot be is a SessionError."""
+    try:
+        yield
+    except KeyError as error:
+        raise SessionError(f"the saved conversation is damaged ({error} is missing)") from error
+    except (ValueError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise SessionError(f"the saved conversation is damaged ({error})") from error
 
 
 def joined(parts: Mapping[str, SavedState], **facts: Any) -> SavedState:
@@ -64,15 +104,18 @@ def load_state(path: str | Path) -> SavedState:
     """Reads what `SavedState.save` wrote.
 
     Raises:
+        ArgumentError: the path is none.
         CheckpointError: the file is missing or broken.
-        SessionError: it is not a saved conversation.
+        SessionError: it is not a saved conversation, or a damaged one.
     """
-    metadata = read_metadata(Path(path))
+    path = path_of("path", path)
+    metadata = read_metadata(path)
     if metadata.get("format") != _FORMAT:
         raise SessionError(f"{path}: is not a saved conversation; `session.save().save(path)` is")
     arrays = read_safetensors(path)
     mx.eval(list(arrays.values()))  # the file may go
-    return SavedState(arrays, json.loads(metadata["facts"]))
+    with damage_refused():
+        return SavedState(arrays, json.loads(metadata["facts"]))
 
 
 def model_fingerprint(config: LmConfig, *others: object) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from .errors import TokenizerError
+from .arguments import whole
+from .errors import ArgumentError, TokenizerError, shown
 from .formats import what_is
 
 __all__ = ["TextTokenizer", "Word", "WordStream"]
@@ -78,6 +79,10 @@ class TextTokenizer:
         return piece.replace(_BOUNDARY, " ").encode()
 
 
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
 @dataclass(frozen=True)
 class Word:
     """One word, punctuation included, with its time in seconds from the first frame."""
@@ -116,7 +121,7 @@ class WordStream:
         self._breaks = {bos, eos}
         self._frame_rate = frame_rate
         self._patience = patience
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._decoder = _decoder()
         self._frame = 0  # the frame that comes next
         self._start: int | None = None  # first frame of the unfinished word
         self._last = 0  # frame of its last piece
@@ -163,21 +168,30 @@ class WordStream:
 
     def save(self) -> dict[str, Any]:
         """The word in progress, as JSON has it."""
-        pending, flag = self._decoder.getstate()
+        pending, _ = self._decoder.getstate()
         return {
             "frame": self._frame,
             "start": self._start,
             "last": self._last,
             "text": self._text,
             "bytes": pending.hex(),
-            "flag": flag,
         }
 
-    def restore(self, saved: Mapping[str, Any]) -> None:
-        """Continues where `save` was called."""
-        self._frame, self._start = saved["frame"], saved["start"]
-        self._last, self._text = saved["last"], saved["text"]
-        self._decoder.setstate((bytes.fromhex(saved["bytes"]), saved["flag"]))
+    def restore(self, saved: Mapping[str, Any], frames: int) -> None:
+        """Continues where `save` was called, after that many frames. Raises ValueError."""
+        frame = whole("words' frame", saved["frame"], 0, frames)
+        start, text = saved["start"], saved["text"]
+        if start is not None:
+            start = whole("words' start", start, 0, frame)
+        if not isinstance(text, str) or (text and start is None):
+            raise ArgumentError(f"words' text must be that of a word, is {shown(text)}")
+        text.encode()  # not with half a character
+        last = whole("words' last", saved["last"], 0, frame)
+        decoder = _decoder()
+        if decoder.decode(bytes.fromhex(saved["bytes"])):
+            raise ArgumentError(f"words' bytes must begin a character, are {shown(saved['bytes'])}")
+        self._frame, self._start, self._last, self._text = frame, start, last, text
+        self._decoder = decoder
 
     def flush(self) -> list[Word]:
         """Finishes the last word: the stream has ended after the last frame."""

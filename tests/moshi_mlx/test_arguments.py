@@ -1,5 +1,9 @@
 """What is wrong is refused where it comes in, by name and value, and leaves nothing changed."""
 
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -73,12 +77,16 @@ def test_sound_is_scaled_or_refused_never_clipped() -> None:
         assert found.dtype == np.float32
         np.testing.assert_array_equal(found, [0.5, -1.25])
     np.testing.assert_array_equal(samples(mx.array([0.5], mx.bfloat16)), [0.5])
-    assert np.isinf(samples(np.array([1e300]))).all()
+    odd_but_quiet = [NAN, -INF, -15.5, 0.5]
+    np.testing.assert_array_equal(samples(np.array(odd_but_quiet)), odd_but_quiet)
     for wrong in (np.uint8, np.uint16, np.int8, np.int64, np.uint32, np.bool_, np.complex64):
         with pytest.raises(ArgumentError, match=f"this one {np.dtype(wrong)}"):
             samples(np.zeros(4, wrong))
-    with pytest.raises(ArgumentError, match="whole numbers up to 32767: divide 16-bit samples by"):
-        samples(np.array([3.0, -32767.0]))
+    for loud in ([3.0, -32767.0], [0.5, -32767.25], [NAN, INF, 32767.0], [1e300], [16.5]):
+        peak = f"{max(abs(x) for x in loud if abs(x) < INF):g}"
+        said = rf"sound has floats in −1 … 1, this one up to {re.escape(peak)}: divide 16-bit"
+        with pytest.raises(ArgumentError, match=said):
+            samples(np.array(loud))
     for odd in (None, "loud", [[0.1], [0.1, 0.2]], object()):
         with pytest.raises(ArgumentError, match="sound"):
             samples(odd)  # type: ignore[arg-type]
@@ -163,7 +171,7 @@ def test_the_codec_reads_no_foreign_memory_and_keeps_no_nan(moshi: Moshi) -> Non
         with pytest.raises(ArgumentError, match=r"pcm must be|this one int64"):
             codec.encode_step(wrong, state)
         with pytest.raises(ArgumentError, match=r"pcm must be|this one int64"):
-            mimi.encode_step(wrong[None, None], state)  # type: ignore[arg-type]
+            mimi.encode_step(wrong[None, None], state)
     codes = codec.encode_step(pcm, state)
     np.testing.assert_array_equal(codes, codec.encode_step(pcm, undisturbed))
     whole16 = np.round(pcm * 2**15).clip(-(2**15), 2**15 - 1).astype(np.int16)
@@ -185,21 +193,169 @@ def test_the_codec_reads_no_foreign_memory_and_keeps_no_nan(moshi: Moshi) -> Non
             moshi_mlx.Mimi(mimi.config, streams)  # type: ignore[arg-type]
 
 
-def test_a_damaged_saved_conversation_is_refused(moshi: Moshi) -> None:
+@pytest.fixture(scope="module")
+def saved(moshi: Moshi) -> SavedState:
     with moshi.session() as session:
         for _ in range(3):
             session.step(np.zeros(moshi.frame_size))
-        saved = session.save()
+        return session.save()
+
+
+def test_a_damaged_saved_conversation_is_refused(moshi: Moshi, saved: SavedState) -> None:
     missing = SavedState({k: v for k, v in saved.arrays.items() if "cache.0" not in k}, saved.facts)
     ring = {"generator.ring": saved.arrays["generator.ring"][:, 1:]}
     misshapen = SavedState({**saved.arrays, **ring}, saved.facts)
     name = "generator.cache.0.0"
     short = SavedState({**saved.arrays, name: saved.arrays[name][..., 1:, :]}, saved.facts)
     for broken in (missing, misshapen, short, SavedState(saved.arrays, {})):
-        with pytest.raises(SessionError, match="saved conversation"):
+        with pytest.raises(SessionError, match=r"^the saved conversation is damaged \(.+\)$"):
             moshi.session(state=broken)
     with moshi.session(state=saved) as session:
         assert session.frames == 3
+
+
+RING, CACHE = "generator.ring", "generator.cache.1.0"
+ENCODER, DECODER = "codec.encoder", "codec.decoder"
+
+
+def spoilt(array: mx.array, value: Any, at: Any) -> mx.array:
+    found = np.array(array)
+    found[at] = value
+    return mx.array(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "says"),
+    [
+        (RING, lambda a: spoilt(a, 10**6, (0, 1, 1)), "ring's codes must be .* is 1000000"),
+        (RING, lambda a: spoilt(a, 2**31 - 1, (0, 0, 0)), "ring's text must be"),
+        (RING, lambda a: spoilt(a, -3, (0, 16, 0)), "ring's codes must be .* is -3"),
+        (RING, lambda a: spoilt(a, -2, (0, 1, 0)), "ring lacks tokens"),
+        (RING, lambda a: mx.full(a.shape, NAN), "ring must be .* of .*int32, is .* of .*float32"),
+        (RING, lambda a: mx.full(a.shape, 10**12), "ring must be .* of .*int32, is .* of .*int64"),
+        (CACHE, lambda a: spoilt(a, NAN, (0, 0, 0, 1, 0)), r"not finite: 'cache\.1\.0'"),
+        (CACHE, lambda a: a.astype(mx.int8), "is .* of .*int8"),
+        (CACHE, None, r"missing or not known: 'cache\.1\.0'"),
+        ("generator.cache.99.0", lambda a: a, r"missing or not known: 'cache\.99\.0'"),
+        ("generator.recent", lambda a: mx.zeros((2, 1, 5), mx.int32), "recent must be"),
+        ("generator.known", lambda a: mx.full((1, 1, 9), 10**7, mx.int32), "known's text must"),
+        ("generator.known", lambda a: mx.zeros((4, 1, 9), mx.int32), "length of known must be"),
+        (f"{ENCODER}.0.0", None, r"missing or not known: '0\.0'"),
+        (f"{ENCODER}.0.0", lambda a: spoilt(a, INF, 0), r"not finite: '0\.0'"),
+        (f"{ENCODER}.0.0", lambda a: a.astype(mx.int8), "of .*int8"),
+        (f"{ENCODER}.0.0", lambda a: a[:, 1:], r"0\.0 must be"),
+        (f"{DECODER}.0.0", lambda a: mx.zeros((1, 7, 3)), r"0\.0 must be"),
+    ],
+)
+def test_arrays_of_a_saved_conversation(
+    moshi: Moshi, saved: SavedState, name: str, spoil: Any, says: str
+) -> None:
+    arrays = dict(saved.arrays)
+    found = arrays.pop(name, mx.zeros((1, 2)))
+    if spoil is not None:
+        arrays[name] = spoil(found)
+    with pytest.raises(SessionError, match=rf"^the saved conversation is damaged \(.*{says}"):
+        moshi.session(state=SavedState(arrays, saved.facts))
+
+
+FACTS: dict[str, list[Any]] = {
+    "generator.step": [0, 4, -1, 10**30, 2**70, "x", None, 2.0, True],
+    "generator.offset": [0, 2, 4, "x"],
+    "generator.seed": [-1, 2**70, "x"],
+    "codec.encoder.offset": [0, 1, -2, 2**70, None],
+    "index": [10**30, 2**70, 4, -3, "x", None],
+    "user": [None, 5, [], [True], [1, 0], [True, 2**70], [True, "x"], [False, -1], {}],
+    "moshi": ["xy", [0, 0]],
+    "words": [None, [], {}],
+    "words.frame": [4, -1, "x", None],
+    "words.start": [4, -1, "x"],
+    "words.last": [4, None],
+    "words.text": [5, None, "of no beginning"],
+    "words.bytes": ["zz", "6161", "ff", 5],
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(n, v) for n, vs in FACTS.items() for v in vs])
+def test_facts_of_a_saved_conversation(
+    moshi: Moshi, saved: SavedState, name: str, value: Any
+) -> None:
+    with pytest.raises(SessionError, match=r"^the saved conversation is damaged \([^\n]+\)$"):
+        moshi.session(state=SavedState(saved.arrays, changed(saved.facts, name, value)))
+
+
+def changed(facts: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return {**facts, first: changed(facts[first], rest, value) if rest else value}
+
+
+def test_a_word_of_a_saved_conversation(moshi: Moshi, saved: SavedState) -> None:
+    begun = {"frame": 3, "start": 1, "last": 2, "text": "half", "bytes": "e2"}
+    with moshi.session(state=SavedState(saved.arrays, {**saved.facts, "words": begun})) as session:
+        assert session.flush()[0].text == "half\ufffd"
+    half = {**begun, "text": "\ud800"}
+    with pytest.raises(SessionError, match=r"damaged .*surrogates"):
+        moshi.session(state=SavedState(saved.arrays, {**saved.facts, "words": half}))
+
+
+def test_a_generator_that_refuses_a_state_goes_on_as_it_was() -> None:
+    lm = load("moshi")
+    here, there = (Generator(lm, text=GREEDY, audio=GREEDY) for _ in range(2))
+    codes = np.zeros((1, here.given), int)
+    for generator in (here, there):
+        generator.step(codes)
+    state = here.save()
+    bad = {**state.arrays, "ring": spoilt(state.arrays["ring"], 10**6, (0, 0, 1))}
+    with pytest.raises(SessionError, match="damaged"):
+        here.restore(SavedState(bad, state.facts))
+    np.testing.assert_array_equal(here.step(codes).written, there.step(codes).written)
+
+
+def in_a_thread(work: Callable[[], Any]) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(work()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+def test_a_state_of_one_thread_serves_another(moshi: Moshi, tmp_path: Path) -> None:
+    generator = Generator(load("moshi"), text=GREEDY, audio=GREEDY, compiled=False)
+    logits = in_a_thread(lambda: generator.prefill(np.zeros((1, 17, 4), int)))
+    assert np.isfinite(np.array(logits)).all()
+    state = in_a_thread(generator.save)
+    state.save(tmp_path / "state.safetensors")
+    again = Generator(generator.lm, text=GREEDY, audio=GREEDY, compiled=False)
+    in_a_thread(lambda: again.restore(state))
+    codes = np.zeros((1, again.given), int)
+    np.testing.assert_array_equal(again.step(codes).written, generator.step(codes).written)
+    silence = np.zeros(moshi.frame_size)
+    with moshi.session() as session:
+        in_a_thread(lambda: session.step(silence))
+        whole_state = in_a_thread(session.save)
+        resumed = in_a_thread(lambda: moshi.session(state=whole_state))
+        np.testing.assert_array_equal(session.step(silence).pcm, resumed.step(silence).pcm)
+
+
+def test_a_step_takes_the_shapes_that_it_names() -> None:
+    """Nothing is spread by accident: one number over codebooks, one row over conversations."""
+    generator = Generator(load("moshi"), batch=2, text=GREEDY, audio=GREEDY)
+    codes = np.zeros((2, generator.given), int)
+    wrong: list[dict[str, Any]] = [
+        {"audio": 5}, {"audio": [[5]]}, {"audio": [[5] * 8]}, {"overwrite": 7}, {"text": [1]},
+        {"text": [[1, 1]]}, {"on_text": lambda tokens: tokens[:1]},
+    ]  # fmt: skip
+    for given in wrong:
+        with pytest.raises(ArgumentError, match=f"{next(iter(given))}.* must be .* or .*, are"):
+            generator.step(codes, **given)
+    named: list[dict[str, Any]] = [
+        {"audio": [5] * 8}, {"audio": [[5] * 8] * 2}, {"text": 1}, {"text": [1, 2]},
+    ]  # fmt: skip
+    for given in named:
+        generator.step(codes, **given)
+    guided = Generator(load("moshi"), text=GREEDY, audio=GREEDY, guidance=Guidance(2.0))
+    for mask in (True, [True], [[True]]):
+        with pytest.raises(ArgumentError, match=r"null_mask must be \[1, 17\] or \[17\], are"):
+            guided.step(codes[:1], null_mask=mask)
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_codes_follow_the_forced_text_and_codes() -> None:
     assert forced[2:] != free[2:]
     assert said(overwrite=[first, *[-2] * 7]) == [free[0], first, *free[2:]]
     assert said(text=(free[0] + 1) % lm.config.text_card)[1:] != free[1:]
-    assert said(overwrite=-1) == [free[0], *[-1] * 8]
+    assert said(overwrite=[-1] * 8) == [free[0], *[-1] * 8]
 
 
 def test_only_slices_that_are_needed_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,7 +118,7 @@ def test_only_slices_that_are_needed_run(monkeypatch: pytest.MonkeyPatch) -> Non
     generator.step(codes[0], audio=[-2, -2, *range(6)])
     assert seen == [0, 1]
     generator.step(codes[1], audio=np.zeros(8, int))
-    generator.step(codes[2], overwrite=-1)
+    generator.step(codes[2], overwrite=[-1] * 8)
     assert seen == [0, 1]
 
 
@@ -149,7 +149,7 @@ def test_the_hook_stands_between_text_and_codes() -> None:
         ({"text": 10_000}, r"text must be from -2 to \d+, is 10000"),
         ({"text": -3}, "text must be from -2 .* is -3"),
         ({"audio": 10**7}, "audio must be from -2 .* is 10000000"),
-        ({"audio": [1, 2]}, r"audio must be \[1, 8\], are \(2,\)"),
+        ({"audio": [1, 2]}, r"audio must be \[1, 8\] or \[8\], are \(2,\)"),
         ({"overwrite": np.nan}, "overwrite must be from -2 .* is nan"),
         ({"null_mask": [True]}, "null_mask is for guidance"),
         ({"on_text": lambda tokens: tokens - 9000}, "on_text's tokens must be from -1"),
