@@ -177,6 +177,17 @@ def test_the_greeting_is_held_until_the_user_sounds() -> None:
     ]
 
 
+def test_a_refused_frame_tells_nothing() -> None:
+    script = Script()
+    talk = Conversation(script, frame_rate=RATE, greeting_held=2.0)
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            talk.step(np.zeros(0, np.float32))
+    assert not talk.take_events()
+    talk.step(np.zeros(4, np.float32))
+    assert talk.take_events() == [GreetingHeld(0.0, held=True)]
+
+
 def test_the_greeting_is_held_for_so_long_at_most_and_again_after_a_reset() -> None:
     script = Script()
     talk = Conversation(script, frame_rate=RATE, greeting_held=2.0)
