@@ -19,7 +19,7 @@ from .backend import compile_by_default, on_gpu
 from .conditions import Condition
 from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
-from .errors import ArgumentError, SessionError
+from .errors import ArgumentError, SessionError, shown
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
@@ -127,9 +127,9 @@ class Generator:
         self._text, self._audio = text, audio
         self._seed = seed_of(seed)
         if not isinstance(guidance, Guidance | None):
-            raise ArgumentError(f"guidance must be a Guidance, is {guidance!r}")
+            raise ArgumentError(f"guidance must be a Guidance, is {shown(guidance)}")
         if not isinstance(compiled, bool | None):
-            raise ArgumentError(f"compiled must be true or false, is {compiled!r}")
+            raise ArgumentError(f"compiled must be true or false, is {shown(compiled)}")
         self.guidance = guidance
         self._kv_bits = kv_bits
         given = None
@@ -533,7 +533,7 @@ def _mappings(values: Any, batch: int) -> list[Mapping[str, Condition]]:
     """The conditions of each conversation."""
     good = isinstance(values, Sequence) and all(isinstance(value, Mapping) for value in values)
     if not good or len(values) != batch:
-        found = len(values) if good else repr(values)
+        found = len(values) if good else shown(values)
         raise ArgumentError(f"conditions must be {batch} mappings, are {found}")
     return list(values)
 
