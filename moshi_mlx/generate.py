@@ -358,6 +358,23 @@ class Generator:
         return logits
 
     @_alone
+    def keep(self, positions: int) -> None:
+        """Lets the first positions stay in sight, in place of the oldest of the context.
+
+        No reference does this. Until the context is full nothing changes; then the model sees
+        them right before the last `context` − `positions` others.
+
+        Args:
+            positions: at most `steps`; 0 for none.
+
+        Raises:
+            ArgumentError: there are not as many, they fill the context, or keys are quantized.
+        """
+        whole("positions", positions, 0)
+        for ring in self._cache:
+            ring.keep(positions, self.lm.transformer.turned)
+
+    @_alone
     def save(self) -> SavedState:
         """The whole state of this conversation, as a value that does not change afterwards."""
         arrays = {"ring": mx.array(self._ring.tokens)}
@@ -371,6 +388,7 @@ class Generator:
             "step": self.steps,
             "seed": self._seed,
             "offset": self._cache[0].offset,
+            "kept": self._cache[0].kept,
         }
         mx.eval(arrays)  # what is lazy belongs to its thread
         return SavedState(arrays, facts)
@@ -391,6 +409,8 @@ class Generator:
         seed = seed_of(state.facts["seed"])
         step = whole("step", state.facts["step"], 0, MOST_FRAMES)
         whole("offset", state.facts["offset"], step, step)
+        most = 0 if self._kv_bits else min(step, self._cache[0].slots - 1)
+        stays = whole("kept", state.facts.get("kept", 0), 0, most)
         held = [cache.filled_at(step) for cache in self._cache]
         fresh = {f"cache.{i}.{j}": a for i, like in enumerate(held) for j, a in enumerate(like)}
         fresh["ring"] = mx.array(self._ring.tokens)
@@ -408,7 +428,8 @@ class Generator:
         self._begin()
         self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
         for i, (cache, like) in enumerate(zip(self._cache, held, strict=True)):
-            cache.restore(step, [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))])
+            arrays = [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))]
+            cache.restore(step, arrays, stays, self.lm.transformer.turned)
         mx.eval([cache.arrays() for cache in self._cache])
         for name, kept in (("recent", self._recent), ("known", self._known)):
             kept.extend(tokens.get(name, ()))
