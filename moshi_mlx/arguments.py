@@ -17,7 +17,8 @@ from .errors import ArgumentError, shown
 
 _SEEDS = 2**32
 _SIXTEEN_BITS = 2**15
-_LOUD = 16.0
+LOUD = 16.0
+"""Floats beyond are of another scale than −1 … 1: nothing that clips is 24 dB too loud."""
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -115,7 +116,7 @@ def samples(values: npt.ArrayLike | mx.array) -> Pcm:
             f"sound has floats in −1 … 1, or int16 or int32 samples, this one {found.dtype}"
         )
     peak = np.abs(found).max(initial=0.0, where=np.isfinite(found))
-    if peak > _LOUD:
+    if peak > LOUD:
         raise ArgumentError(
             f"sound has floats in −1 … 1, this one up to {peak:g}: divide 16-bit samples by "
             f"{_SIXTEEN_BITS}, or give them as int16"

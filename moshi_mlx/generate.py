@@ -531,7 +531,7 @@ class Generator:
         text = audio = None
         if self._text.guarded:
             text = mx.array(self._marked(0, config.text_card_out, self._text.repetition_window))
-        if self._audio.guarded:
+        if self._audio.guarded and self.generated:
             streams = range(1, 1 + self.generated)
             window = self._audio.repetition_window
             audio = mx.array(np.stack([self._marked(k, config.card, window) for k in streams]))

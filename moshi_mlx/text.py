@@ -12,13 +12,12 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from .arguments import path_of, whole
-from .config import UNGENERATED_TOKEN
 from .errors import ArgumentError, TokenizerError, shown
 from .formats import what_is
 
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
-_MOST = 2**31 - 1
+_TOKENS = -2, 2**31 - 1  # as models have them, in int32
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -79,7 +78,7 @@ class TextTokenizer:
 
     def piece_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one token; none if control, unknown or outside the vocabulary."""
-        model, token = self._model, whole("token", token, UNGENERATED_TOKEN, _MOST)
+        model, token = self._model, whole("token", token, *_TOKENS)
         if not 0 <= token < self.vocab_size or model.is_control(token) or model.is_unknown(token):
             return b""
         piece: str = model.id_to_piece(token)

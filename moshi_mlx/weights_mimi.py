@@ -174,7 +174,7 @@ def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | Non
         config: the architecture; None: the published one.
 
     Raises:
-        ArgumentError: the path is none, or the number no whole one.
+        ArgumentError: what is given is not a path, or not a number of codebooks.
         CheckpointError: the file is broken, is not a Mimi, or doesn't match the config; names the
             tensor and the file.
     """

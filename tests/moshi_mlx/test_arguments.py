@@ -340,6 +340,15 @@ def test_a_word_of_a_saved_conversation(moshi: Moshi, saved: SavedState) -> None
         moshi.session(state=SavedState(saved.arrays, {**saved.facts, "words": half}))
 
 
+@pytest.mark.parametrize("facts", [{}, {"facts": "nope"}, {"facts": "[1]"}, {"facts": "[" * 10**5}])
+def test_a_file_with_broken_facts(moshi: Moshi, facts: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    metadata = {"format": "moshi-local state 2", **facts}
+    mx.save_safetensors(str(path), {"a": mx.zeros(1)}, metadata)
+    with pytest.raises(SessionError, match=r"^the saved conversation is damaged"):
+        moshi.session(state=path)
+
+
 def test_a_generator_that_refuses_a_state_goes_on_as_it_was() -> None:
     lm = load("moshi")
     here, there = (Generator(lm, text=GREEDY, audio=GREEDY) for _ in range(2))
