@@ -13,7 +13,7 @@ from moshi_mlx import Frame, TextSaid
 
 
 def look_up(frame: Frame) -> str | None:
-    """What a tool would answer. Slow tools call `session.say` from a thread of their own."""
+    """What a tool would answer. A slow tool calls `session.say` later, from any thread."""
     asked = [word for word in frame.words if word.text == "help"]
     return "One moment please." if asked else None
 

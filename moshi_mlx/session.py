@@ -146,7 +146,7 @@ class Session(Closing):
         Args:
             pcm: the other side's sound, [frame_size] at the codec's rate: floats in −1 … 1, or
                 int16 or int32 samples, which are scaled to that. What is not a finite number is
-                heard as silence, what is out of range is clipped.
+                heard as silence; up to ±16 is clipped, and beyond that refused.
             hold_text: no word may come from this step: its text is padding, as in a pause.
 
         Ctrl-C meanwhile is raised when the step is made; its frame is lost, the next one is right.
