@@ -58,12 +58,24 @@ def run_program(
             return ERROR
 
 
-class _Stdout(io.FileIO):
+class _Stdout(io.RawIOBase):
     """Standard output; its errors say so, where the system's name no file."""
 
-    def write(self, data: Any) -> int | None:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any, /) -> int:
         try:
-            return super().write(data)
+            return os.write(self._descriptor, data)
         except OSError as error:
             error.filename = "standard output"
             raise
@@ -76,9 +88,10 @@ def _named_stdout() -> Iterator[None]:
     if theirs is None or theirs is not sys.__stdout__ or not isinstance(theirs, io.TextIOWrapper):
         yield
         return
-    raw = _Stdout(theirs.fileno(), "wb", closefd=False)
+    raw = _Stdout(theirs.fileno())
+    written: Any = raw if theirs.write_through else io.BufferedWriter(raw)
     sys.stdout = io.TextIOWrapper(
-        raw if theirs.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        written,
         theirs.encoding,
         theirs.errors,
         line_buffering=theirs.line_buffering,
