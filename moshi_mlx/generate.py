@@ -390,7 +390,6 @@ class Generator:
             "offset": self._cache[0].offset,
             "kept": self._cache[0].kept,
         }
-        mx.eval(arrays)  # what is lazy belongs to its thread
         return SavedState(arrays, facts)
 
     @_alone
