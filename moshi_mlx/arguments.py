@@ -69,6 +69,19 @@ def path_of(name: str, value: Any) -> Path:
     return Path(path)
 
 
+def truth(name: str, value: Any) -> bool:
+    """True or False. Raises ArgumentError for anything else."""
+    if not isinstance(value, bool | np.bool_):
+        raise ArgumentError(f"{name} must be True or False, is {shown(value)}")
+    return bool(value)
+
+
+def callable_or_none(name: str, value: Any) -> None:
+    """Raises ArgumentError if `value` is neither None nor can be called."""
+    if value is not None and not callable(value):
+        raise ArgumentError(f"{name} must be a function, is {shown(value)}")
+
+
 def seed_of(value: Any) -> int:
     """A seed of random numbers, 0 to 2³² − 1. Raises ArgumentError if it is none."""
     return whole("seed", value, 0, _SEEDS - 1)

@@ -105,9 +105,10 @@ class MlxCodec:
 
     @mlx_work
     def encode_step(self, pcm: npt.ArrayLike, state: MimiState) -> Codes:
-        codes = self.encode_later(pcm, state)
-        mx.eval(codes, *state.encoder.arrays())
-        return np.array(codes)
+        with state.encoder.turn.held():
+            codes = self.encode_later(pcm, state)
+            mx.eval(codes, *state.encoder.arrays())
+            return np.array(codes)
 
     def encode_later(self, pcm: npt.ArrayLike, state: MimiState) -> mx.array:
         """`encode_step` with nothing evaluated: int32 [num_codebooks, N]."""
@@ -122,9 +123,10 @@ class MlxCodec:
     def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
         bins = self.mimi.config.quantizer.bins
         checked = _checked_codes(codes, self.num_codebooks, bins)
-        pcm = self.decode_later(mx.array(checked), state)
-        mx.eval(pcm, *state.decoder.arrays())
-        return np.array(pcm)
+        with state.decoder.turn.held():
+            pcm = self.decode_later(mx.array(checked), state)
+            mx.eval(pcm, *state.decoder.arrays())
+            return np.array(pcm)
 
 
 class RustCodec:

@@ -64,7 +64,10 @@ class AudioDeviceError(MoshiError):
 
 def shown(value: Any) -> str:
     """A value of a distrusted file for a message: one short printable line."""
-    text = ascii(value).replace("\n", " ")
+    try:
+        text = ascii(value).replace("\n", " ")
+    except ValueError:  # an integer of more digits than Python writes
+        return f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

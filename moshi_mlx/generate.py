@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import integers, on_host, seed_of, whole
+from .arguments import callable_or_none, integers, on_host, seed_of, whole
 from .arrays import Tokens
 from .backend import compile_by_default, kv_bits_problem, on_gpu
 from .conditions import Condition
@@ -30,6 +30,7 @@ from .transformer import attend
 
 M = TypeVar("M", bound=Callable[..., Any])
 
+_MOST_CONVERSATIONS = 1024
 _KERNEL_KEYS = (1024, 2048)
 """Numbers of keys from which on Metal attends in two passes, and in more pieces on large chips."""
 
@@ -118,7 +119,7 @@ class Generator:
         config = lm.config
         self._turn = Exclusive("generator")
         self.lm = lm
-        self.batch = whole("batch", batch, 1)
+        self.batch = whole("batch", batch, 1, _MOST_CONVERSATIONS)
         most = config.dep_q
         self.generated = most if generated is None else whole("generated", generated, 0, most)
         for name, how in (("text", text), ("audio", audio)):
@@ -225,6 +226,7 @@ class Generator:
         Raises:
             ArgumentError: a shape is wrong, or a token is none of the model's.
         """
+        callable_or_none("on_text", on_text)
         heard = self._codes("codes", codes, self.given, none_drawn=True)
         null = self._null_mask(null_mask)
         known, offset = list(self._known), self._cache[0].offset
@@ -326,6 +328,9 @@ class Generator:
         delays = np.array(config.delays)[: 1 + self.generated]
         if self.steps and delays.max() > 1:
             raise ArgumentError("a model with longer delays can only be prefilled at the beginning")
+        cache = self._cache[0]
+        if cache.kept and cache.offset + known.shape[2] - 1 > cache.slots:
+            raise ArgumentError("after `keep`, frames must fit into the rest of the context")
         known = known.astype(np.int32)
         start, length = self.steps, known.shape[2]
 
@@ -372,7 +377,7 @@ class Generator:
         Raises:
             ArgumentError: there are not as many, they fill the context, or keys are quantized.
         """
-        whole("positions", positions, 0)
+        positions = whole("positions", positions, 0)
         for ring in self._cache:
             ring.keep(positions, self.lm.transformer.turned)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 
-from .arguments import real
+from .arguments import real, truth
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Guidance:
 
     def __post_init__(self) -> None:
         real("coefficient", self.coefficient, -1000, 1000)
+        truth("text", self.text)
 
     def guided(self, logits: mx.array) -> mx.array:
         """Logits of the doubled batch [2B, ...] → those to draw from [B, ...]."""

@@ -6,7 +6,7 @@ cards or the language model.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -21,12 +21,13 @@ from .conv import Conv1d, ConvState, ConvTranspose1d
 from .errors import ArgumentError, shown
 from .seanet import SeanetDecoder, SeanetEncoder
 from .state import MOST_FRAMES, SavedState, damage_refused, joined
-from .threads import mlx_work
+from .threads import Exclusive, mlx_work
 from .transformer import Transformer
 from .vq import SplitResidualQuantizer
 
 # Offline passes go through in blocks of this many frames, so that memory does not grow with length.
 _BLOCK = 50
+_MOST_STREAMS = 1024
 
 Array = npt.NDArray[Any]
 
@@ -38,6 +39,7 @@ class _Half:
     seanet: list[ConvState]
     transformer: list[RingCache]
     resample: ConvState
+    turn: Exclusive = field(default_factory=lambda: Exclusive("direction of a codec's state"))
 
     @property
     def parts(self) -> list[ConvState | RingCache]:
@@ -167,7 +169,7 @@ class Mimi(nn.Module):
         decoder = _Half(
             self.decoder.init_state(), self.decoder_transformer.make_cache(stride), ConvState()
         )
-        return MimiState(whole("batch", batch, 1), encoder, decoder)
+        return MimiState(whole("batch", batch, 1, _MOST_STREAMS), encoder, decoder)
 
     @mlx_work
     @damage_refused()
@@ -204,7 +206,8 @@ class Mimi(nn.Module):
         heard = samples(pcm)
         self._check_pcm(heard)
         finite("pcm", heard)  # what is not would stay in the state
-        return self.encode_later(mx.array(heard), state)
+        with state.encoder.turn.held():
+            return self.encode_later(mx.array(heard), state)
 
     @mlx_work
     def encode_later(self, pcm: mx.array, state: MimiState) -> mx.array:
@@ -235,7 +238,8 @@ class Mimi(nn.Module):
             ArgumentError: the shape is wrong, or a code out of range.
         """
         said = integers("codes", codes, 0, self.config.quantizer.bins - 1)
-        return self.decode_later(mx.array(said), state)
+        with state.decoder.turn.held():
+            return self.decode_later(mx.array(said), state)
 
     @mlx_work
     def decode_later(self, codes: mx.array, state: MimiState) -> mx.array:

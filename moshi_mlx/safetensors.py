@@ -232,6 +232,8 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
     Raises:
         CheckpointError: the disk refuses; names the file.
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: cannot be written: it is not a regular file")
     try:
         with partial_file(path) as partial:
             with _WholeWrites(partial, "w") as file:

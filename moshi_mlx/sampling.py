@@ -30,11 +30,14 @@ class Sampling:
     def __post_init__(self) -> None:
         if real("temperature", self.temperature, 0, 1e6):
             real("a temperature that is not 0", self.temperature, 1e-6, 1e6)
-        whole("top_k", self.top_k, 0)
-        real("top_p", self.top_p, 0, 1)
-        real("min_p", self.min_p, 0, 1)
+        for name in ("top_p", "min_p"):
+            if real(name, getattr(self, name), 0, 1):
+                real(f"a {name} that is not 0", getattr(self, name), 1e-6, 1)
         real("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
-        whole("repetition_window", self.repetition_window, 1, 100_000)
+        # Frozen, but for numbers that only behave like integers.
+        object.__setattr__(self, "top_k", whole("top_k", self.top_k, 0))
+        window = whole("repetition_window", self.repetition_window, 1, 100_000)
+        object.__setattr__(self, "repetition_window", window)
 
     @property
     def greedy(self) -> bool:

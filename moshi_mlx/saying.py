@@ -5,11 +5,13 @@ Knows text tokens; nothing of arrays, of sound or of a session.
 
 import math
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass
 
 from .errors import ArgumentError, shown
 from .text import TextTokenizer
 
+_MOST = 10_000
 _FRAMES_PER_LETTER = 0.8
 """The fastest: 15.6 letters a second. Faster text than speech makes a model stutter."""
 _PATIENCE = 4
@@ -22,7 +24,7 @@ _OWN_WORD = 4
 class _Word:
     text: str
     tokens: list[int]
-    last: bool  # of what was asked for at once
+    ends: str | None = None  # what was asked for at once, with its last word
 
     @property
     def frames(self) -> int:
@@ -47,7 +49,6 @@ class Saying:
         self._tokenizer = tokenizer
         self._epad, self._pad = epad, pad
         self._words: deque[_Word] = deque()
-        self._texts: deque[str] = deque()
         self._begin()
 
     def _begin(self) -> None:
@@ -55,31 +56,28 @@ class Saying:
         self._since = 0  # frames since it began
         self._frames = 0  # that it takes
         self._next = False  # the token in front of a word was written
-        self._ends = False  # with this word ends what was asked for at once
+        self._ends: str | None = None  # what was asked for at once, of which this is the last word
 
     @property
     def busy(self) -> bool:
         """Whether there is something to say, the rest of a word included."""
-        return bool(self._words or self._left or self._ends)
+        return bool(self._words or self._left or self._ends is not None)
 
     def add(self, text: str) -> None:
         """Queues a text. From any thread.
 
         Raises:
-            ArgumentError: it is no text, empty, or has what the tokenizer doesn't know.
+            ArgumentError: it is no text, empty, too long, or has what the tokenizer doesn't know.
         """
         words = [self._word(word) for word in _split(text)]
         if not words:
             raise ArgumentError(f"text must have a word to say, is {shown(text)}")
-        words[-1].last = True
-        self._texts.append(text)
+        words[-1].ends = text
         self._words.extend(words)
 
     def clear(self) -> None:
-        """Forgets what was not said yet."""
-        self._words.clear()
-        self._texts.clear()
-        self._begin()
+        """Forgets the words that have not begun. From any thread."""
+        self._words = deque()
 
     def choose(self, drawn: int) -> tuple[int, str | None]:
         """The token of this frame, and the text that was finished with it, if any.
@@ -92,7 +90,9 @@ class Saying:
             return self._left.pop(0), None
         if self._next:
             self._next = False
-            return self._begun(), None
+            with suppress(IndexError):  # forgotten meanwhile
+                return self._begun(), None
+            return drawn, None
         own = not self._frames
         if own and self._continues(drawn):  # the model's own word, which was on its way
             self._since = 0
@@ -100,9 +100,7 @@ class Saying:
         patience = _OWN_WORD if own else self._frames + _PATIENCE
         if self._since < self._frames or (drawn == self._pad and self._since < patience):
             return self._pad, None
-        said = None
-        if self._ends:
-            self._ends, said = False, self._texts.popleft()
+        self._ends, said = None, self._ends
         if not self._words:
             self._begin()
             return drawn, said
@@ -111,7 +109,7 @@ class Saying:
 
     def _begun(self) -> int:
         word = self._words.popleft()
-        self._since, self._frames, self._ends = 0, word.frames, word.last
+        self._since, self._frames, self._ends = 0, word.frames, word.ends
         self._left = word.tokens[1:]
         return word.tokens[0]
 
@@ -123,10 +121,12 @@ class Saying:
         tokens = self._tokenizer.encode(word)
         if not all(self._tokenizer.piece_bytes(token) for token in tokens):
             raise ArgumentError(f"the model's tokenizer cannot write {shown(word)}")
-        return _Word(word, tokens, last=False)
+        return _Word(word, tokens)
 
 
 def _split(text: str) -> list[str]:
     if not isinstance(text, str):
         raise ArgumentError(f"text must be a str, is {shown(text)}")
+    if len(text) > _MOST:
+        raise ArgumentError(f"text must have at most {_MOST} characters, has {len(text)}")
     return text.split()

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
-from .arguments import samples, whole
+from .arguments import callable_or_none, samples, truth, whole
 from .arrays import Pcm, Tokens
 from .backend import on_gpu
 from .closing import Closing
@@ -109,6 +109,7 @@ class Session(Closing):
         state: SavedState | None = None,
         hook: Callable[[Frame], str | None] | None = None,
     ) -> None:
+        callable_or_none("hook", hook)
         self._hook = hook
         self._codec = codec
         self._tokenizer = tokenizer
@@ -159,9 +160,12 @@ class Session(Closing):
 
     def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
         self._check_open()
-        heard = self._checked(pcm)
-        frame = self._do(lambda: self._stepped(heard, hold_text))
-        answer = None if self._hook is None else self._hook(frame)
+        heard, held = self._checked(pcm), truth("hold_text", hold_text)
+        frame = self._do(lambda: self._stepped(heard, held))
+        try:
+            answer = None if self._hook is None else self._hook(frame)
+        except StopIteration as error:  # which would end whatever waits for this frame
+            raise SessionError("the hook has raised StopIteration") from error
         if answer is not None:
             self.say(answer)
         return frame

@@ -20,6 +20,7 @@ from .arguments import path_of
 from .config import LmConfig
 from .errors import ArgumentError, SessionError, listed
 from .safetensors import read_metadata, read_safetensors, write_safetensors
+from .threads import mlx_work
 
 MOST_FRAMES = 2**31 - 1
 """Positions are int32: 5 years."""
@@ -74,6 +75,7 @@ class SavedState:
         if bad := [name for name, good in finite.items() if not good.item()]:
             raise ArgumentError(f"not finite: {listed(bad)}")
 
+    @mlx_work
     def save(self, path: str | Path) -> None:
         """Writes it as a safetensors file, whole or not at all.
 
@@ -82,7 +84,11 @@ class SavedState:
             CheckpointError: the file cannot be written.
         """
         target = path_of("path", path)
-        metadata = {"format": _FORMAT, "facts": json.dumps(self.facts)}
+        try:
+            facts = json.dumps(self.facts)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(f"facts must be what JSON has: {error}") from error
+        metadata = {"format": _FORMAT, "facts": facts}
         write_safetensors(target, dict(self.arrays), metadata)
 
 
@@ -103,6 +109,7 @@ def joined(parts: Mapping[str, SavedState], **facts: Any) -> SavedState:
     return SavedState(arrays, {**{name: state.facts for name, state in parts.items()}, **facts})
 
 
+@mlx_work
 def load_state(path: str | Path) -> SavedState:
     """Reads what `SavedState.save` wrote.
 

@@ -13,6 +13,10 @@ F = TypeVar("F")
 Source = Iterable[npt.ArrayLike] | AsyncIterable[npt.ArrayLike]
 
 
+class _End:
+    """Of a source."""
+
+
 class FrameStream(AsyncIterator[F], Generic[F]):
     """What a session says to the frames of a source; made by `Session.stream`.
 
@@ -38,7 +42,8 @@ class FrameStream(AsyncIterator[F], Generic[F]):
             raise ArgumentError(f"source must be an iterable of frames, is {source!r}")
         self._frames = _each(source)
         self._begin, self._submit, self._end = begin, submit, end
-        self._coming: asyncio.Future[npt.ArrayLike | None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._coming: asyncio.Future[npt.ArrayLike | _End] | None = None
         self._step: asyncio.Future[F] | None = None
 
     async def __anext__(self) -> F:
@@ -46,6 +51,11 @@ class FrameStream(AsyncIterator[F], Generic[F]):
             raise StopAsyncIteration
         if self._awaited:
             raise SessionError("a stream gives one frame after the other: await one at a time")
+        loop = asyncio.get_running_loop()
+        if self._loop not in (None, loop):
+            self._finish()
+            raise SessionError("this stream was begun in another event loop: make a new one")
+        self._loop = loop
         self._awaited = True
         try:
             return await self._next()
@@ -69,18 +79,19 @@ class FrameStream(AsyncIterator[F], Generic[F]):
         if self._step is None:
             if self._coming is None:
                 self._coming = asyncio.ensure_future(self._frame())
+                self._coming.add_done_callback(_seen)
             pcm = await asyncio.shield(self._coming)
             self._coming = None
-            if pcm is None:
+            if isinstance(pcm, _End):
                 raise StopAsyncIteration
             self._step = asyncio.wrap_future(self._submit(pcm))
         frame = await asyncio.shield(self._step)
         self._step = None
         return frame
 
-    async def _frame(self) -> npt.ArrayLike | None:
-        """The source's next frame; None when it has ended, which no task may raise."""
-        return await anext(self._frames, None)
+    async def _frame(self) -> "npt.ArrayLike | _End":
+        """The source's next frame, or its end, which no task may raise."""
+        return await anext(self._frames, _End())
 
     async def aclose(self) -> None:
         """Ends it, once a step on its way is done."""
@@ -101,6 +112,12 @@ class FrameStream(AsyncIterator[F], Generic[F]):
         if self._begun:
             self._begun = False
             self._end()
+
+
+def _seen(coming: "asyncio.Future[npt.ArrayLike | _End]") -> None:
+    """Whoever gave up on a frame need not be told of its source's error by asyncio."""
+    if not coming.cancelled():
+        coming.exception()
 
 
 async def _each(source: Source) -> AsyncIterator[npt.ArrayLike]:

@@ -96,6 +96,13 @@ def _stay_at_the_end() -> None:
         threading.Event().wait()
 
 
+def may_begin_at_all() -> None:
+    """Asked before what is to stay begins: a thread, a model. Raises SessionError at the end."""
+    _stay_at_the_end()
+    if _ending.is_set():
+        raise SessionError("the process ends: no model can be loaded")
+
+
 def ending() -> bool:
     """Whether the process ends."""
     return _ending.is_set()
@@ -146,6 +153,9 @@ def mlx_work(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return working
+
+
+os.register_at_fork(after_in_child=_daemons.clear)
 
 
 @atexit.register

@@ -17,6 +17,7 @@ from .errors import CheckpointError
 from .layouts import MIMI, require
 from .mimi import Mimi
 from .safetensors import read_safetensors
+from .threads import mlx_work
 from .vq import codebook
 from .weights import check, check_finite, fill
 
@@ -163,6 +164,7 @@ def check_mimi(path: str | Path) -> None:
         check_finite(value, name, str(path))
 
 
+@mlx_work
 def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None) -> Mimi:
     """The codec from a safetensors file in the published naming.
 

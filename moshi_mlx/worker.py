@@ -10,54 +10,85 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Future, wait
-from queue import SimpleQueue
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import TypeVar, cast
 
 import mlx.core as mx
 
 from .errors import SessionError
-from .threads import at_work, end, ending, ends_in_time, may_begin
+from .threads import at_work, end, ending, ends_in_time, may_begin, may_begin_at_all
 
 T = TypeVar("T")
-_Job = tuple[Callable[[], Any], "Future[Any]"]
+_Job = Callable[[], None]
 
 EXIT_SECONDS = 10.0
 """What a job that runs while the process ends may take."""
-_starting = threading.Lock()
+_POLL_SECONDS = 0.05
+_starting = threading.RLock()
 _running: dict[threading.Thread, "SimpleQueue[_Job | None]"] = {}
 
 
 class Worker:
     """Runs what it is given, one after the other, on its own thread.
 
-    The thread begins with the first job, and ends with the worker or before the process does.
+    The thread ends with the worker, or before the process does. Callers hold no lock of ours while
+    they ask or wait, so that a signal's handler may ask too, and Ctrl-C leaves nothing locked.
     """
 
     def __init__(self) -> None:
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
-        self._lock = threading.Lock()
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._process = os.getpid()
+        with _starting:
+            may_begin_at_all()
+            self._thread = threading.Thread(target=_work, args=[self._jobs], name="moshi-local MLX")
+            self._thread.daemon = True  # Python would wait for it before `_end_all`
+            self._thread.start()
+            _running[self._thread] = self._jobs
+            weakref.finalize(self, self._jobs.put, None).atexit = False  # `_end_all` does it
+
+    @property
+    def is_caller(self) -> bool:
+        """Whether the worker's thread itself asks."""
+        return threading.current_thread() is self._thread
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` and waits for it. From any thread, the worker's own included.
 
         Ctrl-C meanwhile is raised when `work` has ended, a second one at once: nothing is left
-        half done.
+        half done. What has not begun by then is left undone.
 
         Raises:
             SessionError: as `submit`.
         """
-        if threading.current_thread() is self._thread:
+        if self.is_caller:
             return work()
-        future = self.submit(work)
+        results: list[tuple[T | None, BaseException | None]] = []
+        done: SimpleQueue[None] = SimpleQueue()
+        waits = [True]
+
+        def job() -> None:
+            try:
+                results.append((work(), None) if waits[0] else (None, None))
+            except BaseException as error:
+                results.append((None, error))
+            done.put(None)
+
+        self._put(job)
         try:
-            return future.result()
+            done.get()
         except KeyboardInterrupt:
-            if not future.cancel():
-                wait([future])
+            waits[0] = False
+            while not results:
+                with suppress(Empty):
+                    done.get(timeout=_POLL_SECONDS)
             raise
+        result, error = results.pop()
+        if error is not None:
+            raise error
+        return cast(T, result)
 
     def submit(self, work: Callable[[], T]) -> "Future[T]":
         """Queues `work`; the future has its result. From any thread.
@@ -68,27 +99,29 @@ class Worker:
             SessionError: the worker is closed, the process ends, or it was forked after MLX had
                 been used.
         """
-        may_begin()
         future: Future[T] = Future()
-        with self._lock:
-            if self._closed:
-                raise SessionError("the thread of this model has ended: load the model again")
-            with _starting:
-                may_begin()
-                if ending():
-                    raise SessionError("the process ends, and the thread of this model has ended")
-                self._jobs.put((work, future))
-                if self._thread is None:
-                    self._thread = self._started()
+
+        def job() -> None:
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+        self._put(job)
         return future
 
-    def _started(self) -> threading.Thread:
-        thread = threading.Thread(target=_work, args=[self._jobs], name="moshi-local MLX")
-        thread.daemon = True  # Python would wait for it before `_end_all`
-        thread.start()
-        _running[thread] = self._jobs
-        weakref.finalize(self, self._jobs.put, None).atexit = False  # `_end_all` does it
-        return thread
+    def _put(self, job: _Job) -> None:
+        may_begin()
+        if self._closed:
+            raise SessionError("the thread of this model has ended: load the model again")
+        if ending():
+            raise SessionError("the process ends, and the thread of this model has ended")
+        if self._process != os.getpid():
+            raise SessionError(
+                "this model is of the process that this one was forked from: load it here"
+            )
+        self._jobs.put(job)
 
     def close(self, timeout: float | None = None) -> bool:
         """Ends the thread once the jobs that were given are done; it takes no others.
@@ -99,15 +132,11 @@ class Worker:
         Returns:
             Whether it has ended; never for the thread itself.
         """
-        with self._lock:
-            self._closed = True
-            thread = self._thread
-        if thread is None:
-            return True
+        self._closed = True
         self._jobs.put(None)
-        if thread is not threading.current_thread():
-            thread.join(timeout)
-        return not thread.is_alive()
+        if not self.is_caller:
+            self._thread.join(timeout)
+        return not self._thread.is_alive()
 
 
 def on_good_thread(work: Callable[[], T]) -> T:
@@ -116,6 +145,7 @@ def on_good_thread(work: Callable[[], T]) -> T:
     That is the main thread, where Ctrl-C ends it.
     """
     if threading.current_thread() is threading.main_thread():
+        may_begin_at_all()
         with at_work():
             return work()
     worker = Worker()
@@ -128,13 +158,8 @@ def on_good_thread(work: Callable[[], T]) -> T:
 def _work(jobs: SimpleQueue[_Job | None]) -> None:
     ends_in_time()
     while (job := jobs.get()) is not None:
-        work, future = job
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(work())
-            except BaseException as error:
-                future.set_exception(error)
-        del job, work, future  # a waiting thread must not keep a session alive
+        job()
+        del job  # a waiting thread must not keep a session alive
     mx.clear_streams()
     _running.pop(threading.current_thread(), None)
 

@@ -27,6 +27,7 @@ from .conversation import Conversation
 __all__ = ["Engine", "EngineConversation"]
 
 T = TypeVar("T")
+_Said = tuple[Frame | None, Sequence[Event]]
 
 
 class Engine(Closing):
@@ -138,11 +139,14 @@ class EngineConversation(Closing):
             SessionError: the conversation is closed, or another frame of it is being stepped.
             TimeoutError: the frame was not there in time.
         """
-        return self._submit(pcm).result(timeout)
+        work = self._work(pcm)
+        if self._engine.moshi.worker.is_caller:  # in a session's hook
+            return work()
+        return self._submit(work).result(timeout)
 
     async def step_async(self, pcm: Pcm) -> tuple[Frame | None, Sequence[Event]]:
         """The same for an event loop. A frame whose caller is cancelled is stepped all the same."""
-        return await asyncio.shield(asyncio.wrap_future(self._submit(pcm)))
+        return await asyncio.shield(asyncio.wrap_future(self._submit(self._work(pcm))))
 
     def close(self, timeout: float | None = None) -> Sequence[Event]:
         """Closes the session, once a frame that waits has been stepped. May be called again.
@@ -166,9 +170,11 @@ class EngineConversation(Closing):
             self._session.close()
             return self.controls.take_events()
 
+        if self._engine.moshi.worker.is_caller:
+            return work()
         return self._engine.submit(work).result(timeout)
 
-    def _submit(self, pcm: Pcm) -> Future[tuple[Frame | None, Sequence[Event]]]:
+    def _work(self, pcm: Pcm) -> Callable[[], _Said]:
         if self._closed:
             raise SessionError("this conversation is closed: open a new one")
         heard = np.array(samples(pcm))
@@ -181,6 +187,9 @@ class EngineConversation(Closing):
             finally:
                 self._turn.release()
 
+        return work
+
+    def _submit(self, work: Callable[[], _Said]) -> Future[_Said]:
         try:
             return self._engine.submit(work)
         except BaseException:

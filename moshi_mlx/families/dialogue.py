@@ -64,8 +64,8 @@ class Moshi(Model):
         generator = self.worker.call(
             lambda: Generator(
                 self.lm,
-                text=text or self.text_sampling,
-                audio=audio or self.audio_sampling,
+                text=self.text_sampling if text is None else text,
+                audio=self.audio_sampling if audio is None else audio,
                 seed=seed,
                 conditions=None if conditions is None else [conditions],
                 generated=self.generated_streams(self.lm.config),

@@ -235,6 +235,56 @@ def test_a_state_saved_on_one_thread_serves_another(moshi: Moshi, question: np.n
         np.testing.assert_array_equal(resumed.step(question[4]).pcm, wanted)
 
 
+def test_a_codecs_state_is_for_one_call_at_a_time(moshi: Moshi) -> None:
+    """In each direction: two threads within it would crash."""
+    assert isinstance(moshi.codec, MlxCodec)
+    state, silence = moshi.codec.init_state(), np.zeros(1920, np.float32)
+    codes = np.zeros((8, 1), np.int32)
+    with state.encoder.turn.held():
+        for step in (
+            lambda: moshi.codec.encode_step(silence, state),
+            lambda: moshi.mimi.encode_step(silence[None, None], state),
+        ):
+            with pytest.raises(SessionError, match="this direction of a codec's state is in use"):
+                step()
+        moshi.codec.decode_step(codes, state)
+    with state.decoder.turn.held(), pytest.raises(SessionError, match="is in use"):
+        moshi.codec.decode_step(codes, state)
+    moshi.codec.encode_step(silence, state)
+
+
+def test_sources_of_none_and_of_other_loops(moshi: Moshi, question: np.ndarray) -> None:
+    """None is no frame, as it is none for `step`; a stream stays in its event loop."""
+    with moshi.session() as session:
+        stream = session.stream([question[0], None])  # type: ignore[list-item]
+        assert asyncio.run(anext_of(stream)).index == 0
+        with pytest.raises(SessionError, match="begun in another event loop"):
+            asyncio.run(anext_of(stream))
+
+        async def both() -> None:
+            other = session.stream([None])  # type: ignore[list-item]
+            with pytest.raises(SessionError, match="a frame is refused"):
+                await anext(other)
+
+        asyncio.run(both())
+
+
+async def anext_of(stream: AsyncIterator[Frame]) -> Frame:
+    return await anext(stream)
+
+
+def test_a_hook_that_stops_an_iteration_ends_no_stream(moshi: Moshi, question: np.ndarray) -> None:
+    def hook(_: Frame) -> str | None:
+        return next(iter(()))
+
+    async def streamed() -> None:
+        session = moshi.session(hook=hook)
+        with pytest.raises(SessionError, match="the hook has raised StopIteration"):
+            await asyncio.wait_for(anext(session.stream(question)), 20)
+
+    asyncio.run(streamed())
+
+
 def test_a_generator_is_for_one_call_at_a_time(moshi: Moshi) -> None:
     """Not for the hook of its own step either; what was refused changes nothing."""
     made = Generator(
@@ -254,19 +304,23 @@ def test_a_generator_is_for_one_call_at_a_time(moshi: Moshi) -> None:
     assert made.steps == 1
 
 
-def ends(code: str, timeout: float = 90) -> str:
+def ends(code: str, timeout: float = 90, before: str = "") -> str:
     """What a Python program prints that must end well."""
     done = subprocess.run(
-        [sys.executable, "-c", PREAMBLE + code], capture_output=True, text=True, timeout=timeout
+        [sys.executable, "-c", before + PREAMBLE + code],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
     )
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
 
 PREAMBLE = """
-import os, signal, threading
+import os, signal, tempfile, threading, time
 import mlx.core as mx, numpy as np, moshi_mlx
 from moshi_mlx.generate import Generator
+from moshi_mlx.state import load_state
 
 def load(): return moshi_mlx.load('nano', verb='talk', codec='mlx')
 silence = np.zeros(1920, np.float32)
@@ -275,10 +329,16 @@ session = moshi.session(seed=3)
 streams = moshi.lm.config.n_q
 made = Generator(moshi.lm, text=moshi.text_sampling, audio=moshi.audio_sampling)
 codes = np.zeros((1, made.given), np.int32)
+state = session.save()
+path = tempfile.mkdtemp() + "/a.state"
+state.save(path)
+def load_and_save():
+    load_state(path).save(path)
 uses = [
     lambda: session.step(silence), moshi.session, load, lambda: made.step(codes),
     lambda: mx.eval(moshi.mimi.encode(mx.zeros((1, 1, 1920)))),
     lambda: mx.eval(moshi.lm.forward(mx.zeros((1, 1 + streams, 2), mx.int32))),
+    load_and_save,
 ]
 """
 
@@ -322,7 +382,7 @@ def test_a_forked_process_is_refused() -> None:
         "        except moshi_mlx.SessionError as error: print(error)\n"
         "else: os.wait()\n"
     ).splitlines()
-    assert len(said) == 6
+    assert len(said) == 7
     assert all("forked after it had used MLX" in line for line in said)
 
 
@@ -331,13 +391,15 @@ def test_ctrl_c_leaves_a_session_whole() -> None:
     """Wherever it comes: the frames that are given are those of a session that was left alone."""
     said = ends(
         "sound = np.random.default_rng(0).uniform(-0.3, 0.3, (40, 1920)).astype(np.float32)\n"
+        "began = time.monotonic()\n"
         "wanted = [session.step(pcm).pcm for pcm in sound]\n"
+        "step = (time.monotonic() - began) / 40\n"
         "def interrupt(*_): raise KeyboardInterrupt\n"
         "signal.signal(signal.SIGALRM, interrupt)\n"
         "other, got, stops = moshi.session(seed=3), 0, np.random.default_rng(1)\n"
         "while other.frames < 40:\n"
         "    try:\n"
-        "        signal.setitimer(signal.ITIMER_REAL, stops.uniform(1e-4, 0.06))\n"
+        "        signal.setitimer(signal.ITIMER_REAL, stops.uniform(1e-4, 3 * step))\n"
         "        frame = other.step(sound[other.frames])\n"
         "        signal.setitimer(signal.ITIMER_REAL, 0)\n"
         "        assert np.array_equal(frame.pcm, wanted[frame.index]), frame.index\n"
@@ -346,6 +408,23 @@ def test_ctrl_c_leaves_a_session_whole() -> None:
         "print(got)\n"
     )
     assert 1 <= int(said) < 40
+
+
+def test_the_interpreters_own_end_is_no_time_for_models() -> None:
+    """What is asked for by then is refused, where it would wait for ever."""
+    assert ends(
+        "",
+        before="import atexit\n"
+        "def late():\n"
+        "    for use in uses[:3]:\n"
+        "        try: use()\n"
+        "        except moshi_mlx.SessionError as error: print(str(error).split(':')[0])\n"
+        "atexit.register(late)\n",
+    ).splitlines() == [
+        "the process ends, and the thread of this model has ended",
+        "the process ends, and the thread of this model has ended",
+        "the process ends",
+    ]
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="has no timers")
