@@ -4,16 +4,21 @@ Makes sessions; all else is in the parts.
 """
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
+from .. import catalog
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, VerbError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Session
 from ..state import SavedState, load_state
+from ..voices import Voice
 from .model import Model
+from .prompt_states import PromptStates
+from .prompts import Prompt
 
 
 class Moshi(Model):
@@ -27,19 +32,42 @@ class Moshi(Model):
         """
         return min(config.dep_q, config.n_q - config.n_q // 2)
 
+    def voices(self) -> list[str]:
+        """Names of the voices that a session can have; none where the model has its own."""
+        return []
+
+    def prompt(
+        self, persona: str | None = None, voice: Voice | str | Path | None = None
+    ) -> Prompt | None:
+        """What a session with these begins with; None where there is nothing to begin with.
+
+        Raises:
+            VerbError: the model takes no persona and no voice.
+        """
+        if persona is None and voice is None:
+            return None
+        what = "a persona" if persona is not None else "a voice"
+        able = " or ".join(e.name for e in catalog.ENTRIES if e.family == "personaplex")
+        raise VerbError(f"{self.name} cannot be given {what}: use {able}")
+
     def session(
         self,
         *,
+        persona: str | None = None,
+        voice: Voice | str | Path | None = None,
         seed: int = 0,
         text: Sampling | None = None,
         audio: Sampling | None = None,
         conditions: Mapping[str, Condition] | None = None,
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
+        prompt_cache: bool = True,
     ) -> Session:
         """A new conversation, or a saved one that is resumed.
 
         Args:
+            persona: of the models that take one: who the model is and what it knows, as a text.
+            voice: of these: the name of one of `voices`, a file, or a `Voice`.
             seed: the same seed and sound give the same conversation.
             text: how text is drawn; the model's own way if None.
             audio: how codes are drawn; the model's own way if None.
@@ -47,19 +75,28 @@ class Moshi(Model):
             kv_bits: quantize keys and values to 8 or 4 bits, so that a
                 long one takes less memory; None: as it is computed.
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
+            prompt_cache: keep what the model remembers of a persona and a voice, in memory and in
+                the cache folder, so that the next session with them starts at once.
 
         Raises:
+            VerbError: the model takes no persona or voice.
             ConfigError: a condition is not one of the model's.
             SessionError: the state is of another model, or the codec is rustymimi.
-            CheckpointError: the state's file is missing or broken.
+            CheckpointError: the file of the state or the voice is missing or broken.
             ArgumentError: an argument has an impossible value.
         """
         if isinstance(state, str | Path):
             state = load_state(state)
         elif not isinstance(state, SavedState | None):
             raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
-        generator = self.worker.call(
-            lambda: Generator(
+        if not isinstance(prompt_cache, bool):
+            raise ArgumentError(f"prompt_cache must be true or false, is {prompt_cache!r}")
+        if state is not None and (persona is not None or voice is not None):
+            raise ArgumentError("a saved conversation has its persona and voice: give only state")
+        prompt = self.prompt(persona, voice)
+
+        def begun() -> tuple[Generator, SavedState | None]:
+            generator = Generator(
                 self.lm,
                 text=text or self.text_sampling,
                 audio=audio or self.audio_sampling,
@@ -68,8 +105,16 @@ class Moshi(Model):
                 generated=self.generated_streams(self.lm.config),
                 kv_bits=kv_bits,
             )
-        )
-        return Session(self.codec, self.text, generator, self.worker, state)
+            if prompt is None:
+                return generator, None
+            return generator, self._prompts.run(prompt, generator, kv_bits, prompt_cache)
+
+        generator, opening = self.worker.call(begun)
+        return Session(self.codec, self.text, generator, self.worker, state, opening)
+
+    @cached_property
+    def _prompts(self) -> PromptStates:
+        return PromptStates(self.files)
 
 
 FAMILY = Moshi
