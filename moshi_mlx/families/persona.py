@@ -61,7 +61,7 @@ class PersonaPlex(Moshi):
         if Path(name).is_file():
             return load_voice(name)
         known = self.voices()
-        close = difflib.get_close_matches(stem.upper(), known, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(stem.upper(), known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
         there = f"It has {', '.join(known)}" if known else "It has none of its own: give a file"
         raise ArgumentError(f"{self.name} has no voice {name!r}: {hint}{there}")
@@ -109,7 +109,7 @@ class PersonaPlex(Moshi):
         if context is not None and frames >= context:
             raise ArgumentError(
                 f"persona and voice take {frames} frames ({len(tokens)} of text), the model "
-                f"remembers {context}: make the persona shorter"
+                f"remembers {context}: make the persona or the voice shorter"
             )
         return prompt
 
