@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .arrays import Pcm
 from .errors import ArgumentError
 
-BLOCK_SECONDS = 0.4
+GATE_SECONDS = 0.4
 """Shorter sound has no loudness."""
 
 _SHELF_GAIN, _SHELF_Q, _SHELF_HZ = 4.0, 2**-0.5, 1500.0
@@ -22,7 +22,7 @@ _SILENT, _RELATIVE = -70.0, -10.0  # gates: LUFS, and LU below the mean of what 
 _TAIL_SECONDS = 1.0  # the filters' answer has died away by then
 
 
-def loudness(pcm: Pcm, rate: float) -> float:
+def integrated_loudness(pcm: Pcm, rate: float) -> float:
     """Integrated loudness of sound [samples] in LUFS; −∞ of silence.
 
     Args:
@@ -30,18 +30,18 @@ def loudness(pcm: Pcm, rate: float) -> float:
         rate: samples per second.
 
     Raises:
-        ArgumentError: it is shorter than a block of `BLOCK_SECONDS`.
+        ArgumentError: it is shorter than a block of `GATE_SECONDS`.
     """
-    if len(pcm) < BLOCK_SECONDS * rate:
+    if len(pcm) < GATE_SECONDS * rate:
         raise ArgumentError(
-            f"loudness is measured over {BLOCK_SECONDS} s, this sound has {len(pcm) / rate:.2f} s"
+            f"loudness is measured over {GATE_SECONDS} s, this sound has {len(pcm) / rate:.2f} s"
         )
     squares = np.concatenate([[0.0], np.cumsum(_weighted(pcm, rate) ** 2)])
-    step = BLOCK_SECONDS / _OVERLAP
-    count = int(np.round((len(pcm) / rate - BLOCK_SECONDS) / step)) + 1
+    step = GATE_SECONDS / _OVERLAP
+    count = int(np.round((len(pcm) / rate - GATE_SECONDS) / step)) + 1
     begins = (np.arange(count) * step * rate).astype(int)
-    ends = np.minimum(((np.arange(count) * step + BLOCK_SECONDS) * rate).astype(int), len(pcm))
-    powers = (squares[ends] - squares[begins]) / (BLOCK_SECONDS * rate)
+    ends = np.minimum(((np.arange(count) * step + GATE_SECONDS) * rate).astype(int), len(pcm))
+    powers = (squares[ends] - squares[begins]) / (GATE_SECONDS * rate)
     heard = powers[_lufs(powers) >= _SILENT]
     if not heard.size:
         return -np.inf

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .errors import CheckpointError, shown
 
-LARGEST = 256_000_000
+LARGEST_FILE = 256_000_000
 """Bytes of a file that is read: it is held in memory."""
 
 _LARGEST_PICKLE = 1_000_000
@@ -70,11 +70,13 @@ def read_torch(file: Path | BinaryIO, where: str) -> dict[str, npt.NDArray[Any]]
         CheckpointError: it is damaged, too large, or has anything but plain tensors in it.
     """
     try:
-        data = file.read_bytes() if isinstance(file, Path) else file.read(LARGEST + 1)
+        data = file.read_bytes() if isinstance(file, Path) else file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise CheckpointError(f"{where}: cannot be read: {error.strerror or error}") from error
-    if len(data) > LARGEST:
-        raise CheckpointError(f"{where}: is larger than {LARGEST // 10**6} MB, which is not read")
+    if len(data) > LARGEST_FILE:
+        raise CheckpointError(
+            f"{where}: is larger than {LARGEST_FILE // 10**6} MB, which is not read"
+        )
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             found = _Tensors(archive, len(data), where).load()
@@ -127,7 +129,7 @@ class _Tensors(pickle._Unpickler):
         self._folder = pickles[0].removesuffix("data.pkl")
         order = f"{self._folder}byteorder"
         if order in parts and self._part(order, 16) != b"little":
-            raise CheckpointError(f"{where}: was written on a big-endian machine: save it anew")
+            raise CheckpointError(f"{where}: is of a big-endian machine, which is not read")
         super().__init__(io.BytesIO(self._part(pickles[0], _LARGEST_PICKLE)))
 
     def find_class(self, module: str, name: str) -> Any:

@@ -22,12 +22,12 @@ from .arrays import Codes, Pcm, Tokens
 from .codec import Codec
 from .errors import ArgumentError, CheckpointError, shown
 from .formats import is_zip
-from .loudness import loudness
+from .loudness import integrated_loudness
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 from .threads import mlx_work
-from .torch_files import LARGEST, read_torch
+from .torch_files import LARGEST_FILE, read_torch
 
-SUFFIXES = (".safetensors", ".pt")
+VOICE_SUFFIXES = (".safetensors", ".pt")
 LOUDNESS = -24.0
 """LUFS of a voice's sound."""
 RING = 4
@@ -123,7 +123,7 @@ class Voice:
                 "consent must say who speaks and that they agree to this use of their voice, "
                 f"is {consent!r}"
             )
-        if target.suffix != SUFFIXES[0]:
+        if target.suffix != VOICE_SUFFIXES[0]:
             raise ArgumentError(f"path must end in .safetensors, is {target}")
         about = {
             "name": self.name,
@@ -149,7 +149,7 @@ def load_voice(path: str | Path) -> Voice:
         return voice_of(path.stem, read_torch(path, str(path)), str(path))
     tensors = read_safetensors(path)
     size = sum(array.nbytes for array in tensors.values())
-    if size > LARGEST:
+    if size > LARGEST_FILE:
         raise CheckpointError(f"{path}: has {size} bytes of tensors, which is too much for a voice")
     about = read_metadata(path)
     if about.pop("format", _FORMAT) not in (_FORMAT, "mlx", "pt", "np"):
@@ -234,7 +234,7 @@ def voice_from_sound(
         )
     if not accept_faults and (faults := recording_faults(trimmed, rate)):
         raise ArgumentError(f"voice {name}: {faults[0]}")
-    gain = 10 ** ((LOUDNESS - loudness(trimmed, rate)) / 20)
+    gain = 10 ** ((LOUDNESS - integrated_loudness(trimmed, rate)) / 20)
     leveled = (trimmed * gain).astype(np.float32)
     padded = np.pad(leveled, (0, -len(leveled) % codec.frame_size))
     state = codec.init_state()

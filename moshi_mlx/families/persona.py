@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from ..errors import ArgumentError, CheckpointError, shown
 from ..hub import is_folder_name, local_path
-from ..torch_files import LARGEST
-from ..voices import SUFFIXES, Voice, load_voice, read_voice, voice_from_sound
+from ..torch_files import LARGEST_FILE
+from ..voices import VOICE_SUFFIXES, Voice, load_voice, read_voice, voice_from_sound
 from .dialogue import Moshi
 from .prompts import Prompt, make_prompt, persona_text
 
@@ -51,7 +51,7 @@ class PersonaPlex(Moshi):
         if is_folder_name(name):
             return load_voice(local_path(name))
         stem = name
-        for suffix in SUFFIXES:
+        for suffix in VOICE_SUFFIXES:
             stem = stem.removesuffix(suffix)
         for path in self._files():
             if path.stem == stem:
@@ -63,7 +63,7 @@ class PersonaPlex(Moshi):
         known = self.voices()
         close = difflib.get_close_matches(stem.upper(), known, n=3, cutoff=0.6)
         hint = f"did you mean {' or '.join(close)}? " if close else ""
-        there = f"It has {', '.join(known)}" if known else "It has none of its own: give a file"
+        there = f"It has {', '.join(known)}" if known else "It came with none: give a file"
         raise ArgumentError(f"{self.name} has no voice {name!r}: {hint}{there}")
 
     def voice_from_sound(
@@ -117,7 +117,7 @@ class PersonaPlex(Moshi):
         """Those in the folder `voices`."""
         folder = self.checkpoint.folder / VOICES
         try:
-            return sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+            return sorted(path for path in folder.iterdir() if path.suffix in VOICE_SUFFIXES)
         except OSError:
             return []
 
@@ -132,7 +132,7 @@ class PersonaPlex(Moshi):
         try:
             with tarfile.open(archive, "r:gz") as tar:
                 for count, member in enumerate(tar):
-                    if member.size > LARGEST or count >= _MOST_MEMBERS:
+                    if member.size > LARGEST_FILE or count >= _MOST_MEMBERS:
                         raise CheckpointError(f"{archive}: {shown(member.name)} is too large")
                     path = PurePosixPath(member.name)
                     if not member.isreg() or path.suffix != ".pt" or path.name.startswith("."):

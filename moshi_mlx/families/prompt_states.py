@@ -18,7 +18,7 @@ from ..hub import ModelFiles
 from ..state import SavedState, load_state
 from .prompts import Prompt
 
-LARGEST = 2_000_000_000
+MOST_BYTES = 2_000_000_000
 """Bytes of all states in the cache folder; those that were not used for longest go first."""
 
 _IN_MEMORY = 2
@@ -103,8 +103,8 @@ class PromptStates:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sweep(folder, "*.safetensors")
             size = sum(array.nbytes for array in state.arrays.values())
-            make_room(folder, LARGEST - size)
-            if size <= LARGEST:
+            make_room(folder, MOST_BYTES - size)
+            if size <= MOST_BYTES:
                 state.save(folder / f"{key}.safetensors")
 
     def _remember(self, key: str, state: SavedState) -> None:

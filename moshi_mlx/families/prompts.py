@@ -17,9 +17,9 @@ from ..config import ZERO_TOKEN, LmConfig
 from ..errors import ArgumentError
 from ..voices import Voice
 
-SILENCE = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
+SILENT_CODES = (948, 243, 1178, 546, 1736, 1030, 1978, 2008)
 """Mimi's codes of a silent frame: what the model itself says meanwhile."""
-SINE = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
+SINE_CODES = (430, 1268, 381, 1611, 1095, 1495, 56, 472)
 """Mimi's codes of a steady tone of 440 Hz: what the other side says throughout the prompt."""
 SILENT_FRAMES = 6
 """Of each of the two silences: half a second."""
@@ -71,10 +71,10 @@ def make_prompt(
         ArgumentError: the voice is not for this model, or a token is none of the model's.
     """
     own = _own(config.n_q)
-    if len(SILENCE) != own or config.n_q != 2 * own:
+    if len(SILENT_CODES) != own or config.n_q != 2 * own:
         raise ArgumentError(f"a prompt is for models of 16 streams, this one has {config.n_q}")
     # A model of few codes, as tests have it, knows the codes modulo their number.
-    silence, sine = (np.array(codes)[:, None] % config.card for codes in (SILENCE, SINE))
+    silence, sine = (np.array(codes)[:, None] % config.card for codes in (SILENT_CODES, SINE_CODES))
     words = integers("the persona's tokens", np.asarray(text), 0, config.text_card - 1).reshape(-1)
     phases: list[Tokens] = []
 

@@ -17,7 +17,7 @@ from moshi_mlx import ArgumentError, CheckpointError, Sampling, SessionError, Ve
 from moshi_mlx.families import prompt_states
 from moshi_mlx.families.persona import PersonaPlex
 from moshi_mlx.families.prompt_states import PromptStates, prompt_folder
-from moshi_mlx.families.prompts import SILENCE, SINE, make_prompt, persona_text
+from moshi_mlx.families.prompts import SILENT_CODES, SINE_CODES, make_prompt, persona_text
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
 from moshi_mlx.published import read_config
@@ -115,9 +115,9 @@ def test_phases_that_are_left_out(moshi: PersonaPlex) -> None:
     text, said, heard = np.split(both.frames[0], [1, 9])
     assert text[0].tolist() == [3] * (9 + 6) + tokens + [3] * 6
     assert (said[:, :9] == voice.codes).all()
-    assert (said[:, 9:] == np.array(SILENCE)[:, None] % 512).all()
-    assert (heard == np.array(SINE)[:, None] % 512).all()
-    assert both.after.tolist() == [[code % 512 for code in SINE]]
+    assert (said[:, 9:] == np.array(SILENT_CODES)[:, None] % 512).all()
+    assert (heard == np.array(SINE_CODES)[:, None] % 512).all()
+    assert both.after.tolist() == [[code % 512 for code in SINE_CODES]]
     persona, spoken = moshi.prompt(PERSONA), moshi.prompt("", voice)
     assert persona is not None and spoken is not None
     assert (persona.frames == both.frames[:, :, 9:]).all()
@@ -258,10 +258,10 @@ def test_a_full_folder_and_one_that_cannot_be_written(
     moshi.__dict__.pop("_prompts")
     moshi.session(persona="One.").close()  # used: no longer the oldest
     size = max(path.stat().st_size for path in paths)
-    monkeypatch.setattr(prompt_states, "LARGEST", int(3.5 * size))
+    monkeypatch.setattr(prompt_states, "MOST_BYTES", int(3.5 * size))
     moshi.session(persona="Four.").close()
     assert [path.exists() for path in paths] == [True, False, True]
-    monkeypatch.setattr(prompt_states, "LARGEST", 1000)
+    monkeypatch.setattr(prompt_states, "MOST_BYTES", 1000)
     moshi.session(persona="Five.").close()
     assert not list(prompt_folder().glob("*"))
     (tmp_path / "file").write_text("")
