@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 
+import numpy.typing as npt
+
 from .. import catalog
 from ..conditions import Condition
 from ..config import LmConfig
@@ -46,9 +48,28 @@ class Moshi(Model):
         """
         if persona is None and voice is None:
             return None
-        what = "a persona" if persona is not None else "a voice"
+        raise self._takes_no("a persona" if persona is not None else "a voice")
+
+    def voice_from_sound(
+        self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
+    ) -> Voice:
+        """The voice of a recording of one speaker, who must agree to it: see `Voice.save`.
+
+        Args:
+            pcm: sound [samples] at `sample_rate`: floats in −1 … 1, int16 or int32; 1 to 60 s of
+                speech.
+            name: of the voice.
+            accept_faults: also take a recording that clips or is noisy.
+
+        Raises:
+            VerbError: the model takes no voice.
+            ArgumentError: the recording is too short, too long, clips, or is noisy.
+        """
+        raise self._takes_no("a voice")
+
+    def _takes_no(self, what: str) -> VerbError:
         able = " or ".join(e.name for e in catalog.ENTRIES if e.family == "personaplex")
-        raise VerbError(f"{self.name} cannot be given {what}: use {able}")
+        return VerbError(f"{self.name} cannot be given {what}: use {able}")
 
     def session(
         self,

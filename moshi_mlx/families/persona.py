@@ -7,6 +7,7 @@ import difflib
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 import numpy.typing as npt
@@ -56,8 +57,11 @@ class PersonaPlex(Moshi):
         for path in self._files():
             if path.stem == stem:
                 return load_voice(path)
-        for member, data in self._archived(stem):
-            return read_voice(data, member, f"{self.files.voices}: {member}")
+        if stem not in self._unpacked:
+            for member, data in self._archived(stem):
+                self._unpacked[stem] = read_voice(data, member, f"{self.files.voices}: {member}")
+        if stem in self._unpacked:
+            return self._unpacked[stem]
         if Path(name).is_file():
             return load_voice(name)
         known = self.voices()
@@ -69,17 +73,6 @@ class PersonaPlex(Moshi):
     def voice_from_sound(
         self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
     ) -> Voice:
-        """The voice of a recording of one speaker, who must agree to it: see `Voice.save`.
-
-        Args:
-            pcm: sound [samples] at `sample_rate`: floats in −1 … 1, int16 or int32; 1 to 60 s of
-                speech.
-            name: of the voice.
-            accept_faults: also take a recording that clips or is noisy.
-
-        Raises:
-            ArgumentError: the recording is too short, too long, clips, or is noisy.
-        """
         return self.worker.call(
             lambda: voice_from_sound(self.codec, pcm, name=name, accept_faults=accept_faults)
         )
@@ -112,6 +105,11 @@ class PersonaPlex(Moshi):
                 f"remembers {context}: make the persona or the voice shorter"
             )
         return prompt
+
+    @cached_property
+    def _unpacked(self) -> dict[str, Voice]:
+        """Voices of the archive that were asked for."""
+        return {}
 
     def _files(self) -> list[Path]:
         """Those in the folder `voices`."""

@@ -58,8 +58,14 @@ class PromptStates:
         key = self._key(prompt, generator, kv_bits) if cached else ""
         if not cached or not self._restored(key, generator):
             generator.prefill(*prompt)
+            state = generator.save()
+            # What a guard against repetition saw is not of the prompt: its words may be repeated.
+            arrays = {name: array for name, array in state.arrays.items() if name != "recent"}
+            if len(arrays) < len(state.arrays):
+                state = replace(state, arrays=arrays)
+                generator.restore(state)
             if cached:
-                self._keep(key, generator.save())
+                self._keep(key, state)
         generator.step(prompt.after)
         return generator.save()
 
@@ -94,9 +100,6 @@ class PromptStates:
         return True
 
     def _keep(self, key: str, state: SavedState) -> None:
-        # What a guard against repetition saw is not of the prompt: its words may be repeated.
-        arrays = {name: array for name, array in state.arrays.items() if name != "recent"}
-        state = replace(state, arrays=arrays)
         self._remember(key, state)
         folder = prompt_folder()
         with suppress(OSError, MoshiError):  # then it is made again

@@ -61,6 +61,12 @@ def test_a_folder_without_config_is_moshi_as_published(tmp_path: Path) -> None:
     assert files.tokenizer == tmp_path / TOKENIZER
 
 
+def test_voices_come_along(tmp_path: Path) -> None:
+    assert resolve(fill(tmp_path / "without", PUBLISHED)).voices is None
+    files = resolve(fill(tmp_path / "with", {**PUBLISHED, "voices.tgz": b"voices"}))
+    assert files.voices == tmp_path / "with" / "voices.tgz"
+
+
 def test_a_folder_can_be_named_in_every_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
