@@ -410,6 +410,8 @@ class Generator:
             fresh[name] = mx.zeros((count, self.batch, 1 + self.generated), mx.int32)
         state.check_like(fresh)
         tokens = {name: state.numpy(name) for name in fresh if not name.startswith("cache.")}
+        counts = [len(like) for like in held]
+        del fresh, held  # views of the rings, which could not be written in place then
         self._ring.check(step, self.given, tokens["ring"])
         for name, found in tokens.items():
             text, codes = np.split(found, [1], axis=1 if name == "ring" else 2)
@@ -417,8 +419,8 @@ class Generator:
             integers(f"{name}'s codes", codes, UNGENERATED_TOKEN, self.lm.config.card - 1)
         self._begin()
         self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
-        for i, (cache, like) in enumerate(zip(self._cache, held, strict=True)):
-            cache.restore(step, [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))])
+        for i, (cache, count) in enumerate(zip(self._cache, counts, strict=True)):
+            cache.restore(step, [state.arrays[f"cache.{i}.{j}"] for j in range(count)])
         mx.eval([cache.arrays() for cache in self._cache])
         for name, kept in (("recent", self._recent), ("known", self._known)):
             kept.extend(tokens.get(name, ()))

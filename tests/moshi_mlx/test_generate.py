@@ -426,6 +426,22 @@ def test_a_batch_goes_on(tmp_path: Path) -> None:
         np.testing.assert_array_equal(generator.step(codes).written, other.step(codes).written)
 
 
+@pytest.mark.parametrize("kv_bits", [None, 8])
+def test_a_restored_state_copies_no_ring(nano: Moshi, kv_bits: int | None) -> None:
+    """Only what is filled of it, into the arrays that are there."""
+    generator = Generator(nano.lm, text=HOT, audio=HOT, kv_bits=kv_bits)
+    generator.step(np.zeros((1, 8), int))
+    state = generator.save()
+    rings = [array for cache in generator._cache for array in cache.arrays()]
+    size = sum(array.nbytes for array in rings)
+    del rings
+    mx.clear_cache()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    generator.restore(state)
+    assert mx.get_peak_memory() - before < size / 4
+
+
 # ------------------------------------------------------------------ what is compiled once
 
 
