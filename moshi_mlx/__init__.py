@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         TokenizerError,
         VerbError,
     )
-    from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+    from .events import Event, SpeechEnded, SpeechStarted, TextSaid, WordSpoken
     from .families import Model, Moshi, PersonaPlex, load
     from .lm import Lm, LmOutput
     from .mimi import Mimi
@@ -62,6 +62,7 @@ _PARTS = {
     "SessionError": "errors",
     "SpeechEnded": "events",
     "SpeechStarted": "events",
+    "TextSaid": "events",
     "TextTokenizer": "text",
     "Timing": "session",
     "TokenizerError": "errors",
@@ -107,6 +108,7 @@ __all__ = [
     "SessionError",
     "SpeechEnded",
     "SpeechStarted",
+    "TextSaid",
     "TextTokenizer",
     "Timing",
     "TokenizerError",

@@ -3,7 +3,7 @@
 Makes sessions; all else is in the parts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from ..config import LmConfig
 from ..errors import ArgumentError, VerbError
 from ..generate import Generator
 from ..sampling import Sampling
-from ..session import Session
+from ..session import Frame, Session
 from ..state import SavedState, load_state
 from ..voices import Voice
 from .model import Model
@@ -83,6 +83,7 @@ class Moshi(Model):
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
         prompt_cache: bool = True,
+        hook: Callable[[Frame], str | None] | None = None,
     ) -> Session:
         """A new conversation, or a saved one that is resumed.
 
@@ -98,6 +99,8 @@ class Moshi(Model):
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
             prompt_cache: keep what the model remembers of a persona and a voice, in memory and in
                 the cache folder, so that the next session with them starts at once.
+            hook: called with every frame on the thread that made the step; what it returns is said,
+                as by `Session.say`.
 
         Raises:
             VerbError: the model takes no persona or voice.
@@ -131,7 +134,7 @@ class Moshi(Model):
             return generator, self._prompts.run(prompt, generator, kv_bits, prompt_cache)
 
         generator, opening = self.worker.call(begun)
-        return Session(self.codec, self.text, generator, self.worker, state, opening)
+        return Session(self.codec, self.text, generator, self.worker, state, hook, opening)
 
     @cached_property
     def _prompts(self) -> PromptStates:
