@@ -28,12 +28,13 @@ if TYPE_CHECKING:
         VerbError,
     )
     from .events import Event, SpeechEnded, SpeechStarted, TextSaid, WordSpoken
-    from .families import Model, Moshi, load
+    from .families import Model, Moshi, PersonaPlex, load
     from .lm import Lm, LmOutput
     from .mimi import Mimi
     from .sampling import Sampling
     from .session import Frame, Session, Timing
     from .text import TextTokenizer, Word
+    from .voices import Voice, load_voice
     from .weights_mimi import load_mimi
 
 _PARTS = {
@@ -55,6 +56,7 @@ _PARTS = {
     "ModelConfig": "config",
     "Moshi": "families",
     "MoshiError": "errors",
+    "PersonaPlex": "families",
     "Sampling": "sampling",
     "Session": "session",
     "SessionError": "errors",
@@ -65,10 +67,12 @@ _PARTS = {
     "Timing": "session",
     "TokenizerError": "errors",
     "VerbError": "errors",
+    "Voice": "voices",
     "Word": "text",
     "WordSpoken": "events",
     "load": "families",
     "load_mimi": "weights_mimi",
+    "load_voice": "voices",
     "prepare_gpu": "backend",
 }
 
@@ -98,6 +102,7 @@ __all__ = [
     "ModelConfig",
     "Moshi",
     "MoshiError",
+    "PersonaPlex",
     "Sampling",
     "Session",
     "SessionError",
@@ -108,10 +113,12 @@ __all__ = [
     "Timing",
     "TokenizerError",
     "VerbError",
+    "Voice",
     "Word",
     "WordSpoken",
     "load",
     "load_mimi",
+    "load_voice",
     "prepare_gpu",
 ]
 

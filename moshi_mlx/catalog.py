@@ -8,6 +8,11 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
+_PERSONAPLEX_VOICES = (
+    *(f"NAT{sex}{n}" for sex in "FM" for n in range(4)),
+    *(f"VAR{sex}{n}" for sex in "FM" for n in range(5)),
+)
+
 PrecisionName = Literal["bf16", "q8", "q4"]
 
 PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q4": 4}
@@ -90,6 +95,17 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     *(_moshi("moshiko", "male", precision) for precision in PRECISIONS),
     *(_moshi("moshika", "female", precision) for precision in PRECISIONS),
+    Entry(
+        name="personaplex",
+        about="Moshi with a persona and a voice of your choice",
+        family="personaplex",
+        precision="bf16",
+        nbytes=16_742_874_000 + _MIMI_AND_TOKENIZER,
+        licence="NVIDIA Open Model License",
+        repository="nvidia/personaplex-7b-v1",
+        preset="personaplex",
+        voices=_PERSONAPLEX_VOICES,
+    ),
 )
 """All of them, the bundled ones first."""
 

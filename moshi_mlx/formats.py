@@ -65,6 +65,15 @@ def what_is(path: Path) -> str | None:
     return "a text" if text.isascii() and text.decode("ascii").isprintable() else None
 
 
+def is_zip(path: Path) -> bool:
+    """Whether a file begins as a ZIP archive, which PyTorch's files are."""
+    try:
+        with path.open("rb") as file:
+            return file.read(len(_ZIP)) == _ZIP
+    except OSError:
+        return False
+
+
 def _zip(first: bytes) -> str:
     """By the name of the archive's first file."""
     name = first[30 : 30 + int.from_bytes(first[26:28], "little")]

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import callable_or_none, integers, on_host, seed_of, whole
+from .arguments import callable_or_none, finite, integers, on_host, seed_of, whole
 from .arrays import Tokens
 from .backend import compile_by_default, kv_bits_problem, on_gpu
 from .conditions import Condition
@@ -187,6 +187,11 @@ class Generator:
         return self.lm.config.n_q - self.generated
 
     @property
+    def seed(self) -> int:
+        """Of its random numbers."""
+        return self._seed
+
+    @property
     def steps(self) -> int:
         """Steps made so far."""
         return self._ring.step
@@ -297,7 +302,7 @@ class Generator:
         return Step(self._ring.say(tokens), tokens, logits, state)
 
     @_alone
-    def prefill(self, frames: npt.ArrayLike) -> mx.array:
+    def prefill(self, frames: npt.ArrayLike, embeddings: npt.ArrayLike | None = None) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.
 
         The same as stepping through them with every token forced. T frames give T − 1 steps, since
@@ -308,6 +313,8 @@ class Generator:
         Args:
             frames: int32 [B, 1 + n_q, T], text first, not delayed: frames `steps` to
                 `steps` + T − 1; −1 for none.
+            embeddings: floats [B, n, dim], n < T: what the first n steps read, as `Lm.embed` gives
+                it, in place of what is in the frames. None: the frames say it all.
 
         Returns:
             Text logits [B, T − 1, text_card] of these steps; 2B with guidance.
@@ -325,6 +332,7 @@ class Generator:
         own = slice(1, 1 + self.generated)
         integers("frames' text", known[:, 0], ZERO_TOKEN, self.lm.config.text_limit - 1)
         integers("frames' codes", known[:, 1:], ZERO_TOKEN, config.card - 1)
+        replaced = self._embeddings(embeddings, known.shape[2] - 1)
         delays = np.array(config.delays)[: 1 + self.generated]
         if self.steps and delays.max() > 1:
             raise ArgumentError("a model with longer delays can only be prefilled at the beginning")
@@ -357,6 +365,8 @@ class Generator:
         if not reads:
             return mx.zeros((self.batch, 0, config.text_card_out))
         x = self.lm.embed(mx.array(np.stack(reads, axis=2)))
+        if replaced is not None:
+            x = mx.concatenate([replaced.astype(x.dtype), x[:, replaced.shape[1] :]], axis=1)
         for row in self._stepped.added:
             x = x + row.astype(x.dtype)
         z = self.lm.out_norm(self.lm.transformer(x, self._cache, self._stepped.cross))
@@ -426,6 +436,8 @@ class Generator:
             fresh[name] = mx.zeros((count, self.batch, 1 + self.generated), mx.int32)
         state.check_like(fresh)
         tokens = {name: state.numpy(name) for name in fresh if not name.startswith("cache.")}
+        counts = [len(like) for like in held]
+        del fresh, held  # views of the rings, which could not be written in place then
         self._ring.check(step, self.given, tokens["ring"])
         for name, found in tokens.items():
             text, codes = np.split(found, [1], axis=1 if name == "ring" else 2)
@@ -433,8 +445,8 @@ class Generator:
             integers(f"{name}'s codes", codes, UNGENERATED_TOKEN, self.lm.config.card - 1)
         self._begin()
         self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
-        for i, (cache, like) in enumerate(zip(self._cache, held, strict=True)):
-            arrays = [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))]
+        for i, (cache, count) in enumerate(zip(self._cache, counts, strict=True)):
+            arrays = [state.arrays[f"cache.{i}.{j}"] for j in range(count)]
             cache.restore(step, arrays, stays, self.lm.transformer.turned)
         mx.eval([cache.arrays() for cache in self._cache])
         for name, kept in (("recent", self._recent), ("known", self._known)):
@@ -507,6 +519,20 @@ class Generator:
         given = integers(name, codes, least, self.lm.config.card - 1)
         shape = (self.batch, streams)
         return _whole_shape(name, given, shape) if none_drawn else _spread(name, given, shape)
+
+    def _embeddings(self, embeddings: npt.ArrayLike | None, steps: int) -> mx.array | None:
+        """What the first steps read, of both halves with guidance; checked."""
+        if embeddings is None:
+            return None
+        given, dim = on_host("embeddings", embeddings), self.lm.config.transformer.dim
+        if given.ndim != 3 or given.shape[::2] != (self.batch, dim) or given.shape[1] > steps:
+            raise ArgumentError(
+                f"embeddings must be [{self.batch}, at most {steps}, {dim}], are {given.shape}"
+            )
+        if given.dtype.kind != "f":
+            raise ArgumentError(f"embeddings must be floats, are {given.dtype}")
+        finite("embeddings", given)
+        return mx.array(np.concatenate([given] * (self._rows // self.batch)))
 
     def _null_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
         """As bool [B, 1 + n_q], checked."""

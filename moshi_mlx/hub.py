@@ -23,6 +23,7 @@ _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 _TOKENIZER = "tokenizer_spm_32k_3.model"
 _LORA = "lora.safetensors"
+_VOICES = "voices.tgz"  # of PersonaPlex
 _SPARE_BYTES = 100_000_000  # of the disk, beside what is fetched
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -35,7 +36,10 @@ _ADDRESS = re.compile(
 
 @dataclass(frozen=True)
 class ModelFiles:
-    """The local files of one model. `weights` has several entries if they come in shards."""
+    """The local files of one model. `weights` has several entries if they come in shards.
+
+    voices: the archive of its voices; None where it has none, or has them in a folder.
+    """
 
     name: str
     config: Path | None  # None: Moshi v0.1
@@ -44,6 +48,7 @@ class ModelFiles:
     mimi_config: Path | None  # None: the published Mimi
     tokenizer: Path
     lora: Path | None
+    voices: Path | None = None
 
 
 def resolve(
@@ -318,7 +323,9 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     # The small files first: what is missing shows before gigabytes are fetched.
     tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
     mimi, parts = named("mimi_name") or _MIMI, shards(_inside(chosen, "weights", source.where))
-    wanted = [file for file in (tokenizer, mimi_config, mimi, lora, *parts) if file is not None]
+    voices = _VOICES if source.has(_VOICES) else None
+    named_files = (tokenizer, mimi_config, mimi, lora, voices, *parts)
+    wanted = [file for file in named_files if file is not None]
     for file in wanted:
         if not source.has(file):
             raise HubError(f"{_missing(source, file)} {source.way_out}")
@@ -332,6 +339,7 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
         mimi_config=paths[mimi_config] if mimi_config else None,
         tokenizer=paths[tokenizer],
         lora=paths[lora] if lora else None,
+        voices=paths[voices] if voices else None,
     )
 
 

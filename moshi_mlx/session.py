@@ -95,6 +95,8 @@ class Session(Closing):
         state: a saved conversation to resume.
         hook: called with every frame, on the thread that made the step; a text that it returns is
             said. What takes longer than a moment belongs on a thread that calls `say`.
+        opening: the generator's state after a prompt, in which it is: the beginning to which
+            `reset` returns. None: there is no prompt.
 
     Raises:
         SessionError: the state is of another model, or the codec cannot resume one.
@@ -108,6 +110,7 @@ class Session(Closing):
         worker: Worker,
         state: SavedState | None = None,
         hook: Callable[[Frame], str | None] | None = None,
+        opening: SavedState | None = None,
     ) -> None:
         callable_or_none("hook", hook)
         self._hook = hook
@@ -115,6 +118,7 @@ class Session(Closing):
         self._tokenizer = tokenizer
         self._generator = generator
         self._worker = worker
+        self._opening = opening
         self._turn = Exclusive("session")
         self._closed = self._gone = False
         self._streaming = False
@@ -268,12 +272,26 @@ class Session(Closing):
         return tuple(self._words.flush())
 
     def reset(self) -> None:
-        """Forgets the conversation: as a new session, with the same seed."""
+        """Forgets the conversation: as a new session, with the same seed and prompt.
+
+        Raises:
+            SessionError: the session is closed or being streamed, or was resumed from the state of
+                a conversation that began with a persona or a voice: a new one needs these.
+        """
         self._not_streaming("it cannot be reset meanwhile")
         self._do(self._start_over)
 
     def _start_over(self) -> None:
-        self._generator.reset()
+        generator = self._generator
+        if self._opening is not None:
+            generator.restore(self._opening)
+        elif generator.steps > self._index:  # the frames of a prompt are not the session's
+            raise SessionError(
+                "this conversation was resumed, and its persona or voice is not in its state: make "
+                "a new session with them instead of a reset"
+            )
+        else:
+            generator.reset()
         self._begin()
 
     def save(self) -> SavedState:

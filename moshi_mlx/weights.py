@@ -116,7 +116,11 @@ def fitting(
 
 
 def used_weights(weights: Weights, config: LmConfig) -> Weights:
-    """Of a model's weights by our names, those that `LmConfig.generating` has left."""
+    """Of a model's weights by our names, those that `LmConfig.generating` has left.
+
+    Projections of all weight sets may be one tensor in the file, which is read whole: what is used
+    of it is copied, so that the rest is not kept in memory.
+    """
     depth = config.depth
     if depth is None:
         return weights
@@ -130,7 +134,11 @@ def used_weights(weights: Weights, config: LmConfig) -> Weights:
             return True
         return int(index) < counts.get(part, depth.num_slices)
 
-    return {name: value for name, value in weights.items() if there(name)}
+    used = {name: value for name, value in weights.items() if there(name)}
+    packed = re.compile(r"depformer\.transformers\.\d+\..+\.(in|out)_proj\.")
+    if len(used) < len(weights):
+        used |= {name: mx.contiguous(a) for name, a in used.items() if packed.match(name)}
+    return used
 
 
 def read_lm(

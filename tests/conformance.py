@@ -6,18 +6,23 @@ case; exits with 1 if any failed.
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.config import UNGENERATED_TOKEN
 from moshi_mlx.errors import MoshiError
+from moshi_mlx.families import generated_streams
+from moshi_mlx.families.prompts import make_prompt
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
+from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
 
 TOLERANCE = 1e-3
@@ -100,6 +105,57 @@ def run_stream(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> 
     return result
 
 
+def audio_logits(lm: Lm, state: mx.array, tokens: np.ndarray) -> np.ndarray:
+    """Logits [N, generated, card] of the codebooks of steps, after the tokens that they wrote.
+
+    Args:
+        lm: the model, which generates as many codebooks as there are tokens.
+        state: float [N, dim], `Step.state` of all of them.
+        tokens: int32 [N, 1 + generated], `Step.written`.
+    """
+    return np.array(lm.depformer.forward(state, mx.array(tokens[:, :-1])))
+
+
+def run_personaplex(folder: Path, expected: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest difference per tensor, for each way to give the voice."""
+    (weights,) = folder.glob("model*.safetensors")
+    config = read_config(read_json(folder / "config.json"))
+    own = generated_streams(config)
+    lm = load_lm(weights, config.lm, dtype=mx.float32, generated=own)
+    spoken = Voice("codes", codes=expected["voice.codes"][0])
+    read = expected["voice.embeddings"].reshape(-1, lm.config.transformer.dim)
+    voices = [spoken, Voice("embeddings", embeddings=read, cache=expected["voice.cache"][0])]
+    if (folder / "voice.pt").exists():
+        voices.append(replace(load_voice(folder / "voice.pt"), name="pt"))
+    with TemporaryDirectory() as written:
+        path = Path(written) / "voice.safetensors"
+        voices[-1].save(path, consent="a random model")
+        voices.append(replace(load_voice(path), name="saved"))
+    result: dict[str, float] = {}
+    quiet = int(expected["silence_frames"][0])
+    for voice in voices:
+        text = expected["text.tokens"]
+        prompt = make_prompt(lm.config, text=text, voice=voice, silent_frames=quiet)
+        generator = Generator(lm, text=GREEDY, audio=GREEDY, generated=own)
+        prompt_logits = np.array(generator.prefill(*prompt))
+        heard = [prompt.after, *expected["user.codes"].transpose(2, 0, 1)]
+        steps = [generator.step(codes) for codes in heard[:-1]]
+        states = mx.concatenate([step.state for step in steps])
+        sound = audio_logits(lm, states, np.concatenate([step.written for step in steps]))
+        tokens = [step.frame for step in steps if step.frame is not None]
+        wanted = np.split(expected["text_logits"], [int(expected["prompt_steps"][0])], axis=1)
+        logits = np.stack([np.array(step.text_logits) for step in steps], 1)
+        ours = np.stack(tokens, 2)
+        wrong = (ours != expected["tokens"][:, : 1 + own]).sum()
+        result |= {
+            f"{voice.name}.prompt_logits": difference(prompt_logits, wanted[0]),
+            f"{voice.name}.text_logits": difference(logits, wanted[1]),
+            f"{voice.name}.audio_logits": difference(sound[None], expected["audio_logits"]),
+            f"{voice.name}.tokens": float(wrong),
+        }
+    return result
+
+
 def run_case(folder: Path) -> dict[str, float]:
     """Every quantity that the case's expectations name, with its largest difference."""
     lm, expected, given = load_case(folder)
@@ -108,6 +164,8 @@ def run_case(folder: Path) -> dict[str, float]:
         result |= run_forward(lm, expected, given)
     if "stream.user_codes" in expected:
         result |= run_stream(lm, expected, given)
+    if "voice.codes" in expected:
+        result |= run_personaplex(folder, expected)
     if not result:
         raise MoshiError(f"{folder}: expected.safetensors holds nothing to compare")
     return result

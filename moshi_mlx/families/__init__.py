@@ -18,8 +18,9 @@ from ..worker import on_good_thread
 from .dialogue import Moshi
 from .kinds import Kind, Verb, kind_of, require_verb
 from .model import Model
+from .persona import PersonaPlex
 
-__all__ = ["Model", "Moshi", "Verb", "generated_streams", "load", "require_verb"]
+__all__ = ["Model", "Moshi", "PersonaPlex", "Verb", "generated_streams", "load", "require_verb"]
 
 
 @overload

@@ -4,16 +4,23 @@ Makes sessions; all else is in the parts.
 """
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 
+import numpy.typing as npt
+
+from .. import catalog
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, VerbError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Frame, Session
 from ..state import SavedState, load_state
+from ..voices import Voice
 from .model import Model
+from .prompt_states import PromptStates
+from .prompts import Prompt
 
 
 class Moshi(Model):
@@ -27,20 +34,62 @@ class Moshi(Model):
         """
         return min(config.dep_q, config.n_q - config.n_q // 2)
 
+    def voices(self) -> list[str]:
+        """Names of the voices that a session can have; none where the model has its own."""
+        return []
+
+    def prompt(
+        self, persona: str | None = None, voice: Voice | str | Path | None = None
+    ) -> Prompt | None:
+        """What a session with these begins with; None where there is nothing to begin with.
+
+        Raises:
+            VerbError: the model takes no persona and no voice.
+        """
+        if persona is None and voice is None:
+            return None
+        raise self._takes_no("a persona" if persona is not None else "a voice")
+
+    def voice_from_sound(
+        self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
+    ) -> Voice:
+        """The voice of a recording of one speaker, who must agree to it: see `Voice.save`.
+
+        Args:
+            pcm: sound [samples] at `sample_rate`: floats in −1 … 1, int16 or int32; 1 to 60 s of
+                speech.
+            name: of the voice.
+            accept_faults: also take a recording that clips or is noisy.
+
+        Raises:
+            VerbError: the model takes no voice.
+            ArgumentError: the recording is too short, too long, clips, or is noisy.
+        """
+        raise self._takes_no("a voice")
+
+    def _takes_no(self, what: str) -> VerbError:
+        able = " or ".join(e.name for e in catalog.ENTRIES if e.family == "personaplex")
+        return VerbError(f"{self.name} cannot be given {what}: use {able}")
+
     def session(
         self,
         *,
+        persona: str | None = None,
+        voice: Voice | str | Path | None = None,
         seed: int = 0,
         text: Sampling | None = None,
         audio: Sampling | None = None,
         conditions: Mapping[str, Condition] | None = None,
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
+        prompt_cache: bool = True,
         hook: Callable[[Frame], str | None] | None = None,
     ) -> Session:
         """A new conversation, or a saved one that is resumed.
 
         Args:
+            persona: of the models that take one: who the model is and what it knows, as a text.
+            voice: of these: the name of one of `voices`, a file, or a `Voice`.
             seed: the same seed and sound give the same conversation.
             text: how text is drawn; the model's own way if None.
             audio: how codes are drawn; the model's own way if None.
@@ -48,21 +97,30 @@ class Moshi(Model):
             kv_bits: quantize keys and values to 8 or 4 bits, so that a
                 long one takes less memory; None: as it is computed.
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
+            prompt_cache: keep what the model remembers of a persona and a voice, in memory and in
+                the cache folder, so that the next session with them starts at once.
             hook: called with every frame on the thread that made the step; what it returns is said,
                 as by `Session.say`.
 
         Raises:
+            VerbError: the model takes no persona or voice.
             ConfigError: a condition is not one of the model's.
             SessionError: the state is of another model, or the codec is rustymimi.
-            CheckpointError: the state's file is missing or broken.
+            CheckpointError: the file of the state or the voice is missing or broken.
             ArgumentError: an argument has an impossible value.
         """
         if isinstance(state, str | Path):
             state = load_state(state)
         elif not isinstance(state, SavedState | None):
             raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
-        generator = self.worker.call(
-            lambda: Generator(
+        if not isinstance(prompt_cache, bool):
+            raise ArgumentError(f"prompt_cache must be true or false, is {prompt_cache!r}")
+        if state is not None and (persona is not None or voice is not None):
+            raise ArgumentError("a saved conversation has its persona and voice: give only state")
+        prompt = self.prompt(persona, voice)
+
+        def begun() -> tuple[Generator, SavedState | None]:
+            generator = Generator(
                 self.lm,
                 text=self.text_sampling if text is None else text,
                 audio=self.audio_sampling if audio is None else audio,
@@ -71,8 +129,16 @@ class Moshi(Model):
                 generated=self.generated_streams(self.lm.config),
                 kv_bits=kv_bits,
             )
-        )
-        return Session(self.codec, self.text, generator, self.worker, state, hook)
+            if prompt is None:
+                return generator, None
+            return generator, self._prompts.run(prompt, generator, kv_bits, prompt_cache)
+
+        generator, opening = self.worker.call(begun)
+        return Session(self.codec, self.text, generator, self.worker, state, hook, opening)
+
+    @cached_property
+    def _prompts(self) -> PromptStates:
+        return PromptStates(self.files)
 
 
 FAMILY = Moshi

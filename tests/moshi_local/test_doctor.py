@@ -516,6 +516,7 @@ def test_json_of_a_model_that_is_not_here(
         ("moshiko-bf16", False),
         ("moshiko-q8", True),
         ("moshiko-q4", True),
+        ("personaplex", False),
     ]
     if code:
         assert verdict["advice"] == "use --model moshika-q4, which is predicted to run in real time"

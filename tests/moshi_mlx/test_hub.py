@@ -50,7 +50,7 @@ def test_aliases_are_the_published_repositories() -> None:
     repositories = {entry.name: entry.repository for entry in catalog.ENTRIES}
     assert repositories["moshiko-q4"] == "kyutai/moshiko-mlx-q4"
     assert repositories["moshika-bf16"] == "kyutai/moshika-mlx-bf16"
-    assert len(repositories) == 7
+    assert len(repositories) == 8
 
 
 def test_a_folder_without_config_is_moshi_as_published(tmp_path: Path) -> None:
@@ -59,6 +59,12 @@ def test_a_folder_without_config_is_moshi_as_published(tmp_path: Path) -> None:
     assert files.weights == (tmp_path / "model.q4.safetensors",)
     assert files.mimi == tmp_path / MIMI
     assert files.tokenizer == tmp_path / TOKENIZER
+
+
+def test_voices_come_along(tmp_path: Path) -> None:
+    assert resolve(fill(tmp_path / "without", PUBLISHED)).voices is None
+    files = resolve(fill(tmp_path / "with", {**PUBLISHED, "voices.tgz": b"voices"}))
+    assert files.voices == tmp_path / "with" / "voices.tgz"
 
 
 def test_a_folder_can_be_named_in_every_way(
