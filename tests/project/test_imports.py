@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"catalog", "files", "published"},
     "published": {"config"},
     "safetensors": {"arrays", "files", "formats"},
-    "state": {"config", "safetensors"},
+    "state": {"config", "safetensors", "threads"},
     "cache": {"config"},
     "footprint": {"cache", "config", "trees"},
     "transformer": {"backend", "cache", "config", "embedding"},
