@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .activity import Activity
 from .arguments import samples, whole
-from .arrays import Pcm, Tokens
+from .arrays import Codes, Pcm, Tokens
 from .backend import on_gpu
 from .closing import Closing
 from .codec import Codec, MlxCodec
@@ -152,12 +152,15 @@ class Session(Closing):
         heard = self._checked(pcm)
         return self._do(lambda: self._stepped(heard, hold_text))
 
-    def _stepped(self, heard: Pcm, hold_text: bool) -> Frame:
+    def _stepped(self, heard: Pcm, hold_text: bool, codes: Codes | None = None) -> Frame:
+        """A frame, heard as these codes [codebooks, 1] if they are given."""
         index = self._index
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
-        one_go = self._one_go and not generator.prompted
-        tokens, said, timing = (self._answer_in_one_go if one_go else self._answer)(heard, text)
+        if self._one_go and not generator.prompted and codes is None:
+            tokens, said, timing = self._answer_in_one_go(heard, text)
+        else:
+            tokens, said, timing = self._answer(heard, text, codes)
         words = [] if tokens is None else self._words.step(int(tokens[0]), index)
         events: list[Event] = self._user.step(index, heard)
         events += self._moshi.step(index, said)
@@ -176,11 +179,14 @@ class Session(Closing):
             timing=timing,
         )
 
-    def _answer(self, heard: Pcm, text: int | None) -> tuple[Tokens | None, Pcm, Timing]:
+    def _answer(
+        self, heard: Pcm, text: int | None, codes: Codes | None
+    ) -> tuple[Tokens | None, Pcm, Timing]:
         """The frame's tokens and sound, part by part."""
         generator, codec, state = self._generator, self._codec, self._codec_state
         began = time.perf_counter()
-        codes = codec.encode_step(heard, state)
+        if codes is None:
+            codes = codec.encode_step(heard, state)
         encoded = time.perf_counter()
         frame = generator.step(codes[: generator.given].T, text=text).frame
         tokens = None if frame is None else frame[0]

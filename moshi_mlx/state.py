@@ -118,6 +118,20 @@ def load_state(path: str | Path) -> SavedState:
         return SavedState(arrays, json.loads(metadata["facts"]))
 
 
+def state_from(given: SavedState | str | Path | None) -> SavedState | None:
+    """A saved conversation, or what the file has that it was written to; None stays.
+
+    Raises:
+        ArgumentError: it is neither.
+        CheckpointError, SessionError: as `load_state`.
+    """
+    if isinstance(given, str | Path):
+        return load_state(given)
+    if not isinstance(given, SavedState | None):
+        raise ArgumentError(f"state must be a SavedState or its file, is {given!r}")
+    return given
+
+
 def model_fingerprint(config: LmConfig, *others: object) -> str:
     """What a state depends on: the configuration, and whatever else changes its meaning."""
     facts = json.dumps([asdict(config), *others], sort_keys=True, default=str)

@@ -8,11 +8,10 @@ from pathlib import Path
 
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Session
-from ..state import SavedState, load_state
+from ..state import SavedState, state_from
 from .model import Model
 
 
@@ -54,10 +53,7 @@ class Moshi(Model):
             CheckpointError: the state's file is missing or broken.
             ArgumentError: an argument has an impossible value.
         """
-        if isinstance(state, str | Path):
-            state = load_state(state)
-        elif not isinstance(state, SavedState | None):
-            raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
+        resumed = state_from(state)
         generator = self.worker.call(
             lambda: Generator(
                 self.lm,
@@ -69,7 +65,7 @@ class Moshi(Model):
                 kv_bits=kv_bits,
             )
         )
-        return Session(self.codec, self.text, generator, self.worker, state)
+        return Session(self.codec, self.text, generator, self.worker, resumed)
 
 
 FAMILY = Moshi
