@@ -27,12 +27,13 @@ if TYPE_CHECKING:
         TokenizerError,
         VerbError,
     )
-    from .events import Event, SpeechEnded, SpeechStarted, WordSpoken
+    from .events import Event, SpeechEnded, SpeechStarted, TextSaid, WordSpoken
     from .families import Model, Moshi, load
     from .lm import Lm, LmOutput
     from .mimi import Mimi
     from .sampling import Sampling
     from .session import Frame, Session, Timing
+    from .speech import Speech
     from .text import TextTokenizer, Word
     from .weights_mimi import load_mimi
 
@@ -58,8 +59,10 @@ _PARTS = {
     "Sampling": "sampling",
     "Session": "session",
     "SessionError": "errors",
+    "Speech": "speech",
     "SpeechEnded": "events",
     "SpeechStarted": "events",
+    "TextSaid": "events",
     "TextTokenizer": "text",
     "Timing": "session",
     "TokenizerError": "errors",
@@ -100,8 +103,10 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "Speech",
     "SpeechEnded",
     "SpeechStarted",
+    "TextSaid",
     "TextTokenizer",
     "Timing",
     "TokenizerError",

@@ -13,11 +13,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import Pcm
-from .errors import ArgumentError
+from .errors import ArgumentError, shown
 
 _SEEDS = 2**32
 _SIXTEEN_BITS = 2**15
-_LOUD = 16.0
+LOUD = 16.0
+"""Floats beyond are of another scale than −1 … 1: nothing that clips is 24 dB too loud."""
 
 
 def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
@@ -38,7 +39,7 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
         number = None
     if number is None or number < least or (most is not None and number > most):
         upto = f"from {least} on" if most is None else f"from {least} to {most}"
-        raise ArgumentError(f"{name} must be a whole number {upto}, is {value!r}")
+        raise ArgumentError(f"{name} must be a whole number {upto}, is {shown(value)}")
     return number
 
 
@@ -56,15 +57,15 @@ def real(name: str, value: Any, least: float, most: float) -> float:
     """
     good = isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
     if not good or not least <= value <= most:  # what compares with NaN is false
-        raise ArgumentError(f"{name} must be from {least:g} to {most:g}, is {value!r}")
+        raise ArgumentError(f"{name} must be from {least:g} to {most:g}, is {shown(value)}")
     return float(value)
 
 
 def path_of(name: str, value: Any) -> Path:
-    """A path. Raises ArgumentError if it is neither text nor one of `pathlib`."""
+    """A path, of text or as `pathlib` has it. Raises ArgumentError if it can be none."""
     path = value.__fspath__() if isinstance(value, PathLike) else value
-    if not isinstance(path, str):
-        raise ArgumentError(f"{name} must be text or a path, is {value!r}")
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ArgumentError(f"{name} must be text or a path, is {shown(value)}")
     return Path(path)
 
 
@@ -115,7 +116,7 @@ def samples(values: npt.ArrayLike | mx.array) -> Pcm:
             f"sound has floats in −1 … 1, or int16 or int32 samples, this one {found.dtype}"
         )
     peak = np.abs(found).max(initial=0.0, where=np.isfinite(found))
-    if peak > _LOUD:
+    if peak > LOUD:
         raise ArgumentError(
             f"sound has floats in −1 … 1, this one up to {peak:g}: divide 16-bit samples by "
             f"{_SIXTEEN_BITS}, or give them as int16"

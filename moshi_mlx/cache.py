@@ -7,7 +7,7 @@ together, so that taking a position is one launch on a GPU. Knows nothing of rot
 masks' use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -68,6 +68,8 @@ def split_pair(both: mx.array) -> tuple[mx.array, mx.array]:
     return keys.squeeze(0), values.squeeze(0)
 
 
+Turn = Callable[[mx.array, int], mx.array]
+"""Rotates keys [B, H, n, D] by as many positions more."""
 KeysValues = tuple[mx.array, mx.array] | Quantized
 """Keys and values, each [B, H, n, D]; or both quantized."""
 
@@ -151,7 +153,10 @@ class RingCache:
         self.slots = -(-(context + lookahead - 1) // lookahead) * lookahead
         self.bits = bits
         self.offset = 0
+        self.kept = 0
         self._held: list[mx.array] = []  # each [2, B, H, slots, …]
+        self._kept_keys: mx.array | None = None  # [B, H, kept, D], as they were rotated
+        self._turn: Turn | None = None
 
     def reserve(self, batch: int, heads: int, dim: int, dtype: mx.Dtype) -> None:
         """Makes the arrays, which the first `update` does otherwise."""
@@ -160,6 +165,31 @@ class RingCache:
     def reset(self) -> None:
         """Forgets all positions and keeps the arrays."""
         self.offset = 0
+        self._keep(0, None)
+
+    def keep(self, positions: int, turn: Turn) -> None:
+        """The first positions stay, in place of the oldest of the context (Xiao et al. 2023).
+
+        Once the context is full, they are attended as if they stood right before the others: at
+        distances that the model has been trained with.
+
+        Args:
+            positions: how many; fewer than the context, and there already.
+            turn: rotates keys further.
+
+        Raises:
+            ArgumentError: there are not as many, or keys and values are quantized.
+        """
+        if self.bits is not None or self.lookahead != 1:
+            raise ArgumentError("quantized keys and values cannot be kept")
+        most = min(self.offset, self.slots - 1)
+        if self.offset > self.slots or not 0 <= positions <= most:
+            raise ArgumentError(f"from 0 to {most} positions can be kept, not {positions}")
+        self._keep(positions, turn)
+
+    def _keep(self, positions: int, turn: Turn | None) -> None:
+        self.kept, self._turn = positions, turn
+        self._kept_keys = mx.array(self._held[0][0, ..., :positions, :]) if positions else None
 
     def mask(self, length: int) -> mx.array | None:
         if length == 1 == self.lookahead:
@@ -182,22 +212,28 @@ class RingCache:
         return list(self._held)
 
     def save(self) -> list[mx.array]:
-        """Copies of what is filled."""
-        return [mx.array(held) for held in self.filled_at(self.offset)]
+        """Copies of what is filled; what is kept as it was at its own position."""
+        copies = [mx.array(held) for held in self.filled_at(self.offset)]
+        if self._kept_keys is not None and copies:
+            copies[0][0, ..., : self.kept, :] = self._kept_keys
+        return copies
 
     def filled_at(self, offset: int) -> list[mx.array]:
         """What there is to be saved at an offset: the slots of the arrays that are filled there."""
         return [held[..., : min(offset, self.slots), :] for held in self._held if offset]
 
-    def restore(self, offset: int, arrays: Sequence[mx.array]) -> None:
+    def restore(
+        self, offset: int, arrays: Sequence[mx.array], kept: int = 0, turn: Turn | None = None
+    ) -> None:
         """Continues where a cache of the same kind had this offset and saved these arrays.
 
-        Nothing is checked: `filled_at` says what the arrays must be like.
+        What it kept it keeps again. Nothing is checked: `filled_at` says what arrays must be like.
         """
         self.offset = offset
         self._reserve(arrays)
         for held, array in zip(self._held, arrays, strict=False):  # none at offset 0
             held[..., : self._filled, :] = array
+        self._keep(kept, turn)
 
     @property
     def _filled(self) -> int:
@@ -228,10 +264,15 @@ class RingCache:
     def _put_step(self, new: list[mx.array], length: int) -> list[mx.array]:
         """Takes arrays [..., length, D] and returns what is to be attended of each."""
         self._write(new)
+        if self._turn is not None and self._kept_keys is not None and self.offset >= self.slots:
+            moved = self._turn(self._kept_keys, self.offset - self.slots + 1)
+            self._held[0][0, ..., : self.kept, :] = moved
         self.offset += length
         return [held[..., : self._filled, :] for held in self._held]
 
     def _put_block(self, new: list[mx.array], length: int) -> list[mx.array]:
+        if self.kept and self.offset + length > self.slots:
+            raise ValueError("what is kept would fall out of the context within a block")
         attended = new
         if self.offset:
             past = np.arange(max(0, self.offset - self.context + 1), self.offset) % self.slots
@@ -246,7 +287,10 @@ class RingCache:
     def _write(self, new: list[mx.array]) -> None:
         """Puts at most as many positions as there are slots into theirs."""
         self._reserve(new)
-        slot, length = self.offset % self.slots, new[0].shape[-2]
+        ring = self.slots - self.kept
+        slot, length = self.offset, new[0].shape[-2]
+        if slot >= self.slots:
+            slot = self.kept + (slot - self.kept) % ring
         first = min(length, self.slots - slot)
         for held, array in zip(self._held, new, strict=True):
             held[..., slot : slot + first, :] = array[..., :first, :]

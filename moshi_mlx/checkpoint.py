@@ -14,10 +14,11 @@ from typing import Any
 import mlx.core as mx
 
 from . import catalog
+from .arguments import path_of
 from .arrays import Weights
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import MimiConfig, ModelConfig
-from .errors import CheckpointError, HubError
+from .errors import ArgumentError, CheckpointError, HubError
 from .files import read_json, write_json
 from .hub import ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
@@ -178,6 +179,7 @@ def open_checkpoint(
         HubError: the name leads to no files.
         CheckpointError: a file is broken or doesn't match the others.
         TokenizerError: the tokenizer is missing or broken.
+        ArgumentError: a name or a path can be none.
     """
     files = find_files(name, weights=weights, lora=lora, base=base, offline=offline)
     return read_headers(str(name), files)
@@ -239,7 +241,13 @@ def find_files(
     Raises:
         HubError: the name leads to no files.
         CheckpointError: a file that leads to the others is broken.
+        ArgumentError: a name or a path can be none.
     """
+    if weights is not None and (not isinstance(weights, str) or not weights):
+        raise ArgumentError(f"weights must be the name of a file, is {weights!r}")
+    for what, given in (("lora", lora), ("base", base)):
+        if given is not None:
+            path_of(what, given)
     try:
         files = _find(name, weights, base, offline, own_adapter=lora is None)
         if lora is not None:

@@ -11,7 +11,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from .config import ConditionerConfig, FuserConfig
-from .errors import ConfigError
+from .errors import ConfigError, shown
 from .transformer import sinusoids
 
 
@@ -82,7 +82,7 @@ class Conditioner(nn.Module):
         for value in values:
             if value is not None and (not isinstance(value, str) or value not in known):
                 raise ConfigError(
-                    f"conditioner '{self._name}' knows {', '.join(known)}; not {value!r}"
+                    f"conditioner '{self._name}' knows {', '.join(known)}; not {shown(value)}"
                 )
             rows.append([self._config.n_bins if value is None else known.index(str(value))])
         embedded: mx.array = self.embed(mx.array(rows))
@@ -98,10 +98,11 @@ class Conditioner(nn.Module):
                 value = mx.zeros((0, self._config.dim))
             if isinstance(value, mx.array):
                 value = Masked(value, mx.ones(value.shape[:1], dtype=mx.bool_))
-            if not isinstance(value, Masked):
+            arrays = isinstance(value, Masked) and (value.values, value.mask)
+            if not arrays or not all(isinstance(array, mx.array) for array in arrays):
                 raise ConfigError(
-                    f"conditioner '{self._name}' takes an mx.array or a Masked, "
-                    f"not {type(value).__name__}"
+                    f"conditioner '{self._name}' takes an mx.array or a Masked of them, "
+                    f"not {shown(value)}"
                 )
             good = value.values.ndim == 2 and value.values.shape[1] == self._config.dim
             if not good or value.mask.shape != value.values.shape[:1]:

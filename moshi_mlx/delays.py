@@ -65,7 +65,7 @@ class TokenRing:
         )
 
     def check(self, step: int, given: int, tokens: Tokens) -> None:
-        """That tokens may be those of this ring after so many steps, with the last streams given.
+        """That tokens may be those of this ring after `step` steps, the last `given` streams given.
 
         Raises:
             ArgumentError: a position has none though it must have been written.

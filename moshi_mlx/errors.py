@@ -64,7 +64,7 @@ class AudioDeviceError(MoshiError):
 
 def shown(value: Any) -> str:
     """A value of a distrusted file for a message: one short printable line."""
-    text = ascii(value)
+    text = ascii(value).replace("\n", " ")
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

@@ -25,6 +25,13 @@ class WordSpoken(Event):
 
 
 @dataclass(frozen=True)
+class TextSaid(Event):
+    """Moshi has spoken what `Session.say` was given."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class SpeechStarted(Event):
     """A side has begun to sound."""
 

@@ -19,7 +19,7 @@ from .backend import compile_by_default, on_gpu
 from .conditions import Condition
 from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
-from .errors import ArgumentError, SessionError
+from .errors import ArgumentError, SessionError, shown
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
@@ -129,9 +129,9 @@ class Generator:
         self._text, self._audio = text, audio
         self._seed = seed_of(seed)
         if not isinstance(guidance, Guidance | None):
-            raise ArgumentError(f"guidance must be a Guidance, is {guidance!r}")
+            raise ArgumentError(f"guidance must be a Guidance, is {shown(guidance)}")
         if not isinstance(compiled, bool | None):
-            raise ArgumentError(f"compiled must be true or false, is {compiled!r}")
+            raise ArgumentError(f"compiled must be true or false, is {shown(compiled)}")
         self.guidance = guidance
         self._kv_bits = kv_bits
         given = None
@@ -365,6 +365,23 @@ class Generator:
         return logits
 
     @_alone
+    def keep(self, positions: int) -> None:
+        """Lets the first positions stay in sight, in place of the oldest of the context.
+
+        No reference does this. Until the context is full nothing changes; then the model sees
+        them right before the last `context` − `positions` others.
+
+        Args:
+            positions: at most `steps`; 0 for none.
+
+        Raises:
+            ArgumentError: there are not as many, they fill the context, or keys are quantized.
+        """
+        whole("positions", positions, 0)
+        for ring in self._cache:
+            ring.keep(positions, self.lm.transformer.turned)
+
+    @_alone
     def save(self) -> SavedState:
         """The whole state of this conversation, as a value that does not change afterwards."""
         arrays = {"ring": mx.array(self._ring.tokens)}
@@ -378,6 +395,7 @@ class Generator:
             "step": self.steps,
             "seed": self._seed,
             "offset": self._cache[0].offset,
+            "kept": self._cache[0].kept,
         }
         mx.eval(arrays)  # what is lazy belongs to its thread
         return SavedState(arrays, facts)
@@ -398,6 +416,8 @@ class Generator:
         seed = seed_of(state.facts["seed"])
         step = whole("step", state.facts["step"], 0, MOST_FRAMES)
         whole("offset", state.facts["offset"], step, step)
+        most = 0 if self._kv_bits else min(step, self._cache[0].slots - 1)
+        stays = whole("kept", state.facts.get("kept", 0), 0, most)
         held = [cache.filled_at(step) for cache in self._cache]
         fresh = {f"cache.{i}.{j}": a for i, like in enumerate(held) for j, a in enumerate(like)}
         fresh["ring"] = mx.array(self._ring.tokens)
@@ -416,7 +436,8 @@ class Generator:
         self._begin()
         self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
         for i, (cache, like) in enumerate(zip(self._cache, held, strict=True)):
-            cache.restore(step, [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))])
+            arrays = [state.arrays[f"cache.{i}.{j}"] for j in range(len(like))]
+            cache.restore(step, arrays, stays, self.lm.transformer.turned)
         mx.eval([cache.arrays() for cache in self._cache])
         for name, kept in (("recent", self._recent), ("known", self._known)):
             kept.extend(tokens.get(name, ()))
@@ -518,7 +539,7 @@ class Generator:
         text = audio = None
         if self._text.guarded:
             text = mx.array(self._marked(0, config.text_card_out, self._text.repetition_window))
-        if self._audio.guarded:
+        if self._audio.guarded and self.generated:
             streams = range(1, 1 + self.generated)
             window = self._audio.repetition_window
             audio = mx.array(np.stack([self._marked(k, config.card, window) for k in streams]))
@@ -543,7 +564,7 @@ def _mappings(name: str, values: Any, batch: int) -> list[Mapping[str, Condition
         return [{}] * batch
     good = isinstance(values, Sequence) and all(isinstance(value, Mapping) for value in values)
     if not good or len(values) != batch:
-        found = len(values) if good else repr(values)
+        found = len(values) if good else shown(values)
         raise ArgumentError(f"{name} must be {batch} mappings, are {found}")
     return list(values)
 

@@ -133,6 +133,10 @@ class _Fields:
             )
         return float(value)
 
+    def none(self, name: str) -> bool:
+        """Whether the file says null or nothing; that is taken then."""
+        return self.left.get(name) is None and self.take(name, None) is None
+
     def optional(self, name: str, default: Any, read: Callable[..., Any]) -> Any:
         """None where the file says null or nothing and there is no default."""
         if self.left.get(name, default) is None:
@@ -345,10 +349,8 @@ def _read_lm(fields: _Fields) -> LmConfig:
     depth = _read_depth(fields, main, scale, dep_q)
     text_card = fields.whole("text_card")
     token = partial(fields.whole, least=0, most=text_card)
-    conditioners = _read_conditioners(fields) if fields.left.get("conditioners") else {}
-    fields.take("conditioners", None)
-    fuser = _read_fuser(fields, conditioners) if fields.left.get("fuser") else None
-    fields.take("fuser", None)
+    conditioners = {} if fields.none("conditioners") else _read_conditioners(fields)
+    fuser = None if fields.none("fuser") else _read_fuser(fields, conditioners)
     demux = fields.flag("demux_second_text_stream", False)
     return LmConfig(
         transformer=main,
@@ -371,8 +373,7 @@ def _read_lm(fields: _Fields) -> LmConfig:
 
 def _read_sampling(fields: _Fields) -> SamplingDefaults:
     """`lm_gen_config`; how the makers sample, never what the model computes, so extras pass."""
-    if not fields.left.get("lm_gen_config"):
-        fields.take("lm_gen_config", None)
+    if fields.none("lm_gen_config"):
         return SamplingDefaults()
     table = fields.table("lm_gen_config")
     values: dict[str, Any] = {}

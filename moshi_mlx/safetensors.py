@@ -237,7 +237,7 @@ def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | N
             with _WholeWrites(partial, "w") as file:
                 mx.save_safetensors(file, tensors, metadata)
             partial.replace(path)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be written: {_reason(error)}") from error
 
 

@@ -24,9 +24,11 @@ from .closing import Closing
 from .codec import Codec, MlxCodec
 from .config import LmConfig
 from .errors import ArgumentError, SessionError
-from .events import Event, WordSpoken
+from .events import Event, TextSaid, WordSpoken
 from .generate import Generator
+from .saying import Saying
 from .state import SavedState, damage_refused, joined
+from .step import TextHook
 from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
 from .threads import Exclusive
@@ -91,6 +93,8 @@ class Session(Closing):
         generator: fresh, and this session's alone.
         worker: the model's thread, which does all the work.
         state: a saved conversation to resume.
+        hook: called with every frame, on the thread that made the step; a text that it returns is
+            said. What takes longer than a moment belongs on a thread that calls `say`.
 
     Raises:
         SessionError: the state is of another model, or the codec cannot resume one.
@@ -103,7 +107,9 @@ class Session(Closing):
         generator: Generator,
         worker: Worker,
         state: SavedState | None = None,
+        hook: Callable[[Frame], str | None] | None = None,
     ) -> None:
+        self._hook = hook
         self._codec = codec
         self._tokenizer = tokenizer
         self._generator = generator
@@ -121,6 +127,10 @@ class Session(Closing):
         self._words = _word_stream(
             self._tokenizer, self._generator.lm.config, frame_rate=self.frame_rate
         )
+        config = self._generator.lm.config
+        self._saying = Saying(
+            self._tokenizer, epad=config.text_end_padding_id, pad=config.text_padding_id
+        )
         self._moshi = Activity("moshi", self.frame_rate)
         self._user = Activity("user", self.frame_rate)
         self._index = 0
@@ -136,7 +146,7 @@ class Session(Closing):
         Args:
             pcm: the other side's sound, [frame_size] at the codec's rate: floats in −1 … 1, or
                 int16 or int32 samples, which are scaled to that. What is not a finite number is
-                heard as silence, what is out of range is clipped.
+                heard as silence; up to ±16 is clipped, and beyond that refused.
             hold_text: no word may come from this step: its text is padding, as in a pause.
 
         Ctrl-C meanwhile is raised when the step is made; its frame is lost, the next one is right.
@@ -150,21 +160,50 @@ class Session(Closing):
     def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
         self._check_open()
         heard = self._checked(pcm)
-        return self._do(lambda: self._stepped(heard, hold_text))
+        frame = self._do(lambda: self._stepped(heard, hold_text))
+        answer = None if self._hook is None else self._hook(frame)
+        if answer is not None:
+            self.say(answer)
+        return frame
+
+    def say(self, text: str) -> None:
+        """Makes the model speak a text in its own voice, after what was asked for before.
+
+        From any thread, at any time. It begins when the word on its way has been spoken, one word
+        at a time at the model's own pace, and a `TextSaid` event tells its end. The model hears
+        itself say it, and goes on from there. How well it sounds is the model's doing: foreign
+        words and long numbers may be slurred. What was not said yet isn't part of `save`.
+
+        Raises:
+            SessionError: the session is closed.
+            ArgumentError: it is no text, empty, or has characters that the tokenizer lacks.
+        """
+        self._check_open()
+        self._saying.add(text)
+
+    def hush(self) -> None:
+        """Forgets what `say` was given and has not begun yet. From any thread."""
+        self._saying.clear()
 
     def _stepped(self, heard: Pcm, hold_text: bool, codes: Codes | None = None) -> Frame:
         """A frame, heard as these codes [codebooks, 1] if they are given."""
         index = self._index
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
-        if self._one_go and not generator.prompted and codes is None:
+        finished: list[str] = []
+        on_text = None
+        if self._saying.busy and not hold_text:
+            on_text = partial(self._chosen, finished)
+        one_go = self._one_go and not generator.prompted and on_text is None and codes is None
+        if one_go:
             tokens, said, timing = self._answer_in_one_go(heard, text)
         else:
-            tokens, said, timing = self._answer(heard, text, codes)
+            tokens, said, timing = self._answer(heard, text, on_text, codes)
         words = [] if tokens is None else self._words.step(int(tokens[0]), index)
         events: list[Event] = self._user.step(index, heard)
         events += self._moshi.step(index, said)
         events += [WordSpoken(word.end, word) for word in words]
+        events += [TextSaid(index / self.frame_rate, text) for text in finished]
         self._index += 1
         return Frame(
             index=index,
@@ -179,8 +218,15 @@ class Session(Closing):
             timing=timing,
         )
 
+    def _chosen(self, finished: list[str], tokens: Tokens) -> Tokens:
+        """What is written in place of the text that was drawn, [1]."""
+        token, text = self._saying.choose(int(tokens[0]))
+        if text is not None:
+            finished.append(text)
+        return np.array([token], np.int32)
+
     def _answer(
-        self, heard: Pcm, text: int | None, codes: Codes | None
+        self, heard: Pcm, text: int | None, on_text: TextHook | None, codes: Codes | None
     ) -> tuple[Tokens | None, Pcm, Timing]:
         """The frame's tokens and sound, part by part."""
         generator, codec, state = self._generator, self._codec, self._codec_state
@@ -188,7 +234,7 @@ class Session(Closing):
         if codes is None:
             codes = codec.encode_step(heard, state)
         encoded = time.perf_counter()
-        frame = generator.step(codes[: generator.given].T, text=text).frame
+        frame = generator.step(codes[: generator.given].T, text=text, on_text=on_text).frame
         tokens = None if frame is None else frame[0]
         modelled = time.perf_counter()
         if tokens is None or not generator.generated:

@@ -25,6 +25,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
+from .arguments import LOUD
 from .arrays import Pcm
 from .distributions import install_hint
 from .errors import AudioFileError
@@ -74,10 +75,11 @@ class Sound:
         """All of it in order: float32 [n, channels], n ≥ 1, about −1 … 1 and always finite.
 
         Raises:
-            AudioFileError: it cannot be read, is damaged, or has a sample that isn't finite.
+            AudioFileError: it cannot be read, is damaged, or has a sample that isn't finite, or
+                of another scale.
         """
         with closing(_decoder(self.path)) as decoder:
-            yield from _finite(self.path, decoder)
+            yield from _checked(self.path, decoder)
 
     def read(self, rate: int, seconds: float = math.inf) -> Pcm:
         """Its first `seconds`, float32 [channels, samples] at `rate`. Raises AudioFileError."""
@@ -99,12 +101,13 @@ def open_sound(path: Path) -> Sound:
 
     Raises:
         AudioFileError: it is no sound file, has no samples, is damaged in the middle, has a sample
-            that isn't finite, or a rate or channels outside SAMPLE_RATES and CHANNEL_COUNTS.
+            that isn't finite or of another scale, or a rate or channels outside SAMPLE_RATES and
+            CHANNEL_COUNTS.
     """
     check_is_file(path)
     with closing(_decoder(path)) as decoder:
         rate, channels, promised = decoder.rate, decoder.channels, decoder.promised
-        samples = sum(len(block) for block in _finite(path, decoder))
+        samples = sum(len(block) for block in _checked(path, decoder))
     missing = max(0.0, (promised - samples) / rate)
     if not samples:
         raise AudioFileError(f"{path} is empty: it has no samples")
@@ -130,14 +133,18 @@ def check_is_file(path: Path) -> None:
         )
 
 
-def _finite(path: Path, decoder: _Decoder) -> Iterator[Block]:
-    """The decoder's blocks, all of which are finite."""
+def _checked(path: Path, decoder: _Decoder) -> Iterator[Block]:
+    """The decoder's blocks, all of which are finite and of the scale of floats."""
     read = 0
     for block in decoder.blocks():
-        good = np.isfinite(block).all(axis=1)
+        good = (np.abs(block) <= LOUD).all(axis=1)  # what compares with NaN is false
         if not good.all():
-            at = (read + int(np.argmin(good))) / decoder.rate
-            raise AudioFileError(f"{path} has a sample at {at:.3f} s that is not a finite number")
+            row = int(np.argmin(good))
+            at, loudest = (read + row) / decoder.rate, np.abs(block[row]).max()
+            problem = "that is not a finite number"
+            if np.isfinite(loudest):
+                problem = f"of {loudest:g}: floats must be in −1 … 1, write the file again so"
+            raise AudioFileError(f"{path} has a sample at {at:.3f} s {problem}")
         read += len(block)
         yield block
 

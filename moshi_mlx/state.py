@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .arguments import path_of
 from .config import LmConfig
-from .errors import ArgumentError, SessionError, listed
+from .errors import ArgumentError, SessionError, listed, shown
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 
 MOST_FRAMES = 2**31 - 1
@@ -128,7 +128,7 @@ def state_from(given: SavedState | str | Path | None) -> SavedState | None:
     if isinstance(given, str | Path):
         return load_state(given)
     if not isinstance(given, SavedState | None):
-        raise ArgumentError(f"state must be a SavedState or its file, is {given!r}")
+        raise ArgumentError(f"state must be a SavedState or its file, is {shown(given)}")
     return given
 
 

@@ -4,30 +4,34 @@ Knows nothing of audio or of the model, only of token ids and frame numbers.
 """
 
 import codecs
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 
-from .arguments import whole
+from .arguments import path_of, whole
 from .errors import ArgumentError, TokenizerError, shown
 from .formats import what_is
 
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
+_TOKENS = -2, 2**31 - 1  # as models have them, in int32
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
 class TextTokenizer:
     """A SentencePiece model read from a file.
 
-    Raises `TokenizerError` if the file is missing or is not a SentencePiece model.
+    Tokens are whole numbers from −2, as models have them, whatever is in the vocabulary.
+
+    Raises `TokenizerError` if the file is missing or is not a SentencePiece model, and
+    `ArgumentError` for what is no path, no text, or no token.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = path_of("path", path)
         try:
             model = self.path.read_bytes()
         except OSError as error:
@@ -53,10 +57,14 @@ class TextTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""
+        if not isinstance(text, str) or not _whole(text):
+            raise ArgumentError(f"text must be a str of whole characters, is {shown(text)}")
         return [int(i) for i in self._model.encode(text)]
 
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`; ids that carry no text (see `piece_bytes`) add nothing."""
+        if not isinstance(ids, Iterable):
+            raise ArgumentError(f"ids must be tokens, are {shown(ids)}")
         text = b"".join(self.piece_bytes(i) for i in ids).decode("utf-8", errors="replace")
         return text.removeprefix(" ")
 
@@ -70,13 +78,18 @@ class TextTokenizer:
 
     def piece_bytes(self, token: int) -> bytes:
         """The UTF-8 bytes of one token; none if control, unknown or outside the vocabulary."""
-        model = self._model
+        model, token = self._model, whole("token", token, *_TOKENS)
         if not 0 <= token < self.vocab_size or model.is_control(token) or model.is_unknown(token):
             return b""
         piece: str = model.id_to_piece(token)
         if model.is_byte(token):  # "<0xE2>"
             return bytes([int(piece[1:-1], 16)])
         return piece.replace(_BOUNDARY, " ").encode()
+
+
+def _whole(text: str) -> bool:
+    """Without half a character, which a lone surrogate is."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _decoder() -> codecs.IncrementalDecoder:
@@ -185,7 +198,8 @@ class WordStream:
             start = whole("words' start", start, 0, frame)
         if not isinstance(text, str) or (text and start is None):
             raise ArgumentError(f"words' text must be that of a word, is {shown(text)}")
-        text.encode()  # not with half a character
+        if not _whole(text):
+            raise ArgumentError(f"words' text must have whole characters, is {shown(text)}")
         last = whole("words' last", saved["last"], 0, frame)
         decoder = _decoder()
         if decoder.decode(bytes.fromhex(saved["bytes"])):

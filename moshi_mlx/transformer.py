@@ -285,6 +285,21 @@ class Transformer(nn.Module):
         turns = np.outer(np.arange(offset, offset + length), parts)
         return mx.array(np.tile(turns.reshape(-1), batch).astype(np.int32))
 
+    def turned(self, keys: mx.array, positions: int) -> mx.array:
+        """Keys [B, H, n, D] as they would be that many positions later."""
+        c = self.config
+        if "rope" not in c.positions:
+            return keys
+        turned = mx.fast.rope(
+            keys.reshape(-1, 1, c.head_dim),
+            c.head_dim,
+            traditional=c.positions != "rope_concat",
+            base=c.max_period,
+            scale=1.0,
+            offset=positions,
+        )
+        return turned.reshape(keys.shape)
+
     def cross_keys_values(self, source: mx.array) -> list[CrossKv]:
         """What every layer's cross-attention attends: prepared once for [B, S, dim]."""
         return [layer.cross_attention.keys_values(source) for layer in self.layers]

@@ -4,6 +4,7 @@ A file describes its own quantization: bits and group size follow from the shape
 is an error that names the tensor and the file. Knows nothing of where files come from.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,8 @@ def fitting(
     where = _where(paths)
     weights, beside = read_lm(paths, config, lora=lora, lora_scaling=lora_scaling, verify=verify)
     if generated is not None:
+        # What nobody needs must be there too: else the config is of another model.
+        check(shaped_like(weights, config, quantization, where), weights, where)
         config = config.generating(generated)
         weights, beside = used_weights(weights, config), used_weights(beside, config)
     lm = shaped_like(weights, config, quantization, where)
@@ -179,6 +182,13 @@ def shaped_like(
     if max(layers) > len(weights):  # each has a tensor: such a model is not even begun
         raise CheckpointError(
             f"{where}: has {len(weights)} tensors, the config says {max(layers)} layers"
+        )
+    slices = [re.match(r"depformer\.(?:linear_out|slices)\.(\d+)\.", name) for name in weights]
+    count = max((int(match[1]) + 1 for match in slices if match), default=0)
+    if count and count != config.dep_q:
+        raise CheckpointError(
+            f"{where}: has {count} slices of the depth transformer, config.json's field 'dep_q' is "
+            f"{config.dep_q}"
         )
     try:
         lm = Lm(config)
@@ -267,16 +277,35 @@ def _quantize_like(
 ) -> None:
     """Makes those layers quantized that are so in the file, with bits and group from the shapes."""
     settings: dict[str, dict[str, Any]] = {}
+    plain: list[str] = []
     for path, module in named_leaves(model).items():
+        if not hasattr(module, "to_quantized"):
+            continue
         scales = weights.get(f"{path}.scales")
-        if scales is None or not hasattr(module, "to_quantized"):
+        if scales is None:
+            plain.append(path)
             continue
         packed = weights.get(f"{path}.weight")
         if packed is None:
             raise CheckpointError(f"{where}: tensor '{path}.weight' is missing")
         settings[path] = _quantization(path, module.weight.shape, packed, scales, block, where)
+    _check_plain(plain, block, not settings, where)
     if settings:
         nn.quantize(model, class_predicate=lambda path, _: settings.get(path, False))
+
+
+def _check_plain(plain: Sequence[str], block: Mapping[str, Any], all_are: bool, where: str) -> None:
+    """That config.json's `quantization` doesn't say of layers without scales that they have them.
+
+    A layer that it does not name may be plain, but not all of them.
+    """
+    of_all = all_are and any(not isinstance(said, bool | Mapping) for said in block.values())
+    said = [path for path in plain if block.get(path, of_all) is not False]
+    if said:
+        raise CheckpointError(
+            f"{where}: tensor '{said[0]}.weight' is not quantized, config.json's field "
+            "'quantization' says it is: delete what it says, or give the quantized file"
+        )
 
 
 def _quantization(

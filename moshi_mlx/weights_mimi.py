@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from .arguments import path_of, whole
 from .arrays import Weights
 from .backend import on_gpu
 from .config import MimiConfig
@@ -131,7 +132,7 @@ def _with_scales_in_weights(weights: Weights) -> Weights:
 
 def _shaped(config: MimiConfig, num_codebooks: int, tensors: int, where: str) -> Mimi:
     """A codec of the config without its values; `tensors` is how many the file has."""
-    if num_codebooks > config.quantizer.n_q:
+    if whole("num_codebooks", num_codebooks, 1) > config.quantizer.n_q:
         raise CheckpointError(
             f"{where}: has {config.quantizer.n_q} codebooks, and the model needs {num_codebooks}: "
             "it is of another model"
@@ -173,10 +174,11 @@ def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | Non
         config: the architecture; None: the published one.
 
     Raises:
+        ArgumentError: what is given is not a path, or not a number of codebooks.
         CheckpointError: the file is broken, is not a Mimi, or doesn't match the config; names the
             tensor and the file.
     """
-    config = config or MimiConfig()
+    path, config = path_of("path", path), config or MimiConfig()
     weights = read_safetensors(path)
     require(MIMI, weights, str(path))
     mimi = _shaped(config, num_codebooks, len(weights), str(path))

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from moshi_mlx import Event, Frame, SpeechStarted, Word, WordSpoken
+from moshi_mlx.arguments import real
 from moshi_mlx.arrays import Pcm
 
 from .events import GreetingHeld, LoopBroken, MicrophoneClosed, Paused, ResetDone
@@ -26,6 +27,8 @@ HOLD_SECONDS = 1.5
 """So long Moshi is kept from new words when it says the same again and again."""
 LONGEST_PHRASE = 12
 """Words of the longest phrase whose repetition is noticed."""
+_LONGEST_HELD = 86_400.0
+_FRAME_RATES = 0.01, 1000.0
 
 
 class Stepper(Protocol):
@@ -87,6 +90,9 @@ class Conversation:
         greeting_held: Moshi says nothing before the user has spoken, or this many seconds have
             passed; 0 lets it begin by itself.
         guard: whether loops are broken.
+
+    Raises:
+        ArgumentError: a number is none, or out of range.
     """
 
     def __init__(
@@ -98,6 +104,8 @@ class Conversation:
         greeting_held: float = 0.0,
         guard: bool = True,
     ) -> None:
+        real("greeting_held", greeting_held, 0, _LONGEST_HELD)
+        real("frame_rate", frame_rate, *_FRAME_RATES)
         self.push_to_talk = push_to_talk
         self._session = session
         self._frame_rate = frame_rate

@@ -49,7 +49,7 @@ def first_model(
     remembered = _remembered(answers)
     if remembered is not None:
         return remembered
-    published = [entry.name for entry in catalog.ENTRIES if not entry.bundled]
+    published = [e.name for name in catalog.all_series() for e in catalog.series(name)]
     on_disk = [name for name in published if local_files(name) is not None]
     if on_disk:
         notes.print(

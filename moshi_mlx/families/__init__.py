@@ -75,13 +75,15 @@ def load(
         HubError: the name leads to no files.
         VerbError: the model cannot do what is asked.
         CheckpointError: a file is broken or doesn't match the others.
-        ArgumentError: the name is neither text nor a path, or the type none to compute in.
+        ArgumentError: a name or a path can be none, or the type none to compute in.
         TokenizerError: the tokenizer is missing or broken.
     """
     if not isinstance(name, str | PathLike):
         raise ArgumentError(f"name must be text or a path, is {name!r}")
     if dtype is not None and dtype not in (mx.float32, mx.bfloat16, mx.float16):
         raise ArgumentError(f"dtype must be float32, bfloat16 or float16, is {dtype}")
+    if not isinstance(offline, bool):
+        raise ArgumentError(f"offline must be true or false, is {offline!r}")
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)

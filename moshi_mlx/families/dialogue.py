@@ -3,14 +3,14 @@
 Makes sessions; all else is in the parts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..conditions import Condition
 from ..config import LmConfig
 from ..generate import Generator
 from ..sampling import Sampling
-from ..session import Session
+from ..session import Frame, Session
 from ..state import SavedState, state_from
 from .model import Model
 
@@ -35,6 +35,7 @@ class Moshi(Model):
         conditions: Mapping[str, Condition] | None = None,
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
+        hook: Callable[[Frame], str | None] | None = None,
     ) -> Session:
         """A new conversation, or a saved one that is resumed.
 
@@ -46,6 +47,8 @@ class Moshi(Model):
             kv_bits: quantize keys and values to 8 or 4 bits, so that a
                 long one takes less memory; None: as it is computed.
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
+            hook: called with every frame on the thread that made the step; what it returns is said,
+                as by `Session.say`.
 
         Raises:
             ConfigError: a condition is not one of the model's.
@@ -65,7 +68,7 @@ class Moshi(Model):
                 kv_bits=kv_bits,
             )
         )
-        return Session(self.codec, self.text, generator, self.worker, resumed)
+        return Session(self.codec, self.text, generator, self.worker, resumed, hook)
 
 
 FAMILY = Moshi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from moshi_local.events import (
     Paused,
     ResetDone,
 )
-from moshi_mlx import Frame, SpeechStarted, Timing, Word, WordSpoken
+from moshi_mlx import ArgumentError, Frame, SpeechStarted, Timing, Word, WordSpoken
 
 RATE = 10.0
 """Frames per second: easier to count in than 12.5."""
@@ -177,6 +178,17 @@ def test_the_greeting_is_held_until_the_user_sounds() -> None:
     ]
 
 
+def test_a_refused_frame_tells_nothing() -> None:
+    script = Script()
+    talk = Conversation(script, frame_rate=RATE, greeting_held=2.0)
+    for _ in range(2):
+        with pytest.raises(IndexError):
+            talk.step(np.zeros(0, np.float32))
+    assert not talk.take_events()
+    talk.step(np.zeros(4, np.float32))
+    assert talk.take_events() == [GreetingHeld(0.0, held=True)]
+
+
 def test_the_greeting_is_held_for_so_long_at_most_and_again_after_a_reset() -> None:
     script = Script()
     talk = Conversation(script, frame_rate=RATE, greeting_held=2.0)
@@ -274,3 +286,16 @@ def test_without_the_guard_nothing_is_broken() -> None:
     _, events = go(Conversation(script, frame_rate=RATE, guard=False), 30)
     assert len(events) == 30
     assert not any(script.held)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("greeting_held", float("nan")), ("greeting_held", -1), ("greeting_held", "x"),
+        ("greeting_held", float("inf")), ("frame_rate", 0), ("frame_rate", float("nan")),
+        ("frame_rate", None),
+    ],
+)  # fmt: skip
+def test_numbers_that_cannot_be_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ArgumentError, match=f"{name} must be from .* is {value!r}"):
+        Conversation(Script(), **{"frame_rate": RATE, name: value})

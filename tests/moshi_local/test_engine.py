@@ -1,6 +1,7 @@
 """One model, one thread, several conversations."""
 
 import asyncio
+import gc
 import threading
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ import pytest
 
 import moshi_mlx
 from moshi_local.engine import Engine
-from moshi_mlx import HubError, Moshi, SessionError, SpeechStarted
+from moshi_mlx import ArgumentError, HubError, Moshi, SessionError, SpeechStarted
 from moshi_mlx.arrays import Pcm
 
 FRAMES = 15
@@ -101,6 +102,20 @@ def test_one_that_fails_does_not_disturb_the_other(engine: Engine, alone: list[l
         with pytest.raises(SessionError, match="is closed"):
             bad.step(sound(0)[0])
         assert good.step(sound(0)[6])[0] is not None
+
+
+def test_what_is_no_sound_leaves_the_conversation_usable(engine: Engine) -> None:
+    with engine.open() as conversation:
+        for _ in range(2):
+            with pytest.raises(ArgumentError, match="sound has floats"):
+                conversation.step(np.zeros(1920, np.uint8))
+        assert conversation.step(sound(0)[0])[0] is not None
+
+
+def test_conversations_that_are_dropped_are_forgotten(engine: Engine) -> None:
+    engine.open()
+    gc.collect()
+    assert not engine._open
 
 
 def test_one_frame_at_a_time(engine: Engine) -> None:

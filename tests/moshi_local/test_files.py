@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import soundfile
 from moshi_local.audio.files import FileAudio, check_sound_files
 from moshi_local.loop import run_loop
 from moshi_local.report import LoopReport
-from moshi_mlx import AudioFileError, MoshiError
+from moshi_mlx import ArgumentError, AudioFileError, MoshiError
 from moshi_mlx.testing import FRAME_RATE, FRAME_SIZE, SAMPLE_RATE, FakeSession
 
 
@@ -147,3 +148,50 @@ def test_a_recording_is_read_to_its_end_before_there_is_a_model(tmp_path: Path) 
     (tmp_path / "in.wav").unlink()
     port = FileAudio(examined, tmp_path / "out.wav", sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE)
     assert port.frames == 38
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"tail": -1}, "tail must be from 0 to 86400, is -1"),
+        ({"tail": float("nan")}, "tail must be .* is nan"),
+        ({"tail": "x"}, "tail must be .* is 'x'"),
+        ({"frame_size": 0}, "frame_size must be a whole number .* is 0"),
+        ({"frame_size": 1920.5}, "frame_size must be"),
+        ({"sample_rate": 0}, "sample_rate must be"),
+        ({"source": 5}, "source must be text or a path, is 5"),
+        ({"target": None}, "target must be text or a path, is None"),
+    ],
+)
+def test_numbers_and_paths_are_checked(tmp_path: Path, given: dict[str, Any], says: str) -> None:
+    soundfile.write(tmp_path / "in.wav", tone(0.1), SAMPLE_RATE)
+    good: dict[str, Any] = {
+        "source": str(tmp_path / "in.wav"), "target": str(tmp_path / "out.wav"),
+        "sample_rate": SAMPLE_RATE, "frame_size": FRAME_SIZE,
+    }  # fmt: skip
+    with pytest.raises(ArgumentError, match=says):
+        FileAudio(**{**good, **given})
+    assert FileAudio(**good).frames == 2
+
+
+def test_only_whole_frames_of_numbers_are_written(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "in.wav", tone(0.08), SAMPLE_RATE)
+    frame = tone(0.08).astype(np.float32)
+    broken = np.where(np.arange(FRAME_SIZE) == 7, np.nan, frame)
+    port = FileAudio(
+        tmp_path / "in.wav", tmp_path / "out.wav", sample_rate=SAMPLE_RATE, frame_size=FRAME_SIZE
+    )
+    with port:
+        port.read(np.empty(FRAME_SIZE, np.float32), 0.0)
+        for wrong, says in (
+            (frame[:5], r"pcm must be \[1920\], is \[5\]"),
+            (np.stack([frame] * 2), "pcm must be"),
+            (broken, "pcm must be finite, number 7 is nan"),
+            (frame * 2**15, "floats in −1 … 1, this one up to"),
+            (None, "sound has floats"),
+        ):
+            with pytest.raises(ArgumentError, match=says):
+                port.write(wrong)  # type: ignore[arg-type]
+        port.write(frame)
+    said, _ = soundfile.read(tmp_path / "out.wav")
+    np.testing.assert_allclose(said, frame, atol=1e-4)

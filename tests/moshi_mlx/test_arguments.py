@@ -12,14 +12,16 @@ import pytest
 import soundfile
 
 import moshi_mlx
-from moshi_mlx import ArgumentError, Moshi, MoshiError, SessionError
+from moshi_mlx import ArgumentError, CheckpointError, ConfigError, Moshi, MoshiError, SessionError
 from moshi_mlx.arguments import integers, real, samples, seed_of, whole
 from moshi_mlx.codec import MlxCodec
+from moshi_mlx.conditions import Conditioner, Masked
+from moshi_mlx.config import ConditionerConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.guidance import Guidance
 from moshi_mlx.hub import bundled_folder
 from moshi_mlx.sampling import Sampling
-from moshi_mlx.state import SavedState
+from moshi_mlx.state import SavedState, load_state
 from tests.moshi_mlx.test_lm import load
 
 GREEDY = Sampling(temperature=0)
@@ -120,6 +122,21 @@ def test_a_generator_refuses_by_name_and_value(given: dict[str, Any]) -> None:
         Guidance(NAN)
     with pytest.raises(ArgumentError, match="conditions must be 1 mappings, are 2"):
         Generator(load("small-sum"), text=GREEDY, audio=GREEDY, conditions=[{}, {}])
+    odd: Any
+    for odd in (5, "x", [5], {"mood": "a"}):
+        with pytest.raises(ArgumentError, match="conditions must be 1 mappings, are"):
+            Generator(load("small-sum"), text=GREEDY, audio=GREEDY, conditions=odd)
+    for odd in (3, 2.0, True):
+        with pytest.raises(ArgumentError, match=f"guidance must be a Guidance, is {odd}"):
+            Generator(load("moshi"), text=GREEDY, audio=GREEDY, guidance=odd)
+    for odd in ("x", 1, 0):
+        with pytest.raises(ArgumentError, match="compiled must be true or false, is"):
+            Generator(load("moshi"), text=GREEDY, audio=GREEDY, compiled=odd)
+    odd = Masked(np.zeros((1, 4)), 5)  # type: ignore[arg-type]
+    with pytest.raises(
+        ConfigError, match=r"conditioner 'x' takes an mx\.array or a Masked of them"
+    ):
+        Conditioner("x", ConditionerConfig("tensor", 4), 4)([odd])
 
 
 def test_a_refused_step_changes_nothing() -> None:
@@ -159,6 +176,17 @@ def test_the_language_model_reads_no_foreign_memory() -> None:
     for shape in ((1, 3, 3), (1 + lm.config.n_q, 3), (1, 1 + lm.config.n_q, 0)):
         with pytest.raises(ArgumentError, match=r"codes must be \[batch, 17, frames\]"):
             lm.forward(mx.zeros(shape, mx.int32))
+    odd: Any
+    for odd in (None, 5, "x", [[1], [1, 2]], [[None]], [[["x"] * 3] * (1 + lm.config.n_q)]):
+        generator = Generator(lm, text=GREEDY, audio=GREEDY)
+        for takes in (lm.forward, generator.prefill):
+            with pytest.raises(ArgumentError, match=r"(codes|frames).* must be"):
+                takes(odd)
+    wanted = lm.forward(codes).text_logits
+    for same in (np.array(codes), np.array(codes).tolist(), np.array(codes, np.float64)):
+        np.testing.assert_array_equal(lm.forward(same).text_logits, wanted)
+    with pytest.raises(ArgumentError, match="conditions must be a Conditions, is 5"):
+        lm.forward(codes, 5)  # type: ignore[arg-type]
 
 
 def test_the_codec_reads_no_foreign_memory_and_keeps_no_nan(moshi: Moshi) -> None:
@@ -186,6 +214,21 @@ def test_the_codec_reads_no_foreign_memory_and_keeps_no_nan(moshi: Moshi) -> Non
             codec.decode_step(np.full((books, 1), code), state)
     said = codec.decode_step(codes, state)
     np.testing.assert_array_equal(said, codec.decode_step(codes, undisturbed))
+    odd: Any
+    for odd in (None, 5, "x", [[1], [1, 2]], [[[None]]]):
+        for takes in (mimi.encode, mimi.decode):
+            with pytest.raises(ArgumentError, match=r"(sound|codes|pcm) (must|has)"):
+                takes(odd)
+        for steps in (mimi.encode_step, mimi.decode_step):
+            with pytest.raises(ArgumentError, match=r"(sound|codes|pcm) (must|has)"):
+                steps(odd, state)
+            array = codes[None] if steps == mimi.decode_step else pcm[None, None]
+            with pytest.raises(ArgumentError, match="state must be a MimiState, is"):
+                steps(array, odd)
+    for same in (codes[None], codes[None].tolist(), codes[None].astype(np.float64)):
+        np.testing.assert_array_equal(mimi.decode(same), mimi.decode(mx.array(codes[None])))
+    for heard in (pcm[None, None], pcm[None, None].tolist()):
+        np.testing.assert_array_equal(mimi.encode(heard), mimi.encode(mx.array(pcm)[None, None]))
     for streams in (0, 0.5, True):
         with pytest.raises(ArgumentError, match="batch must be a whole number"):
             mimi.init_state(streams)  # type: ignore[arg-type]
@@ -293,8 +336,17 @@ def test_a_word_of_a_saved_conversation(moshi: Moshi, saved: SavedState) -> None
     with moshi.session(state=SavedState(saved.arrays, {**saved.facts, "words": begun})) as session:
         assert session.flush()[0].text == "half\ufffd"
     half = {**begun, "text": "\ud800"}
-    with pytest.raises(SessionError, match=r"damaged .*surrogates"):
+    with pytest.raises(SessionError, match=r"damaged .*whole characters"):
         moshi.session(state=SavedState(saved.arrays, {**saved.facts, "words": half}))
+
+
+@pytest.mark.parametrize("facts", [{}, {"facts": "nope"}, {"facts": "[1]"}, {"facts": "[" * 10**5}])
+def test_a_file_with_broken_facts(moshi: Moshi, facts: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    metadata = {"format": "moshi-local state 2", **facts}
+    mx.save_safetensors(str(path), {"a": mx.zeros(1)}, metadata)
+    with pytest.raises(SessionError, match=r"^the saved conversation is damaged"):
+        moshi.session(state=path)
 
 
 def test_a_generator_that_refuses_a_state_goes_on_as_it_was() -> None:
@@ -359,11 +411,39 @@ def test_a_step_takes_the_shapes_that_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    "given", [{"name": 5}, {"name": None}, {"dtype": mx.int32}, {"dtype": "q"}]
-)
+    "given",
+    [
+        {"name": 5}, {"name": None}, {"dtype": mx.int32}, {"dtype": "q"}, {"codec": 3},
+        {"lora": 3}, {"lora": b"x"}, {"lora": ""}, {"weights": 3}, {"weights": ""},
+        {"offline": "x"},
+    ],
+)  # fmt: skip
 def test_load_refuses_by_name_and_value(given: dict[str, Any]) -> None:
-    with pytest.raises(ArgumentError, match=f"{next(iter(given))} must be"):
+    with pytest.raises(MoshiError, match=f"{next(iter(given))} must be"):
         moshi_mlx.load(**{"name": "nano", **given})
+
+
+@pytest.mark.parametrize("path", [5, None, b"x", "", "a\0b", ["x"]])
+def test_what_is_no_path_is_refused(path: Any) -> None:
+    for takes in (load_state, SavedState().save, moshi_mlx.load_mimi, moshi_mlx.TextTokenizer):
+        with pytest.raises(ArgumentError, match="path must be text or a path, is"):
+            takes(path)
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        SavedState().save(Path())
+
+
+def test_a_tokenizer_refuses_what_is_no_text_and_no_token(moshi: Moshi) -> None:
+    text: Any = moshi.text
+    for wrong in (5, None, b"abc", ["a"], NAN, "\ud800"):
+        with pytest.raises(ArgumentError, match="text must be a str of whole characters, is"):
+            text.encode(wrong)
+    for token in (None, "a", 1.5, NAN, True, -3, 2**31, 2**70):
+        for takes in (text.piece, text.piece_bytes, lambda token: text.decode([4, token])):
+            with pytest.raises(ArgumentError, match="token must be a whole number from -2 to"):
+                takes(token)
+    with pytest.raises(ArgumentError, match="ids must be tokens, are 5"):
+        text.decode(5)
+    assert text.decode(np.array(text.encode("yes"))) == "yes"
 
 
 def test_what_is_no_source_of_frames_is_refused(moshi: Moshi) -> None:

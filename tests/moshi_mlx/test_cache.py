@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moshi_mlx.cache import KV_GROUPS, Quantized, RingCache, position_bytes, quantized
-from moshi_mlx.transformer import attend
+from moshi_mlx.config import Positions, TransformerConfig
+from moshi_mlx.errors import ArgumentError
+from moshi_mlx.transformer import Transformer, attend
 
 
 def restored(held: Quantized) -> tuple[mx.array, mx.array]:
@@ -114,3 +116,42 @@ def test_bytes_are_what_is_claimed(bits: int, dim: int, share: float, dtype: mx.
 def test_other_bits_are_refused() -> None:
     with pytest.raises(ValueError, match="quantized to 8 or 4 bits, not 5"):
         RingCache(4, bits=5)
+
+
+@pytest.mark.parametrize("positions", ["rope", "rope_concat", "none"])
+@pytest.mark.parametrize("kept", [1, 3])
+def test_what_is_kept_is_seen_right_before_the_others(positions: Positions, kept: int) -> None:
+    """As by a model that never had what lies between; until the context is full nothing changes."""
+    context, count = 8, 30
+    config = TransformerConfig(
+        dim=32, num_layers=1, num_heads=2, kv_repeat=2, feedforward=64,
+        gating="none", positions=positions, context=context,
+    )  # fmt: skip
+    model = Transformer(config)
+    x = mx.array(np.random.default_rng(0).normal(size=(1, count, 32)).astype(np.float32))
+    rings, plain = model.make_cache(), model.make_cache()
+    for t in range(count):
+        y = model(x[:, t : t + 1], rings)
+        if t + 1 == kept:
+            rings[0].keep(kept, model.turned)
+        if t < context:
+            assert mx.array_equal(y, model(x[:, t : t + 1], plain))
+            continue
+        seen = [*range(kept), *range(t - context + kept + 1, t + 1)]
+        wanted = model(x[:, mx.array(seen)], model.make_cache())[:, -1:]
+        np.testing.assert_allclose(np.array(y), np.array(wanted), atol=2e-6)
+        if t == 17:  # saved and resumed
+            again = model.make_cache()
+            again[0].restore(t + 1, rings[0].save(), kept, model.turned)
+            rings = again
+
+
+def test_what_cannot_be_kept() -> None:
+    ring = RingCache(4)
+    ring.update(mx.zeros((2, 1, 1, 2, 8)))
+    for positions in (-1, 3):
+        with pytest.raises(ArgumentError, match="from 0 to 2 positions can be kept"):
+            ring.keep(positions, lambda keys, _: keys)
+    small = RingCache(4, bits=8)
+    with pytest.raises(ArgumentError, match="quantized keys"):
+        small.keep(0, lambda keys, _: keys)

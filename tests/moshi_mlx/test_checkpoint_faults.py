@@ -235,10 +235,12 @@ FIELDS: dict[str, list[Any]] = {
     "depformer_dim_feedforward": [[1, 2], -1, True, 10**15],
     "depformer_weights_per_step_schedule": [[9] * 8, "x"],
     "conditioners": [
-        5, {"a": {"type": "lut", "lut": {"dim": 4, "n_bins": 2, "possible_values": 5}}}
+        5, [], 0, "", {"a": {"type": "lut", "lut": {"dim": 4, "n_bins": 2, "possible_values": 5}}}
     ],
-    "fuser": [{"sum": 5}, {"cross": ["x"]}],
-    "lm_gen_config": [{"temp": NAN}, {"top_k": 2.5}, {"top_k": -1}, 7],
+    "fuser": [{"sum": 5}, {"cross": ["x"]}, [], False],
+    "gating": ["swish", "silu ", "", None, ["silu"], 5],
+    "depformer_gating": ["swish", "none", 5],
+    "lm_gen_config": [{"temp": NAN}, {"top_k": 2.5}, {"top_k": -1}, 7, [], 0, "", False],
     "lora": ["yes", 1],
     "lora_scaling": [NAN, math.inf, "x"],
     "quantization": [5],
@@ -294,6 +296,22 @@ def test_texts_that_are_no_configuration(folder: Path, text: str, says: str) -> 
     put(folder / "config.json", text.encode())
     with pytest.raises(ConfigError, match=rf"config\.json: .*{says}"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"dep_q": 16}, "has 8 slices of the depth .* 'dep_q' is 16"),
+        ({"dep_q": 7}, "has 8 slices of the depth .* 'dep_q' is 7"),
+        ({"quantization": {"bits": 4, "group_size": 32}}, "not quantized, .* 'quantization'"),
+        ({"quantization": {"mode": "affine"}}, "is not quantized, .* 'quantization'"),
+        ({"quantization": {"text_linear": {"bits": 8}}}, "'text_linear.weight' is not quantized"),
+    ],
+)
+def test_fields_that_the_weights_belie(folder: Path, changes: dict[str, Any], says: str) -> None:
+    configure(folder, **changes)
+    with pytest.raises(CheckpointError, match=rf"^.*model\.safetensors: .*{says}"):
+        moshi_mlx.load(folder, codec="mlx")
 
 
 def test_what_does_no_harm_in_a_configuration(folder: Path) -> None:

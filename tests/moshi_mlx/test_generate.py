@@ -122,6 +122,12 @@ def test_only_slices_that_are_needed_run(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seen == [0, 1]
 
 
+def test_a_guard_of_codes_guards_nothing_where_none_are_generated() -> None:
+    guarded = Sampling(temperature=0, repetition_penalty=1.2)
+    generator = Generator(load("lm/moshi"), text=GREEDY, audio=guarded, generated=0)
+    assert generator.step(np.zeros((1, generator.given), int)).written.shape == (1, 1)
+
+
 def test_the_hook_stands_between_text_and_codes() -> None:
     """It is given what was drawn; what it returns is as if it had been forced."""
     lm = load("lm/moshi")

@@ -240,7 +240,7 @@ def test_bad_input(moshi: Moshi) -> None:
 def test_what_is_beyond_the_range_is_heard_as_its_limit(moshi: Moshi, question: np.ndarray) -> None:
     """As from a file of floats, or a card that is driven too hard."""
     loudest = int(np.abs(question).max(axis=1).argmax())
-    loud = (40.0 * question[loudest - 2 : loudest + 3]).astype(np.float32)
+    loud = (32.0 * question[loudest - 2 : loudest + 3]).astype(np.float32)
     assert np.abs(loud).max() > 5.0
     with moshi.session() as as_it_is, moshi.session() as limited:
         heard = [as_it_is.step(pcm) for pcm in loud]

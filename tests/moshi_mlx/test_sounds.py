@@ -220,6 +220,13 @@ def test_a_sample_that_is_no_number_is_found_at_once(tmp_path: Path, bad: float)
 # ------------------------------------------------------------------------------ what is no sound
 
 
+def test_samples_of_another_scale_are_found_at_once(tmp_path: Path) -> None:
+    """16-bit samples in floats; what is only too loud is sound."""
+    assert opened(tmp_path, encoded(subtype="FLOAT", sound=31 * SECOND)).samples == RATE
+    with pytest.raises(AudioFileError, match=r"in\.wav has a sample at .* of \d+.*: floats must"):
+        opened(tmp_path, encoded(subtype="FLOAT", sound=2**15 * SECOND))
+
+
 def test_what_has_no_end_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.wav")
     for path in (tmp_path / "pipe.wav", Path(os.devnull), Path("/dev/zero")):

@@ -183,7 +183,7 @@ def test_another_model_is_told_apart(tmp_path: Path) -> None:
         load_lm(save(tmp_path / "lora.safetensors", adapter), config)
     with pytest.raises(CheckpointError, match="is not a Moshi language model"):
         load_lm(save(tmp_path / "other.safetensors", {"a": mx.zeros(1)}), config)
-    with pytest.raises(CheckpointError, match=r"doesn't know: 'audio_embs\.10\.weight'"):
+    with pytest.raises(CheckpointError, match=r"has 8 slices .* field 'dep_q' is 4"):
         load_lm(CASES / "moshi" / "model.safetensors", config_of("moshi-2b"))
 
 

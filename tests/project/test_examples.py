@@ -15,6 +15,7 @@ RUNS = {
     "answer_a_file.py": ([QUESTION, "answer.wav"], "Hello!"),
     "event_loop.py": ([], "frame 11: "),
     "events_as_json.py": ([QUESTION, "answer.wav"], '"word": {"text": "Hello!", "start": '),
+    "say.py": ([QUESTION, "answer.wav"], "s  said: One moment please.\n"),
     "save_and_resume.py": (["state.safetensors"], "the same to the last bit: True"),
     "two_at_once.py": ([QUESTION], "asked: Hello!\nasked: How\n"),
 }

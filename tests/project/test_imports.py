@@ -336,7 +336,8 @@ def test_names_that_programs_may_have() -> None:
     names = """AudioDeviceError AudioFileError CheckpointError Codec ConfigError Event Frame
     HubError
     Lm LmConfig LmOutput Mimi MimiConfig ModelConfig Moshi MoshiError Sampling Session SessionError
-    SpeechEnded SpeechStarted TextTokenizer Timing TokenizerError Word WordSpoken load load_mimi"""
+    SpeechEnded SpeechStarted TextSaid TextTokenizer Timing TokenizerError Word WordSpoken
+    load load_mimi"""
     assert set(names.split()) <= set(moshi_mlx.__all__)
 
 

@@ -17,39 +17,46 @@ import numpy as np
 import soundfile
 import soxr
 
-from moshi_mlx import AudioFileError
+from moshi_mlx import ArgumentError, AudioFileError
+from moshi_mlx.arguments import finite, path_of, real, samples, whole
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.files import SoundSink, partial_file
 from moshi_mlx.outputs import Output, check_outputs
-from moshi_mlx.sounds import Sound, check_is_file, open_sound
+from moshi_mlx.sounds import SAMPLE_RATES, Sound, check_is_file, open_sound
 
 from ..port import Read
 
 __all__ = ["FileAudio", "check_sound_files"]
 
+_MOST_SAMPLES = 2**20  # of a frame
+_DAY = 86_400.0
 FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 
 
 class FileAudio:
     """A recording in place of the microphone, a new file in place of the speaker.
 
-    The input is followed by `tail` seconds of silence, so that a reply is heard. With `stereo`
-    the output has the input on the left. A source that `check_sound_files` has read already is not
-    read twice. Raises MoshiError.
+    The input is followed by `tail` seconds of silence, at most a day, so that a reply is heard.
+    With `stereo` the output has the input on the left. A source that `check_sound_files` has read
+    already is not read twice. Raises MoshiError.
     """
 
     def __init__(
         self,
-        source: Path | Sound,
-        target: Path,
+        source: str | Path | Sound,
+        target: str | Path,
         *,
         sample_rate: int,
         frame_size: int,
         tail: float = 0.0,
         stereo: bool = False,
     ) -> None:
-        if isinstance(source, Path):
-            source = check_sound_files(source, target)
+        target = path_of("target", target)
+        whole("sample_rate", sample_rate, *SAMPLE_RATES)
+        whole("frame_size", frame_size, 1, _MOST_SAMPLES)
+        real("tail", tail, 0, _DAY)
+        if not isinstance(source, Sound):
+            source = check_sound_files(path_of("source", source), target)
         self._source, self._target = source, target
         self._rate, self._frame_size, self._stereo = sample_rate, frame_size, stereo
         heard = math.ceil(math.ceil(source.samples * sample_rate / source.rate) / frame_size)
@@ -110,8 +117,12 @@ class FileAudio:
         return Read.FRAME
 
     def write(self, pcm: Pcm) -> None:
-        """Append the answer to the frame that was read last."""
+        """Append the answer to the frame that was read last, [frame_size]. Raises MoshiError."""
         assert self._output is not None, "FileAudio is a context manager"
+        pcm = samples(pcm)
+        if pcm.shape != (self._frame_size,):
+            raise ArgumentError(f"pcm must be [{self._frame_size}], is {list(pcm.shape)}")
+        finite("pcm", pcm)
         with self._errors():
             self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
             self._sink.check()
