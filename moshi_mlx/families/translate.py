@@ -20,7 +20,7 @@ from ..arguments import finite, real, samples, whole
 from ..arrays import Codes, Pcm, Tokens
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError
+from ..errors import ArgumentError, shown
 from ..generate import Generator
 from ..guidance import Guidance
 from ..lm import Lm
@@ -203,7 +203,6 @@ class Hibiki(Model):
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
 
         Raises:
-            ConfigError: the quality is not one of the model's.
             SessionError: the state is of another model, or the codec is rustymimi.
             CheckpointError: the state's file is missing or broken.
             ArgumentError: an argument has an impossible value.
@@ -249,7 +248,6 @@ class Hibiki(Model):
 
         Raises:
             AudioFileError: the source is not a sound file, or is empty or damaged.
-            ConfigError: the quality is not one of the model's.
             ArgumentError: an argument has an impossible value, or there is no sound.
         """
         best_of = whole("best_of", best_of, 1, _MOST_AT_ONCE)
@@ -287,11 +285,17 @@ class Hibiki(Model):
         guidance = None if cfg == 1 else Guidance(float(cfg))
         conditions: list[Mapping[str, Condition]] | None = None
         negatives = None
-        if self.lm.config.conditioners:
+        rated = self.lm.config.conditioners.get(_CONDITION)
+        if rated is not None:
+            known = rated.possible_values or ()
+            if quality not in known:
+                raise ArgumentError(
+                    f"quality must be one of {', '.join(known)}, is {shown(quality)}"
+                )
             conditions = [{_CONDITION: quality}] * batch
             negatives = None if guidance is None else [{_CONDITION: _BAD}] * batch
         elif quality != _GOOD or guidance is not None:
-            wrong = f"cfg is {cfg:g}" if quality == _GOOD else f"quality is {quality!r}"
+            wrong = f"cfg is {cfg:g}" if quality == _GOOD else f"quality is {shown(quality)}"
             raise ArgumentError(
                 f"{wrong}, but {self.name} was trained without ratings of quality: leave it out"
             )
