@@ -22,6 +22,7 @@ from moshi_mlx import Model, Speech, catalog
 from moshi_mlx.arguments import real, whole
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.families.kinds import KINDS
+from moshi_mlx.families.translate import LONGEST_TAIL
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile
 from moshi_mlx.sounds import Sound
@@ -46,7 +47,6 @@ from .terminal.lines import print_words
 __all__ = ["TranslationOptions", "translate_command", "translate_file"]
 
 TRANSLATION = "Translation"
-DEFAULT_TAIL = 60.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class TranslationOptions:
     seed: int = 0
     sampling: SamplingFlags = field(default_factory=SamplingFlags)
     kv_bits: int | None = None
-    tail: float = DEFAULT_TAIL
+    tail: float = LONGEST_TAIL
     stereo: bool = False
     srt: Path | None = None
     vtt: Path | None = None
@@ -268,7 +268,7 @@ def translate_command(
             help="Wait this long after the recording for the translation's end.",
             rich_help_panel=TRANSLATION,
         ),
-    ] = DEFAULT_TAIL,
+    ] = LONGEST_TAIL,
     model: Annotated[
         str | None,
         typer.Option(

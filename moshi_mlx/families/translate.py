@@ -36,7 +36,7 @@ END = 2
 """EOS, the text token with which a translation ends."""
 LONGEST_SECONDS = 120.0
 """What the models were trained for; longer sound is translated in pieces."""
-TAIL_SECONDS = 60.0
+LONGEST_TAIL = 60.0
 """Of silence that a model may hear after its input, if it does not end by itself."""
 
 _CONDITION, _GOOD, _BAD = "description", "very_good", "very_bad"
@@ -133,7 +133,7 @@ class Run:
 class TranslationSession(Session):
     """A live translation; made by `Hibiki.session`. Frames and events are those of `Session`."""
 
-    def end(self, seconds: float = TAIL_SECONDS) -> Iterator[Frame]:
+    def end(self, seconds: float = LONGEST_TAIL) -> Iterator[Frame]:
         """The source has ended: yields the frames that are still to come.
 
         Args:
@@ -220,7 +220,7 @@ class Hibiki(Model):
         cfg: float = 1.0,
         best_of: int = 1,
         seed: int = 0,
-        tail_seconds: float = TAIL_SECONDS,
+        tail_seconds: float = LONGEST_TAIL,
         text: Sampling | None = None,
         audio: Sampling | None = None,
         kv_bits: int | None = None,
