@@ -29,6 +29,13 @@ def compile_by_default() -> bool:
     return on_gpu()
 
 
+def kv_bits_problem() -> str | None:
+    """Why keys and values cannot be quantized here; None if they can."""
+    if not (on_gpu() and mx.cuda.is_available()):
+        return None
+    return "MLX's CUDA backend cannot multiply by a part of a quantized array (tried with 0.32.4)"
+
+
 def prepare_gpu(needed: int | None = None) -> str | None:
     """Bounds what MLX keeps on a GPU to what a conversation needs; best before a model is loaded.
 

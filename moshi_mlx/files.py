@@ -264,7 +264,9 @@ def sweep(target: Path, pattern: str | None = None) -> None:
 
 @contextmanager
 def signals_interrupt(*names: str) -> Iterator[None]:
-    """Signals raise KeyboardInterrupt, where they would end the program on the spot.
+    """Signals raise SystemExit, where they would end the program on the spot.
+
+    Its code is what a shell gives for them: 128 plus the signal's number.
 
     Args:
         names: "SIGTERM", for instance; those that the system lacks are left out.
@@ -274,8 +276,8 @@ def signals_interrupt(*names: str) -> Iterator[None]:
         numbers = []
     ours = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
+    def interrupt(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
 
     for number in ours:
         signal.signal(number, interrupt)

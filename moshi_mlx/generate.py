@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .arguments import integers, on_host, seed_of, whole
 from .arrays import Tokens
-from .backend import compile_by_default, on_gpu
+from .backend import compile_by_default, kv_bits_problem, on_gpu
 from .conditions import Condition
 from .config import UNGENERATED_TOKEN, ZERO_TOKEN
 from .delays import TokenRing
@@ -133,6 +133,8 @@ class Generator:
         if not isinstance(compiled, bool | None):
             raise ArgumentError(f"compiled must be true or false, is {shown(compiled)}")
         self.guidance = guidance
+        if kv_bits is not None and (problem := kv_bits_problem()):
+            raise ArgumentError(f"kv_bits must be None here, is {kv_bits}: {problem}")
         self._kv_bits = kv_bits
         given = None
         if null_conditions is not None and guidance is None:
@@ -397,7 +399,6 @@ class Generator:
             "offset": self._cache[0].offset,
             "kept": self._cache[0].kept,
         }
-        mx.eval(arrays)  # what is lazy belongs to its thread
         return SavedState(arrays, facts)
 
     @_alone

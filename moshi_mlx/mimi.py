@@ -99,9 +99,7 @@ class MimiState:
 
     def save(self) -> SavedState:
         """Both directions, evaluated, as a value that does not change when the stream continues."""
-        saved = joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
-        mx.eval(list(saved.arrays.values()))
-        return saved
+        return joined({"encoder": self.encoder.save(), "decoder": self.decoder.save()})
 
 
 class Mimi(nn.Module):

@@ -3,9 +3,12 @@
 Knows no parser and no command.
 """
 
+import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from .errors import MoshiError
 
@@ -24,6 +27,8 @@ def run_program(
 ) -> int:
     """Runs a program's work and returns its exit code; never raises for bad input.
 
+    The exit code of work that a signal stopped is 128 plus the signal's number.
+
     Args:
         name: of the program, in front of its messages.
         work: the work; returns its exit code, None for `OK`.
@@ -32,25 +37,71 @@ def run_program(
     """
     stopped: tuple[type[BaseException], ...] = (KeyboardInterrupt, *interrupts)
     known: tuple[type[Exception], ...] = (MoshiError, OSError, *usage_errors)
-    try:
-        code = work() or OK
-        _flush()
-        return code
-    except stopped:
-        return INTERRUPTED
-    except BrokenPipeError:  # whoever read our output has seen enough
-        _give_up_stdout()
-        return OK
-    except known as error:
-        told = one_line(error)
+    with _named_stdout():
         try:
+            code = work() or OK
             _flush()
-        except OSError as full:
-            if one_line(full) == told:
-                told = f"standard output: {told}"
+            return code
+        except stopped:
+            return INTERRUPTED
+        except SystemExit as stop:  # a signal: see `files.signals_interrupt`
+            return stop.code if isinstance(stop.code, int) else ERROR
+        except BrokenPipeError:  # whoever read our output has seen enough
             _give_up_stdout()
-        sys.stderr.write(f"{name}: {told}\n")
-        return ERROR
+            return OK
+        except known as error:
+            try:
+                _flush()
+            except OSError:
+                _give_up_stdout()
+            sys.stderr.write(f"{name}: {one_line(error)}\n")
+            return ERROR
+
+
+class _Stdout(io.RawIOBase):
+    """Standard output; its errors say so, where the system's name no file."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError as error:
+            error.filename = "standard output"
+            raise
+
+
+@contextmanager
+def _named_stdout() -> Iterator[None]:
+    """In place of the interpreter's `sys.stdout`, one like it that is a `_Stdout`."""
+    theirs = sys.stdout
+    if theirs is None or theirs is not sys.__stdout__ or not isinstance(theirs, io.TextIOWrapper):
+        yield
+        return
+    raw = _Stdout(theirs.fileno())
+    written: Any = raw if theirs.write_through else io.BufferedWriter(raw)
+    sys.stdout = io.TextIOWrapper(
+        written,
+        theirs.encoding,
+        theirs.errors,
+        line_buffering=theirs.line_buffering,
+        write_through=theirs.write_through,
+    )
+    try:
+        yield
+        sys.stdout.flush()
+    finally:
+        sys.stdout = theirs
 
 
 def _flush() -> None:

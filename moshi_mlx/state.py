@@ -37,6 +37,10 @@ class SavedState:
     arrays: Mapping[str, mx.array] = field(default_factory=dict)
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # What is lazy belongs to its thread. Others than arrays are refused by `check_like`.
+        mx.eval([array for array in self.arrays.values() if isinstance(array, mx.array)])
+
     def part(self, name: str) -> "SavedState":
         """What was put under a name by `joined`."""
         start = f"{name}."
@@ -78,7 +82,6 @@ class SavedState:
             CheckpointError: the file cannot be written.
         """
         target = path_of("path", path)
-        mx.eval(list(self.arrays.values()))
         metadata = {"format": _FORMAT, "facts": json.dumps(self.facts)}
         write_safetensors(target, dict(self.arrays), metadata)
 
@@ -113,7 +116,6 @@ def load_state(path: str | Path) -> SavedState:
     if metadata.get("format") != _FORMAT:
         raise SessionError(f"{path}: is not a saved conversation; `session.save().save(path)` is")
     arrays = read_safetensors(path)
-    mx.eval(list(arrays.values()))  # the file may go
     with damage_refused():
         return SavedState(arrays, json.loads(metadata["facts"]))
 

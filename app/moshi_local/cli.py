@@ -417,7 +417,7 @@ _UsageError: type[Exception] = typer.BadParameter.__mro__[2]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns the exit code: 0, 1 (doctor: no), 2 (error) or 130 (interrupted)."""
+    """The program; returns the exit code: 0, 1 (doctor: no), 2 (error), or 128 and a signal's."""
 
     def work() -> int | None:
         batch_gpu_work()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from moshi_mlx.outputs import Output
-from moshi_mlx.program import INTERRUPTED
 
 from .assembly import consoles, inputs_of, load_model, open_session, print_json
 from .audio.files import FileAudio, check_sound_files
@@ -89,7 +89,7 @@ def answer_file(options: FileOptions) -> None:
             )
     if not port.whole:
         notes.print(f"moshi-local: stopped; {target} was not written", soft_wrap=True)
-        raise typer.Exit(INTERRUPTED)
+        raise typer.Exit(128 + (stop.signal or signal.SIGINT))
     if options.as_json:
         extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": options.seed}
         print_json(report, {**extra, "output": str(target)})

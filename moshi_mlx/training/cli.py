@@ -5,19 +5,16 @@ On several machines or processes: `mlx.launch -n 2 moshi-train CONFIG.yaml`.
 
 import argparse
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 
 import mlx.core as mx
 
 from ..checkpoint import WEIGHTS, write_companions
 from ..errors import ConfigError, MoshiError
 from ..families import Model, load
+from ..files import signals_interrupt
 from ..outputs import Output, check_outputs, model_inputs
 from ..program import OK, run_program
 from ..trees import named_parameters
@@ -33,7 +30,9 @@ from .trainer import Trainer, evaluation, save_weights
 
 def build_parser() -> argparse.ArgumentParser:
     """The command's arguments."""
-    parser = argparse.ArgumentParser(prog="moshi-train", description=__doc__)
+    parser = argparse.ArgumentParser(prog="moshi-train", description=__doc__, add_help=False)
+    # argparse's own ends well where its text cannot be written.
+    parser.add_argument("-h", "--help", action="store_true", help="show this help message and exit")
     parser.add_argument("config", nargs="?", type=Path, help="the run's YAML file")
     parser.add_argument("--fields", action="store_true", help="print all fields of the file")
     parser.add_argument(
@@ -178,14 +177,19 @@ def _write_result(moshi: Model, config: RunConfig, folder: Path) -> None:
 
 def _say(line: str) -> None:
     """Says a line; a run goes on where there is no reader left, or no room for its output."""
+    try:
+        _print(line)
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _print(line: str) -> None:
+    """Says a line, in what standard output can encode. Raises OSError."""
     if sys.stdout is None:
         return
     encoding = sys.stdout.encoding or "utf-8"
-    try:
-        sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
-        sys.stdout.flush()
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
+    sys.stdout.flush()
 
 
 def _nothing(line: str) -> None:
@@ -196,31 +200,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
     parser = build_parser()
     given = parser.parse_args(arguments)
-    if given.fields:
-        _say("\n".join(describe_fields()))
-        return 0
-    if given.config is None:
+    if given.config is None and not (given.help or given.fields):
         parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")
 
     def work() -> int:
+        if given.help or given.fields:
+            _print(parser.format_help().rstrip() if given.help else "\n".join(describe_fields()))
+            return OK
         return run(read_settings(given.config), fresh=given.fresh)
 
-    with _sigterm_exits():
+    with signals_interrupt("SIGTERM", "SIGHUP"):
         return run_program("moshi-train", work)
-
-
-@contextmanager
-def _sigterm_exits() -> Iterator[None]:
-    """SIGTERM ends the program as an exception does, so that nothing half-written is left."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def leave(kind: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + kind)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -305,9 +305,9 @@ def _upload(folder: Path, repo: str) -> None:
 def _interruptible() -> Iterator[None]:
     """Ctrl-C and SIGTERM end the work as an error does: what was begun is removed."""
     try:
-        with signals_interrupt("SIGTERM"):
+        with signals_interrupt("SIGTERM", "SIGHUP"):
             yield
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         print("moshi-quantize: interrupted; nothing was written", file=sys.stderr)
         raise
 
@@ -365,7 +365,7 @@ def _fits(given: list[str]) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The program; returns the exit code: 0, 2 (error) or 130 (interrupted)."""
+    """The program; returns the exit code: 0, 2 (error) or 128 plus a signal's number."""
     given = _with_command(list(sys.argv[1:] if arguments is None else arguments))
 
     def work() -> int | None:

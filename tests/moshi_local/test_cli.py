@@ -206,7 +206,8 @@ def test_float16_answers_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert said[0] == said[1] != []
 
 
-def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_no_file(tmp_path: Path, number: signal.Signals) -> None:
     source, target = tmp_path / "in.wav", tmp_path / "out.wav"
     soundfile.write(source, np.zeros(600 * RATE), RATE)
     command = [sys.executable, "-m", "moshi_local", "run", str(source), str(target)]
@@ -217,11 +218,11 @@ def test_interrupted_run_leaves_no_file(tmp_path: Path) -> None:
     while len(list(tmp_path.iterdir())) == 1 and time.monotonic() < deadline:
         time.sleep(0.05)
     assert len(list(tmp_path.iterdir())) == 2, "the output under its temporary name"
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     try:
         _, errors = run.communicate(timeout=30)
     finally:
         run.kill()
-    assert run.returncode == 130
+    assert run.returncode == 128 + number
     assert errors.splitlines()[-1] == f"moshi-local: stopped; {target} was not written"
     assert [p.name for p in tmp_path.iterdir()] == ["in.wav"]

@@ -380,15 +380,22 @@ def test_figures_that_do_not_fit(tmp_path: Path) -> None:
     assert (tmp_path / "link").is_symlink()
 
 
-def test_a_full_standard_output_is_one_line() -> None:
-    program = (
-        "import sys\nfrom moshi_mlx.program import run_program\n"
-        "sys.exit(run_program('p', lambda: print('x')))"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+@pytest.mark.parametrize(
+    ("unbuffered", "command"),
+    [
+        ("", ["moshi_local", "devices", "--json"]),
+        ("1", ["moshi_local", "--help"]),
+        ("", ["moshi_mlx.training", "--fields"]),
+        ("1", ["moshi_mlx.training", "--help"]),
+        ("1", ["moshi_quantize", "--help"]),
+    ],
+)
+def test_a_full_standard_output_is_one_line(unbuffered: str, command: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(
-            [sys.executable, "-c", program],
-            stdout=full, stderr=subprocess.PIPE, env=environment, text=True, check=False,
+            [sys.executable, "-m", *command],
+            stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
         )  # fmt: skip
-    assert (done.returncode, done.stderr) == (2, "p: standard output: No space left on device\n")
+    assert done.returncode == 2
+    assert done.stderr.split(": ", 1)[1] == "standard output: No space left on device\n"

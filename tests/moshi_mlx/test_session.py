@@ -4,13 +4,24 @@ import json
 import subprocess
 import sys
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import soundfile
 
 import moshi_mlx
 from moshi_local.machine.mlx_counters import counting
-from moshi_mlx import Frame, Moshi, Sampling, SessionError, SpeechEnded, SpeechStarted
+from moshi_mlx import (
+    ArgumentError,
+    Frame,
+    Moshi,
+    Sampling,
+    SessionError,
+    SpeechEnded,
+    SpeechStarted,
+    backend,
+    generate,
+)
 from moshi_mlx.hub import bundled_folder
 
 NANO = bundled_folder("nano")
@@ -83,6 +94,15 @@ def test_replies_are_the_same_with_quantized_keys_and_values(
     assert len(whole_question) > (moshi.config.lm.transformer.context or 0)
     assert words_said(moshi, whole_question, kv_bits) == answer
     assert len(answer) > 3
+
+
+def test_kv_bits_where_the_backend_cannot(moshi: Moshi, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "on_gpu", lambda: True)
+    monkeypatch.setattr(mx.cuda, "is_available", lambda: True)
+    problem = backend.kv_bits_problem()
+    monkeypatch.setattr(generate, "kv_bits_problem", lambda: problem)
+    with pytest.raises(ArgumentError, match="kv_bits must be None here, is 8: MLX's CUDA backend"):
+        moshi.session(kv_bits=8)
 
 
 def test_other_kv_bits_are_refused(moshi: Moshi) -> None:

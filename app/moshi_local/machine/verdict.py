@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from moshi_mlx import HubError, MoshiError, catalog
+from moshi_mlx.backend import kv_bits_problem
 from moshi_mlx.catalog import Entry
 from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.config import MimiConfig
@@ -158,7 +159,7 @@ def choose(
 ) -> Verdict:
     """The precision of a series that suits a machine best; see `check_before`."""
     verdict = _choose(series, here, speed_of, kv_bits)
-    if kv_bits or (verdict.fits is not False and verdict.holds is not False):
+    if kv_bits or kv_bits_problem() or (verdict.fits is not False and verdict.holds is not False):
         return verdict
     packed = _choose(series, here, speed_of, 8)
     return packed if packed.holds or verdict.fits is False else verdict
