@@ -119,8 +119,8 @@ class Run:
         """
         if not self._scored:
             return 0
-        # Text is not delayed: that of frame t was drawn in step t.
-        scores = np.stack(self._scores)
+        late = self._generator.lm.config.delays[0]  # the text of frame t was drawn in step t + late
+        scores = np.stack(self._scores)[late:]
 
         def rank(row: int) -> tuple[bool, float]:
             end = int(self._ends[row])
