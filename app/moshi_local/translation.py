@@ -331,7 +331,7 @@ def translate_command(
         chat(
             ChatOptions(
                 model=model_source,
-                seed=seed if _given(context, "seed") else None,
+                seed=None if _source_of(context, "seed") == "DEFAULT" else seed,
                 sampling=sampling,
                 sound=SoundFlags(input, output, rate, echo, noise_suppression),
                 keeping=Keeping(record, record_format.value, events, trace),
@@ -366,15 +366,15 @@ def translate_command(
     )
 
 
-def _given(context: typer.Context, name: str) -> bool:
+def _source_of(context: typer.Context, name: str) -> str:
     source = context.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+    return "DEFAULT" if source is None else source.name
 
 
 def _refuse_other_options(context: typer.Context, live: bool) -> None:
     """Those that mean nothing here would be lost without a word."""
     for parameter in context.command.params:
         wrong = parameter.name in (_FILES_ONLY if live else _LIVE_ONLY)
-        if wrong and _given(context, str(parameter.name)):
+        if wrong and _source_of(context, str(parameter.name)) == "COMMANDLINE":
             how = "goes with IN and OUT, not with --live" if live else "goes with --live"
             raise typer.BadParameter(f"{parameter.opts[0]} {how}")
