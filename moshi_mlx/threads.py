@@ -96,6 +96,16 @@ def _stay_at_the_end() -> None:
         threading.Event().wait()
 
 
+def ending() -> bool:
+    """Whether the process ends."""
+    return _ending.is_set()
+
+
+def end() -> None:
+    """The process ends: from now on no daemon thread begins anything."""
+    _ending.set()
+
+
 def ends_in_time() -> None:
     """The calling thread will be ended before the process is, and need not be stopped."""
     _own.ends = True
@@ -141,7 +151,7 @@ def mlx_work(function: Callable[P, R]) -> Callable[P, R]:
 @atexit.register
 def _end() -> None:
     """Waits for the work of daemon threads; no other begins. All other threads have ended."""
-    _ending.set()
+    end()
     ends = time.monotonic() + _EXIT_SECONDS
     while _daemons and time.monotonic() < ends:
         time.sleep(0.005)

@@ -17,13 +17,14 @@ from typing import Any, TypeVar
 import mlx.core as mx
 
 from .errors import SessionError
-from .threads import at_work, ends_in_time, may_begin
+from .threads import at_work, end, ending, ends_in_time, may_begin
 
 T = TypeVar("T")
 _Job = tuple[Callable[[], Any], "Future[Any]"]
 
 EXIT_SECONDS = 10.0
 """What a job that runs while the process ends may take."""
+_starting = threading.Lock()
 _running: dict[threading.Thread, "SimpleQueue[_Job | None]"] = {}
 
 
@@ -64,23 +65,30 @@ class Worker:
         A future that is cancelled before its turn is passed over.
 
         Raises:
-            SessionError: the worker is closed, or the process was forked after MLX had been used.
+            SessionError: the worker is closed, the process ends, or it was forked after MLX had
+                been used.
         """
         may_begin()
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
                 raise SessionError("the thread of this model has ended: load the model again")
-            self._jobs.put((work, future))
-            if self._thread is None:
-                self._thread = threading.Thread(
-                    target=_work, args=[self._jobs], name="moshi-local MLX"
-                )
-                self._thread.daemon = True  # Python would wait for it before `_end_all`
-                self._thread.start()
-                _running[self._thread] = self._jobs
-                weakref.finalize(self, self._jobs.put, None).atexit = False  # `_end_all` does it
+            with _starting:
+                may_begin()
+                if ending():
+                    raise SessionError("the process ends, and the thread of this model has ended")
+                self._jobs.put((work, future))
+                if self._thread is None:
+                    self._thread = self._started()
         return future
+
+    def _started(self) -> threading.Thread:
+        thread = threading.Thread(target=_work, args=[self._jobs], name="moshi-local MLX")
+        thread.daemon = True  # Python would wait for it before `_end_all`
+        thread.start()
+        _running[thread] = self._jobs
+        weakref.finalize(self, self._jobs.put, None).atexit = False  # `_end_all` does it
+        return thread
 
     def close(self, timeout: float | None = None) -> bool:
         """Ends the thread once the jobs that were given are done; it takes no others.
@@ -134,6 +142,8 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
 @atexit.register
 def _end_all() -> None:
     """Ends the threads that are left, once their jobs are done; Python would tear them out."""
+    with _starting:
+        end()
     running, ends = list(_running.items()), time.monotonic() + EXIT_SECONDS
     for _, jobs in running:
         jobs.put(None)
