@@ -28,6 +28,8 @@ __all__ = ["Stepper", "StopFlag", "run_loop", "stop_on_signals"]
 WAIT_SECONDS = 0.2
 END_SECONDS = 75.0
 """What may pass until a session that was ended has said its last words."""
+PLAYED_FRAMES = 6
+"""Silence after them, until a sound card has played them: closing it drops what it still holds."""
 
 
 class StopFlag:
@@ -128,6 +130,7 @@ def run_loop(
 
     started = time.monotonic()
     stopped: float | None = None
+    to_play = PLAYED_FRAMES
     while not (stopped is not None and (at_once() or time.monotonic() >= stopped + END_SECONDS)):
         if stopped is None and (
             stop() or (seconds is not None and time.monotonic() - started >= seconds)
@@ -152,7 +155,9 @@ def run_loop(
             ) from error
         took = time.perf_counter() - began
         if frame is None and stopped is not None:
-            break
+            to_play -= 1
+            if to_play < 0:
+                break
         port.write(silence if frame is None else frame.pcm)
         tell(conversation.take_events())  # before the frame counts: a reset lies in front of it
         if frame is None:

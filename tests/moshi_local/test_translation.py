@@ -211,7 +211,9 @@ def test_after_the_stop_the_last_words_come(model: Model) -> None:
         ]
         wanted += session.end()
     assert len(wanted) > FRAMES + 2
-    np.testing.assert_array_equal(port.said, [frame.pcm for frame in wanted])
+    *said, _, _, _, _, _, _ = port.said
+    np.testing.assert_array_equal(said, [frame.pcm for frame in wanted])
+    assert not np.any(port.said[len(said) :]), "for the card to play the last words"
     assert [e.text for e in events if isinstance(e, Notice)] == [LAST_WORDS]
 
 
