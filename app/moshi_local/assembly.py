@@ -8,19 +8,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Moshi, Session, catalog
+from moshi_mlx import Model, Session, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.families import Verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
 from .machine.verdict import Verdict, check_before
-from .options import ModelSource, SamplingFlags
+from .options import ModelSource, SamplingFlags, TranslationFlags
 from .report import LoopReport
 
 __all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
@@ -40,14 +42,14 @@ def inputs_of(source: ModelSource) -> Iterator[Path]:
 
 
 def load_model(
-    source: ModelSource, notes: Console, kv_bits: int | None = None
-) -> tuple[Moshi, Verdict]:
+    source: ModelSource, notes: Console, kv_bits: int | None = None, verb: Verb = "talk"
+) -> tuple[Model, Verdict]:
     """The model that a command was asked for, and what its memory and speed are here.
 
     The name of a series becomes the precision that suits this machine.
 
     Raises:
-        MoshiError: the model cannot talk, does not fit, or cannot be loaded.
+        MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
     """
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
     needs = verdict.needs
@@ -70,7 +72,7 @@ def load_model(
         notes.print(line, markup=False, soft_wrap=True)
     moshi = moshi_mlx.load(
         verdict.model,
-        verb="talk",
+        verb=verb,
         codec=source.codec.value,
         lora=source.lora,
         dtype=mx.float16 if source.float16 else None,
@@ -79,13 +81,21 @@ def load_model(
     return moshi, verdict
 
 
-def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
-    """A fresh conversation, drawn as the options say."""
+def open_session(
+    moshi: Model,
+    seed: int,
+    sampling: SamplingFlags,
+    kv_bits: int | None,
+    translation: TranslationFlags | None = None,
+) -> Session:
+    """A fresh conversation or live translation, drawn as the options say."""
+    of_family = {} if translation is None else asdict(translation)
     session: Session = moshi.session(
         seed=seed,
         text=sampling.text(moshi.text_sampling),
         audio=sampling.audio(moshi.audio_sampling),
         kv_bits=kv_bits,
+        **of_family,
     )
     return session
 

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moshi_mlx import Moshi, MoshiError, Session
+from moshi_mlx import Model, MoshiError, Session
+from moshi_mlx.families import Verb
 from moshi_mlx.outputs import Output, check_outputs
 
 from . import platform as system
@@ -33,7 +34,7 @@ from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, recording_output
 from .observers.trace import Trace
-from .options import Keeping, ModelSource, SamplingFlags, SoundFlags
+from .options import Keeping, ModelSource, SamplingFlags, SoundFlags, TranslationFlags
 from .report import LoopReport, warm_up
 from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
@@ -61,6 +62,7 @@ class ChatOptions:
     """What a live conversation is asked for; `seconds` ends it by itself.
 
     kv_bits: as `Moshi.session` takes it.
+    translation: translate live, in place of a talk.
     """
 
     model: ModelSource
@@ -75,6 +77,7 @@ class ChatOptions:
     seconds: float | None = None
     plain: bool = False
     as_json: bool = False
+    translation: TranslationFlags | None = None
 
 
 def chat(options: ChatOptions) -> None:
@@ -87,12 +90,14 @@ def chat(options: ChatOptions) -> None:
     choose_devices(options.sound.input, options.sound.output)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
-        moshi, verdict = load_model(options.model, notes, options.kv_bits)
+        verb: Verb = "talk" if options.translation is None else "translate"
+        moshi, verdict = load_model(options.model, notes, options.kv_bits, verb)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         prefer = system.prefer_this_thread
         hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model
-        session = stack.enter_context(open_session(moshi, seed, options.sampling, verdict.kv_bits))
+        opened = open_session(moshi, seed, options.sampling, verdict.kv_bits, options.translation)
+        session = stack.enter_context(opened)
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
         hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))
@@ -128,7 +133,7 @@ class _Live:
     """The parts around one run of the loop."""
 
     def __init__(
-        self, options: ChatOptions, model: str, seed: int, moshi: Moshi, hints: Sequence[str]
+        self, options: ChatOptions, model: str, seed: int, moshi: Model, hints: Sequence[str]
     ) -> None:
         self._options, self._model, self._seed = options, model, seed
         self._moshi, self._hints = moshi, hints
@@ -177,6 +182,7 @@ class _Live:
                 frame_rate=moshi.frame_rate,
                 listeners=listeners,
                 stop=lambda: bool(stop),
+                at_once=lambda: stop.again,
                 seconds=options.seconds,
             )
 

@@ -36,6 +36,7 @@ from .observers.trace import Trace
 from .offline import FileOptions, answer_file
 from .options import CodecChoice, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
 from .platform import batch_gpu_work, machine
+from .translation import translate_command
 
 __all__ = ["app", "main"]
 
@@ -191,6 +192,9 @@ def run_command(
             as_json=as_json,
         )
     )
+
+
+app.command("translate", cls=a.Command)(translate_command)
 
 
 @app.command("models", cls=a.Command)

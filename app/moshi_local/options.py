@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from moshi_mlx import Sampling
 
-__all__ = ["CodecChoice", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
+__all__ = [
+    "CodecChoice",
+    "Keeping",
+    "ModelSource",
+    "SamplingFlags",
+    "SoundFlags",
+    "TranslationFlags",
+]
 
 
 class EchoMode(StrEnum):
@@ -61,6 +68,14 @@ class SamplingFlags:
     def text(self, default: Sampling) -> Sampling | None:
         """For the tokens of the text."""
         return _changed(default, self.temperature_text, self.top_k_text, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationFlags:
+    """What only a translation has: the quality asked for, and how far from the worst to move."""
+
+    quality: str = "very_good"
+    cfg: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ..errors import ArgumentError, VerbError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Frame, Session
-from ..state import SavedState, load_state
+from ..state import SavedState, state_from
 from ..voices import Voice
 from .model import Model
 from .prompt_states import PromptStates
@@ -109,13 +109,10 @@ class Moshi(Model):
             CheckpointError: the file of the state or the voice is missing or broken.
             ArgumentError: an argument has an impossible value.
         """
-        if isinstance(state, str | Path):
-            state = load_state(state)
-        elif not isinstance(state, SavedState | None):
-            raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
+        resumed = state_from(state)
         if not isinstance(prompt_cache, bool):
             raise ArgumentError(f"prompt_cache must be true or false, is {prompt_cache!r}")
-        if state is not None and (persona is not None or voice is not None):
+        if resumed is not None and (persona is not None or voice is not None):
             raise ArgumentError("a saved conversation has its persona and voice: give only state")
         prompt = self.prompt(persona, voice)
 
@@ -134,7 +131,7 @@ class Moshi(Model):
             return generator, self._prompts.run(prompt, generator, kv_bits, prompt_cache)
 
         generator, opening = self.worker.call(begun)
-        return Session(self.codec, self.text, generator, self.worker, state, hook, opening)
+        return Session(self.codec, self.text, generator, self.worker, resumed, hook, opening)
 
     @cached_property
     def _prompts(self) -> PromptStates:

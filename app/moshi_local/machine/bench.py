@@ -19,7 +19,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx import Moshi, MoshiError, Sampling, Timing
+from moshi_mlx import Model, MoshiError, Sampling, Timing
 from moshi_mlx.backend import compile_by_default
 from moshi_mlx.blas import with_openblas
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, TransformerConfig
@@ -203,7 +203,7 @@ def make_report(
 
 
 def bench_model(
-    moshi: Moshi,
+    moshi: Model,
     frames: int,
     compiled: bool | None = None,
     kv_bits: int | None = None,
