@@ -119,6 +119,7 @@ class Session(Closing):
         self._generator = generator
         self._worker = worker
         self._opening = opening
+        self._prompted = opening is not None
         self._turn = Exclusive("session")
         self._closed = self._gone = False
         self._streaming = False
@@ -287,7 +288,7 @@ class Session(Closing):
         generator = self._generator
         if self._opening is not None:
             generator.restore(self._opening)
-        elif generator.steps > self._index:  # the frames of a prompt are not the session's
+        elif self._prompted:
             raise SessionError(
                 "this conversation was resumed, and its persona or voice is not in its state: make "
                 "a new session with them instead of a reset"
@@ -314,13 +315,15 @@ class Session(Closing):
             "codec": self._codec.save_state(self._codec_state),
         }
         activity = {"moshi": self._moshi.save(), "user": self._user.save()}
-        return joined(parts, words=self._words.save(), index=self._index, **activity)
+        facts = {"words": self._words.save(), "index": self._index, "prompted": self._prompted}
+        return joined(parts, **facts, **activity)
 
     @damage_refused()
     def _restore(self, state: SavedState) -> None:
         self._begin()
         self._generator.restore(state.part("generator"))
         self._index = whole("index", state.facts["index"], 0, self._generator.steps)
+        self._prompted = truth("prompted", state.facts.get("prompted", False))
         self._codec_state = self._codec.restore_state(state.part("codec"))
         self._words.restore(state.facts["words"], self._index)
         self._moshi.restore(state.facts["moshi"], self._index)
