@@ -16,7 +16,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +170,23 @@ class SoundSink(io.RawIOBase):
 
 
 @contextmanager
+def made_folder(folder: Path, mode: int = 0o777) -> Iterator[None]:
+    """A folder and those above it, made where they are missing. Raises OSError.
+
+    Those that were made and are empty at the end of the block are removed.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        for each in reversed(missing):
+            each.mkdir(mode, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
+
+
+@contextmanager
 def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterator[Path]:
     """A folder beside `target` to write into; becomes `target` if all went well, else nothing.
 
@@ -183,28 +200,29 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
     _check_target(target, source)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target)
-        free = shutil.disk_usage(target.parent).free
-        if free < needed + _SPARE_BYTES:
-            raise CheckpointError(
-                f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
-            )
-        folder = partial_name(target)
-        folder.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
-    try:
-        with signals_interrupt("SIGTERM", "SIGHUP"):
-            yield folder
-            folder.rename(target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise CheckpointError(f"{target}: was made by another program meanwhile") from error
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made_folder(target.parent))
+            sweep(target)
+            free = shutil.disk_usage(target.parent).free
+            if free < needed + _SPARE_BYTES:
+                raise CheckpointError(
+                    f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
+                )
+            folder = partial_name(target)
+            folder.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        try:
+            with signals_interrupt("SIGTERM", "SIGHUP"):
+                yield folder
+                folder.rename(target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise CheckpointError(f"{target}: was made by another program meanwhile") from error
+            reason = error.strerror or error
+            raise CheckpointError(f"{target}: cannot be written: {reason}") from error
 
 
 def check_new_folder(target: Path, source: Path | None = None) -> None:

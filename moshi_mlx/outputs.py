@@ -7,14 +7,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from . import catalog
 from .errors import MoshiError
-from .files import partial_name, replace_file, reserved
+from .files import made_folder, partial_name, replace_file, reserved
 from .hub import ModelFiles, resolve
 
 __all__ = ["Output", "WholeFile", "check_outputs", "is_stdout", "model_inputs"]
@@ -30,8 +30,8 @@ class Output:
     what: it holds, for messages: "the picture".
     suffixes: those that can be written; any if empty.
     kind: a "file" is put there whole at the end, in place of what is there; a "stream" is written
-        as it comes, and may be a device or a pipe; a "folder" gets files with new names and is
-        made if it is missing; in a "replaced folder", files are replaced.
+        as it comes, and may be a device or a pipe; a "folder" gets files with new names and
+        may be missing; in a "replaced folder", files are replaced.
     private: a folder that is made is for its owner only.
     """
 
@@ -40,6 +40,10 @@ class Output:
     suffixes: Sequence[str] = ()
     kind: Literal["file", "stream", "folder", "replaced folder"] = "file"
     private: bool = False
+
+    def made(self) -> AbstractContextManager[None]:
+        """The folder, while the block runs; stays if there is something in it then."""
+        return made_folder(self.path, 0o700 if self.private else 0o777)
 
     def cannot(self, reason: str) -> MoshiError:
         """The error that says that it cannot be written."""
@@ -50,8 +54,8 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | None] = ())
     """Whether all of a command's outputs can be written, and none is an input or another output.
 
     Two names of the same file are found too: through links, `..`, and on a disk that ignores case.
-    Leaves nothing behind but the folders that are to be made; sweeps what killed programs left of
-    writing the same files.
+    Leaves nothing behind: folders that are missing are made for as long as it looks. Sweeps what
+    killed programs left of writing the same files.
 
     Args:
         outputs: what the command will write.
@@ -63,26 +67,19 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | None] = ())
     # What is made is there before the files in it are looked at.
     ordered = sorted(outputs, key=lambda output: not output.kind.endswith("folder"))
     read = [path for path in inputs if path is not None] if ordered else []
-    made: list[Path] = []
     seen: list[tuple[Output, Path]] = []  # with the temporary name that stands for it
-    try:
-        with ExitStack() as stack:
-            for output in ordered:
-                try:
-                    _check_shape(output)
-                    _check_inputs(output, read)
-                    if output.kind.endswith("folder"):
-                        made += _make(output.path, 0o700 if output.private else 0o777)
-                        stack.enter_context(reserved(output.path / "file"))
-                    elif not output.path.exists() or output.path.is_file():
-                        _reserve(output, seen, stack)
-                except OSError as error:
-                    raise output.cannot(error.strerror or str(error)) from error
-    except BaseException:
-        for folder in reversed(made):
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    with ExitStack() as stack:
+        for output in ordered:
+            try:
+                _check_shape(output)
+                _check_inputs(output, read)
+                if output.kind.endswith("folder"):
+                    stack.enter_context(output.made())
+                    stack.enter_context(reserved(output.path / "file"))
+                elif not output.path.exists() or output.path.is_file():
+                    _reserve(output, seen, stack)
+            except OSError as error:
+                raise output.cannot(error.strerror or str(error)) from error
 
 
 class WholeFile:
@@ -196,11 +193,3 @@ def _same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def _make(folder: Path, mode: int) -> list[Path]:
-    """Makes a folder and those above it; returns what was missing."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
-        each.mkdir(mode, exist_ok=True)
-    return missing[::-1]

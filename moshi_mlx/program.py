@@ -61,7 +61,7 @@ def run_program(
 class _Stdout(io.FileIO):
     """Standard output; its errors say so, where the system's name no file."""
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -78,7 +78,7 @@ def _named_stdout() -> Iterator[None]:
         return
     raw = _Stdout(theirs.fileno(), "wb", closefd=False)
     sys.stdout = io.TextIOWrapper(
-        raw if theirs.write_through else io.BufferedWriter(raw),  # type: ignore[arg-type]
+        raw if theirs.write_through else io.BufferedWriter(raw),
         theirs.encoding,
         theirs.errors,
         line_buffering=theirs.line_buffering,

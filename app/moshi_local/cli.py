@@ -236,7 +236,7 @@ def doctor_command(
 ) -> None:
     """Check whether this machine can talk with a model in real time, with numbers.
 
-    The exit code is 0 if it can and 1 if it cannot.
+    The exit code is 0 if it can and 1 if it cannot, as without a microphone or a speaker.
     """
     if report is not None and not full:
         raise typer.BadParameter("--report goes with --full")
@@ -276,13 +276,14 @@ def bench_command(
         ),
     ] = None,
     bits: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="BITS",
             help="With --config, use 4, 8 or 16 bits per weight.",
+            show_default="16",
             rich_help_panel=a.MODEL,
         ),
-    ] = 16,
+    ] = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     frames: Annotated[
@@ -330,8 +331,9 @@ def bench_command(
     name = _asked(context, model, quantized, hf_repo)
     if name and config:
         raise typer.BadParameter("give --model or --config, not both")
-    if upstream is not None and config is None:
-        raise typer.BadParameter("--vs-upstream goes with --config")
+    for option, given in (("--vs-upstream", upstream), ("--bits", bits)):
+        if given is not None and config is None:
+            raise typer.BadParameter(f"{option} goes with --config")
     theirs = None
     source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
     check_outputs(
@@ -348,7 +350,7 @@ def bench_command(
     else:
         mine, theirs = bench_config(
             config,
-            bits,
+            16 if bits is None else bits,
             frames,
             upstream,
             compiled=compiled,

@@ -79,6 +79,7 @@ def test_public_names_are_there() -> None:
         (["--kv-bits", "16"], "'--kv-bits': must be 4 or 8"),
         (["bench", "--kv-bits", "0"], "'--kv-bits': must be 4 or 8"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
+        (["bench", "--bits", "4"], "--bits goes with --config"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -91,6 +92,14 @@ def test_unknown_model_is_one_line(recording: Path, capsys: pytest.CaptureFixtur
     target = recording.with_name("out.wav")
     assert "nanoo" in error_line(capsys, "run", recording, target, "--model", "nanoo")
     assert not target.exists()
+
+
+def test_a_refused_conversation_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "kept"
+    error_line(capsys, "--record", folder, "--input", "no such microphone")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -367,6 +367,15 @@ def test_no_data(
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npz"]
 
 
+def test_a_failure_leaves_no_folders(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "tokens.npz"
+    np.savez(bad, codes=np.zeros((1, 3, 4), np.int16))
+    refused([source, tmp_path / "new" / "made", "--dialogue", bad, "--recipe", "auto"], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.npz"]
+
+
 def test_one_dialogue_may_lack_its_first_axis(source: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "tokens.npz", codes=CODES[0])
     found = find_dialogues(open_checkpoint(source), tmp_path / "tokens.npz")

@@ -359,3 +359,9 @@ def test_sigterm_before_the_first_step(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert main([str(config)]) == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    config = written(tmp_path, RUN.replace("run_dir: run", "run_dir: new/run"))
+    assert main([str(config)]) == 2
+    assert names(tmp_path) == [config.name]
