@@ -256,6 +256,8 @@ def _check_target(target: Path, source: Path | None) -> None:
     if target.is_symlink() or (target.exists() and not target.is_dir()):
         raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
     try:
+        if target.is_dir() and target.samefile(os.curdir):
+            raise CheckpointError(f"{target}: is the current folder; name a new one")
         if target.is_dir() and any(target.iterdir()):
             raise CheckpointError(f"{target}: is there already, and not empty; name a new folder")
     except OSError as error:

@@ -42,7 +42,7 @@ from .speaker import Speaker
 
 TOKEN_SUFFIXES = (TOKENS,)
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "keep": None}
 
@@ -341,14 +341,17 @@ _OWN_OPTIONS = ("--help", "--install-completion", "--show-completion")
 def _with_command(given: list[str]) -> list[str]:
     """The command line with `quantize`, which may be left out.
 
-    A folder may have a command's name: it is the source where only that makes sense.
+    A model's folder may have a command's name: it is the source where only that makes sense.
     """
-    if not given or given[0] in _OWN_OPTIONS:
+    if not given:
+        return ["--help"]
+    if given[0] in _OWN_OPTIONS:
         return given
     with_quantize = ["quantize", *given]
     if given[0] not in _COMMANDS:
         return with_quantize
-    is_source = Path(given[0]).is_dir() and not _fits(given) and _fits(with_quantize)
+    is_model = any(Path(given[0]).glob("*.safetensors"))
+    is_source = is_model and not _fits(given) and _fits(with_quantize)
     return with_quantize if is_source else given
 
 

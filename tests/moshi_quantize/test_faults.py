@@ -238,6 +238,8 @@ def test_auto_keeps_to_the_predicate(source: Path) -> None:
         (["--dtype", ""], "'' is not one of bfloat16"),
         (["--set", "heads"], "'heads' is not WHAT=PRECISION"),
         (["--set", "=4"], "No layer is called ''"),
+        (["--set", "foo=4"], "No layer is called 'foo': give temporal, depth, embeddings, heads or "
+                             "a layer's name, as "),
         (["--upload", "moshi"], "'moshi' is not ORG/REPO"),
         (["--upload", "me/moshi", "--offline"], "not with --offline"),
         (["--dialogue", ""], "there is no such file of tokens"),
@@ -414,12 +416,29 @@ def test_a_source_called_like_a_command(
 def test_a_command_with_too_few_words_is_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no folder has its name, or with what no command takes."""
+    """Where no model has its name."""
     monkeypatch.chdir(tmp_path)
     assert "Missing argument" in refused(["report", "made"], capsys)
     (tmp_path / "report").mkdir()
     assert "Missing argument" in refused(["report"], capsys)
-    assert "There are no weights" in refused(["report", "a", "--no-report"], capsys)
+    assert "Missing argument" in refused(["report", "made"], capsys)
+    assert "No such option" in refused(["report", "a", "--no-report"], capsys)
+
+
+def test_without_arguments_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "\nCommands:\n" in capsys.readouterr().out
+
+
+def test_empty_names(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert "The model's name is empty" in refused(["", "made"], capsys)
+    for here in ("", ".", tmp_path):
+        assert "is the current folder; name a new one" in refused([source, here], capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_may_come_first(source: Path, tmp_path: Path) -> None:

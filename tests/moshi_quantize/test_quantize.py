@@ -328,6 +328,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index leads out": (index({"a": "/etc/passwd"}), "inside the model's folder"),
     "index without shards": (index({"a": "b.safetensors"}), "There is no b.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "There is no tokenizer.model"),
+    "no config": (
+        lambda f: (f / "config.json").unlink(),
+        "There is no tokenizer_spm_32k_3.model in {0}. There is no config.json either, to name "
+        "another. Put the file there",
+    ),
     "broken tokenizer": (write(b"nonsense", "tokenizer.model"), "tokenizer.model"),
     "broken codec": (write(b"nonsense", "mimi.safetensors"), "mimi.safetensors"),
     "another model": (
@@ -343,6 +348,7 @@ def test_broken_source(
     kind: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, message = BROKEN[kind]
+    message = message.format(copy)
     spoil(copy)
     before = {p: p.stat().st_mtime_ns for p in copy.iterdir()}
     said = program([str(copy), str(tmp_path / "made"), "--no-report"], capsys)
