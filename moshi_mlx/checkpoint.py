@@ -243,12 +243,22 @@ def find_files(
     try:
         files = _find(name, weights, base, offline, own_adapter=lora is None)
         if lora is not None:
-            path = local_path(lora)
-            files = replace(files, lora=path / ADAPTER if path.is_dir() else path)
+            files = replace(files, lora=_adapter(local_path(lora)))
     except OSError as error:  # a folder that may not be looked into
         reason = error.strerror or str(error)
         raise HubError(f"{error.filename or name}: cannot be read: {reason}") from error
     return files
+
+
+def _adapter(path: Path) -> Path:
+    file = path / ADAPTER if path.is_dir() else path
+    if not file.exists():
+        raise HubError(
+            f"There is no file or folder {path}: give an adapter's file, or the folder that has it."
+            if file == path
+            else f"The folder {path} has no {ADAPTER}: give an adapter's file, or its folder."
+        )
+    return file
 
 
 def _find(

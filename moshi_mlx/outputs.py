@@ -29,9 +29,9 @@ class Output:
 
     what: it holds, for messages: "the picture".
     suffixes: those that can be written; any if empty.
-    kind: a "file" is put there whole at the end, in place of what is there; a "stream" is written
-        as it comes, and may be a device or a pipe; a "folder" gets files with new names and
-        may be missing; in a "replaced folder", files are replaced.
+    kind: a "file" is put there whole at the end, in place of what is there (without `suffixes`, it
+        is text, and may go to a device or a pipe); a "stream" is written as it comes; a "folder"
+        gets files with new names and may be missing; in a "replaced folder", files are replaced.
     private: a folder that is made is for its owner only.
     """
 
@@ -86,7 +86,8 @@ class WholeFile:
     """A file that the user asked for, to be written at the end; looked at now.
 
     Args:
-        path: is replaced if it exists; where it is a link, what that leads to.
+        path: is replaced if it exists; where it is a link, what that leads to. A device or a pipe
+            is written to.
         what: it holds, for messages: "the trace".
         suffixes: those that can be written; any if empty.
 
@@ -101,8 +102,12 @@ class WholeFile:
     def write(self, content: str | bytes, mode: int = 0o600) -> None:
         """Put `content` there, text in UTF-8. Raises MoshiError."""
         data = content.encode() if isinstance(content, str) else content
+        path = self._output.path
         try:
-            replace_file(_real(self._output.path), [data], mode)
+            if path.exists() and not path.is_file():
+                path.write_bytes(data)
+            else:
+                replace_file(_real(path), [data], mode)
         except OSError as error:
             raise self._output.cannot(error.strerror or str(error)) from error
 
@@ -155,8 +160,11 @@ def _check_shape(output: Output) -> None:
         return
     if folder != stat.S_ISDIR(mode):
         raise output.cannot("it is not a folder" if folder else "it is a folder")
-    if output.kind == "file" and not stat.S_ISREG(mode):
-        raise output.cannot("it is not a regular file")
+    if not folder and not stat.S_ISREG(mode):
+        if output.suffixes:
+            raise output.cannot("it is not a regular file")
+        if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+            raise output.cannot("it is not a regular file, a pipe or a character device")
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 

@@ -28,6 +28,7 @@ import soxr
 from .arrays import Pcm
 from .distributions import install_hint
 from .errors import AudioFileError
+from .formats import SOUNDS, what_is
 
 __all__ = ["Sound", "check_is_file", "open_sound"]
 
@@ -177,6 +178,9 @@ def _decoder(path: Path) -> _Decoder:
             reason = _words(error)
         if not path.stat().st_size:
             raise AudioFileError(f"{path} is empty: it has no samples")
+        what = what_is(path)
+        if what is not None and what not in SOUNDS:
+            raise AudioFileError(f"cannot read {path} as sound: it is {what}")
         return _FFmpeg(path)
     except ImportError:
         raise AudioFileError(

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import MoshiError
-from ..files import made_folder, partial_name, replace_file, sweep
+from ..files import made_folder, named_as, partial_name, replace_file, sweep
 
 
 class TrainingError(MoshiError):
@@ -68,7 +68,7 @@ def whole_folder(target: Path, *, keep_others: bool = False) -> Iterator[Path]:
         TrainingError: the disk is full or refuses.
     """
     folder = partial_name(target)
-    with named_errors(target):
+    with named_as(target, folder), named_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         folder.mkdir()

@@ -27,7 +27,7 @@ from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError
 from moshi_mlx.files import signals_interrupt
-from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
 from moshi_mlx.program import run_program
 
 from . import report as report_of
@@ -239,8 +239,9 @@ def report_command(
         figures = report_of.measure(
             source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]
         )
-    print(report_of.table(figures))
-    print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
+    taken = json_file is not None and is_stdout(json_file)
+    shown = f"{report_of.table(figures)}\n\n{report_of.codebook_table(figures)}"
+    print(f"{shown}\n\nOn {tokens.origin}.", file=sys.stderr if taken else sys.stdout)
     if json_file is not None:
         WholeFile(json_file, "the figures").write(
             report_of.as_json(original, tokens, figures), mode=0o644

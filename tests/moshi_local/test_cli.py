@@ -79,6 +79,12 @@ def test_public_names_are_there() -> None:
         (["--kv-bits", "16"], "'--kv-bits': must be 4 or 8"),
         (["bench", "--kv-bits", "0"], "'--kv-bits': must be 4 or 8"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
+        (
+            ["run", "a.wav", "b.wav", "--tail", "-1"],
+            "'--tail': must be a number from 0 to 3600",
+        ),
+        (["run", "a.wav", "b.wav", "--seed", "x"], "'--seed': must be a whole number from 0 to 42"),
+        (["--codec", "gpu"], "'--codec': 'gpu' is not one of 'auto', 'mlx', 'rust'."),
         (["bench", "--bits", "4"], "--bits goes with --config"),
     ],
 )

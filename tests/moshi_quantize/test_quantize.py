@@ -286,7 +286,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absurd header length": (write(b"\xff" * 8 + b"{}" * 50), "its header would have 1844674"),
     "header is no JSON": (write(b"\x10" + bytes(7) + b"{" + b"x" * 20), "its header is not JSON"),
     "header is a list": (write(b"\x08" + bytes(7) + b"[[[[]]]]"), "is not a safetensors file"),
-    "a text": (write(b"These are not the weights." * 9), "is a text, not safetensors"),
+    "a text": (write(b"These are not the weights." * 9), "is a text file, not safetensors"),
     "a web page": (write(b"<!doctype html><html><body>"), "is a web page, not safetensors"),
     "GGUF": (write(b"GGUF\3\0\0\0" + bytes(90)), "is a GGUF file"),
     "64-bit floats": (

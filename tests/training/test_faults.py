@@ -15,6 +15,8 @@ import pytest
 import soundfile
 
 from moshi_mlx.errors import ConfigError, MoshiError
+from moshi_mlx.files import new_folder
+from moshi_mlx.safetensors import write_safetensors
 from moshi_mlx.text import Word
 from moshi_mlx.training.cli import main
 from moshi_mlx.training.data import write_manifest, write_words
@@ -281,6 +283,19 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
         (fresh / "new").touch()
     assert names(target) == ["new"]
     assert names(tmp_path) == ["model"]
+
+
+def test_a_full_disk_names_the_final_file(tmp_path: Path) -> None:
+    weights = {"a": mx.zeros(4096)}
+    target = tmp_path / "model"
+    for folder in (whole_folder(target), new_folder(target, 0)):
+        with (
+            pytest.raises(MoshiError, match=rf"^{target}/w\.safetensors: cannot be written: File "),
+            largest_file(1000),
+            folder as fresh,
+        ):
+            write_safetensors(fresh / "w.safetensors", weights)
+    assert names(tmp_path) == []
 
 
 # ------------------------------------------------------------------- two at once, and signals
