@@ -88,6 +88,6 @@ def _checked(parameter: Any, context: Any, value: Any, where: str) -> Any:
     try:
         parameter.process_value(context, value)
     except Exception as error:  # the parser's own class, which typer hides
-        problem = value_problem(error) or getattr(error, "message", error)
+        problem = value_problem(error) or getattr(error, "message", str(error))
         raise ConfigError(f"{where}: {problem}") from error
     return value
