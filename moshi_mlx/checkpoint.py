@@ -17,7 +17,7 @@ from . import catalog
 from .arrays import Weights
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import MimiConfig, ModelConfig
-from .errors import CheckpointError, HubError
+from .errors import CheckpointError, HubError, counted
 from .files import read_json, write_json
 from .hub import ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
@@ -193,7 +193,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
     text = TextTokenizer(files.tokenizer)
     if not config.lm.text_card - _PADDED < text.vocab_size <= config.lm.text_card:
         raise CheckpointError(
-            f"{files.tokenizer}: has {text.vocab_size} tokens, the model knows "
+            f"{files.tokenizer}: has {counted(text.vocab_size, 'token')}, the model knows "
             f"{config.lm.text_card}: it is of another model"
         )
     mimi_config = read_mimi_config(

@@ -17,6 +17,7 @@ __all__ = [
     "SessionError",
     "TokenizerError",
     "VerbError",
+    "counted",
     "listed",
     "shown",
 ]
@@ -66,6 +67,11 @@ def shown(value: Any) -> str:
     """A value of a distrusted file for a message: one short printable line."""
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things for a message: "1 frame", "3 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

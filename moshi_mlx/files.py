@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import CheckpointError, ConfigError, MoshiError, shown
-from .formats import TEXT, what_is
+from .formats import TEXT_FILE, what_is
 
 _SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
 _PROBE_BYTES = 4096  # a full disk may still have room for an empty file
@@ -58,7 +58,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as JSON: it is nested too deeply") from error
     except ValueError as error:
         what = what_is(Path(path))
-        problem = f"it is {what}" if what not in (None, "JSON", TEXT) else error
+        problem = f"it is {what}" if what not in (None, "JSON", TEXT_FILE) else error
         raise ConfigError(f"{path}: cannot be read as JSON: {problem}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -329,7 +329,7 @@ def signals_interrupt(*names: str) -> Iterator[None]:
 
 
 def _abandoned(path: Path, match: re.Match[str]) -> bool:
-    """Whether nobody writes there: its process is gone, or has been given its number later."""
+    """Whether no program writes there: its process is gone, or another has its number."""
     if match[2] in (None, _machine()) and not _runs(int(match[1])):
         return True
     return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS

@@ -11,7 +11,7 @@ _ZIP = b"PK\x03\x04"
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _PICKLE = "a pickle (PyTorch's .pt, .pth or .bin; reading one can run code)"
 SOUNDS = ("a RIFF file (sound or video)", "a FLAC file", "an Ogg file")
-TEXT = "a text file"
+TEXT_FILE = "a text file"
 _MARKS: dict[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer (the file itself was not fetched)",
     b"/annex/objects/": "a git-annex pointer (the file itself was not fetched)",
@@ -63,7 +63,7 @@ def what_is(path: Path) -> str | None:
         return "a tokenizer.json" if _is_tokenizer_json(path) else "JSON"
     if b"<unk>" in first and first[:1] == b"\n":
         return "a SentencePiece model"
-    return TEXT if _is_text(text) else None
+    return TEXT_FILE if _is_text(text) else None
 
 
 def _is_text(first: bytes) -> bool:

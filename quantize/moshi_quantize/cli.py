@@ -25,7 +25,7 @@ from rich.progress import (
 
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
-from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.errors import HubError, MoshiError, counted
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
 from moshi_mlx.program import run_program
@@ -176,7 +176,9 @@ def quantize_command(
     if upload:
         _upload(result.folder, upload)
     for layer in result.plan.skipped[:3]:
-        print(f"not quantized, no group divides its {layer.shape[1]} inputs: {layer.name}")
+        print(
+            f"not quantized, no group divides its {counted(layer.shape[1], 'input')}: {layer.name}"
+        )
     if len(result.plan.skipped) > 3:
         print(f"and {len(result.plan.skipped) - 3} more like these")
     print(f"{target}: {result.nbytes / 1e6:.1f} MB. Try it: moshi-local --model {target}")

@@ -346,7 +346,7 @@ CODES = np.random.default_rng(0).integers(0, 500, (2, 17, 10))
     [
         ({"codes": CODES[:0]}, "has tokens [0, 17, 10]"),
         ({"codes": CODES[:, :, :0]}, "has tokens"),
-        ({"codes": CODES[:, :, :1]}, "has 1 frames, too few to predict"),
+        ({"codes": CODES[:, :, :1]}, "has 1 frame, too few to predict"),
         ({"codes": np.full((2, 17, 10), -1)}, "has no token that the model would say"),
         ({"calibration": CODES * 0 - 1, "evaluation": CODES}, "has no token that the model would"),
         ({"evaluation": CODES}, "is not a file of dialogue tokens"),

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "trees": set(),
     "worker": set(),
     "exclusive": set(),
-    "sounds": {"arrays", "distributions"},
+    "sounds": {"arrays", "distributions", "formats"},
     "stream": set(),
     "lora": set(),
     "events": {"text"},

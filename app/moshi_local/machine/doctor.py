@@ -24,6 +24,7 @@ from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
 from moshi_mlx.backend import default_dtype, slow_reason
 from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.distributions import installation_problem
+from moshi_mlx.errors import counted
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import is_folder_name, resolve
 from moshi_mlx.program import NO, OK
@@ -289,7 +290,7 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
         rows.add_row(label, Text(text))  # a name may hold what rich takes for markup
 
     fast = f", {here.performance_cores} of them fast" if here.performance_cores else ""
-    row("machine", f"{here.chip}, {here.cores} cores{fast}")
+    row("machine", f"{here.chip}, {counted(here.cores, 'core')}{fast}")
     gpu = f", {gb(here.gpu_memory)} at most for the GPU" if here.gpu_memory else ""
     row("memory", f"{gb(here.memory_total)}, {gb(here.memory_available)} free now{gpu}")
     row("system", f"{here.os}; Python {here.python}; MLX {here.mlx} on the {here.backend}")
@@ -311,7 +312,7 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
         how = (
             "predicted"
             if verdict.predicted
-            else f"measured, {verdict.frames} frames, codec {verdict.codec}"
+            else f"measured, {counted(verdict.frames, 'frame')}, codec {verdict.codec}"
         )
         times = "  ".join(f"{key} {value:.1f}" for key, value in verdict.frame_ms.items())
         row("per frame", f"{times} ms ({how}), of {verdict.budget_ms:.0f} ms")
