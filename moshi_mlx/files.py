@@ -274,7 +274,7 @@ def _check_target(target: Path, source: Path | None) -> None:
     if home is not None and (real == home or home in real.parents):
         raise CheckpointError(f"{target}: is the source, or in it; name a folder somewhere else")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
+        raise CheckpointError(f"{target}: is there already, and is not a folder; name a new one")
     try:
         if target.is_dir() and target.samefile(os.curdir):
             raise CheckpointError(f"{target}: is the current folder; name a new one")

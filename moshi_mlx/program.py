@@ -91,6 +91,14 @@ def _named_stdout() -> Iterator[None]:
         sys.stdout = theirs
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises MoshiError if an argument is empty: as a path it would be the current folder."""
+    if "" in arguments:
+        before = arguments[: list(arguments).index("")]
+        after = f" after {before[-1]!r}" if before else ""
+        raise MoshiError(f"the argument{after} is empty; give it a value, or leave it out")
+
+
 def _flush() -> None:
     if sys.stdout is not None:  # as where it was closed
         sys.stdout.flush()

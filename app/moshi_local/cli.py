@@ -17,7 +17,7 @@ import moshi_mlx
 from moshi_mlx import catalog
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, check_outputs
-from moshi_mlx.program import run_program
+from moshi_mlx.program import refuse_empty, run_program
 
 from . import arguments as a
 from .assembly import inputs_of, load_model
@@ -418,6 +418,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns the exit code: 0, 1 (doctor: no), 2 (error), or 128 and a signal's."""
 
     def work() -> int | None:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         batch_gpu_work()
         defaults = read_defaults(typer.main.get_command(app), config_path())
         code: int | None = app(

@@ -28,7 +28,7 @@ from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import HubError, MoshiError, counted
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
-from moshi_mlx.program import run_program
+from moshi_mlx.program import refuse_empty, run_program
 
 from . import report as report_of
 from .api import LISTENED
@@ -375,6 +375,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _with_command(list(sys.argv[1:] if arguments is None else arguments))
 
     def work() -> int | None:
+        refuse_empty(given)
         code: int | None = app(given, prog_name="moshi-quantize", standalone_mode=False)
         return code
 

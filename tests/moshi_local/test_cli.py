@@ -78,6 +78,7 @@ def test_public_names_are_there() -> None:
         (["run", "a.wav", "b.wav", "--kv-bits", "5"], "'--kv-bits': must be 4 or 8"),
         (["--kv-bits", "16"], "'--kv-bits': must be 4 or 8"),
         (["bench", "--kv-bits", "0"], "'--kv-bits': must be 4 or 8"),
+        (["run", "", "b.wav"], "the argument after 'run' is empty"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
         (
             ["run", "a.wav", "b.wav", "--tail", "-1"],

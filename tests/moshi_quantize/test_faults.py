@@ -17,6 +17,7 @@ import moshi_quantize
 from benchmarks.quantize_proofs import SMALL, make_small
 from moshi_local import cli as local_cli
 from moshi_mlx.checkpoint import open_checkpoint
+from moshi_mlx.errors import HubError
 from moshi_mlx.files import read_json
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
@@ -181,7 +182,7 @@ def test_odd_predicates(
 def test_a_predicate_that_is_no_file(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in ("", tmp_path, tmp_path / "none.py"):
+    for path in (tmp_path, tmp_path / "none.py"):
         said = refused([source, tmp_path / "made", "--predicate", path], capsys)
         assert f"'{path}': No such file" in said
 
@@ -228,21 +229,21 @@ def test_auto_keeps_to_the_predicate(source: Path) -> None:
         (["--target-bits", "16.01"], "16.01 bits per weight cannot be had for this model"),
         (["--target-bits", "3.5", "--set", "heads=none"], "with what is set apart: give a target "
                                                           "from 3.99 to 16.00"),
-        (["--bits", ""], "There is no recipe ''"),
+        (["--bits", ""], "the argument after '--bits' is empty; give it a value, or leave it out"),
+        (["--bits="], "There is no recipe ''"),
         (["--bits", "7"], "no precision of 7 bits in groups of 32"),
         (["--bits", "-4"], "There is no recipe '-4'"),
         (["--bits", "nan"], "There is no recipe 'nan'"),
         (["--bits", "4:" + "9" * 5000], "'4:9999999999...9999999999999' is not a precision"),
-        (["--recipe", ""], "There is no recipe ''"),
         (["--bits", "4", "--recipe", "q4"], "give --bits or --recipe, not both"),
-        (["--dtype", ""], "'' is not one of bfloat16"),
+        (["--dtype="], "'' is not one of bfloat16"),
         (["--set", "heads"], "'heads' is not WHAT=PRECISION"),
         (["--set", "=4"], "No layer is called ''"),
         (["--set", "foo=4"], "No layer is called 'foo': give temporal, depth, embeddings, heads or "
                              "a layer's name, as "),
         (["--upload", "moshi"], "'moshi' is not ORG/REPO"),
         (["--upload", "me/moshi", "--offline"], "not with --offline"),
-        (["--dialogue", ""], "there is no such file of tokens"),
+        (["--dialogue="], "there is no such file of tokens"),
         (["--dialogue", "/nowhere.wav"], "/nowhere.wav: there is no such file of tokens"),
     ],
 )  # fmt: skip
@@ -435,8 +436,10 @@ def test_empty_names(
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    assert "The model's name is empty" in refused(["", "made"], capsys)
-    for here in ("", ".", tmp_path):
+    assert "the argument after 'quantize' is empty" in refused(["", "made"], capsys)
+    with pytest.raises(HubError, match="The model's name is empty"):
+        quantize("", "q4", "made")
+    for here in (".", tmp_path):
         assert "is the current folder; name a new one" in refused([source, here], capsys)
     assert not list(tmp_path.iterdir())
 

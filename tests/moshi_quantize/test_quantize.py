@@ -365,8 +365,8 @@ def test_broken_target(small: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     link.symlink_to(full)
     for target, message in [
         (small, "is the source, or in it"), (small / "q4", "is the source, or in it"),
-        (full, "is there already, and not empty"), (file, "is there already, and no folder"),
-        (link, "is there already, and no folder"), (file / "below", "cannot be"),
+        (full, "is there already, and not empty"), (file, "is there already, and is not a folder"),
+        (link, "is there already, and is not a folder"), (file / "below", "cannot be"),
         (Path("/proc/nowhere/made"), "cannot be made"),
     ]:  # fmt: skip
         assert message in program([str(small), str(target)], capsys)

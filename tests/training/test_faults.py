@@ -376,6 +376,11 @@ def test_sigterm_before_the_first_step(tmp_path: Path, monkeypatch: pytest.Monke
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_an_empty_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([""]) == 2
+    assert capsys.readouterr().err.startswith("moshi-train: the argument is empty; ")
+
+
 def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
     config = written(tmp_path, RUN.replace("run_dir: run", "run_dir: new/run"))
     assert main([str(config)]) == 2
