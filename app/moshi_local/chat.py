@@ -86,13 +86,17 @@ def chat(options: ChatOptions) -> None:
     words, notes = consoles(options.as_json or keeping.events == STDOUT)
     seed = secrets.randbits(31) if options.seed is None else options.seed
     # What can fail at once, before a model is loaded or fetched.
-    check_outputs(_outputs(keeping), inputs_of(options.model))
+    outputs = _outputs(keeping)
+    check_outputs(outputs, inputs_of(options.model))
     choose_devices(options.sound.input, options.sound.output)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
         verb: Verb = "talk" if options.translation is None else "translate"
         moshi, verdict = load_model(options.model, notes, options.kv_bits, verb)
     with ExitStack() as stack:
+        for output in outputs:
+            if output.kind == "folder":  # other files may be asked for in it
+                stack.enter_context(output.made())
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         prefer = system.prefer_this_thread
         hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model

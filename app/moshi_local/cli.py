@@ -17,7 +17,7 @@ import moshi_mlx
 from moshi_mlx import catalog
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, check_outputs
-from moshi_mlx.program import run_program
+from moshi_mlx.program import refuse_empty, run_program
 
 from . import arguments as a
 from .assembly import inputs_of, load_model
@@ -240,7 +240,7 @@ def doctor_command(
 ) -> None:
     """Check whether this machine can talk with a model in real time, with numbers.
 
-    The exit code is 0 if it can and 1 if it cannot.
+    The exit code is 0 if it can and 1 if it cannot, as without a microphone or a speaker.
     """
     if report is not None and not full:
         raise typer.BadParameter("--report goes with --full")
@@ -280,13 +280,14 @@ def bench_command(
         ),
     ] = None,
     bits: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="BITS",
             help="With --config, use 4, 8 or 16 bits per weight.",
+            show_default="16",
             rich_help_panel=a.MODEL,
         ),
-    ] = 16,
+    ] = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     frames: Annotated[
@@ -334,8 +335,9 @@ def bench_command(
     name = _asked(context, model, quantized, hf_repo)
     if name and config:
         raise typer.BadParameter("give --model or --config, not both")
-    if upstream is not None and config is None:
-        raise typer.BadParameter("--vs-upstream goes with --config")
+    for option, given in (("--vs-upstream", upstream), ("--bits", bits)):
+        if given is not None and config is None:
+            raise typer.BadParameter(f"{option} goes with --config")
     theirs = None
     source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
     check_outputs(
@@ -352,7 +354,7 @@ def bench_command(
     else:
         mine, theirs = bench_config(
             config,
-            bits,
+            16 if bits is None else bits,
             frames,
             upstream,
             compiled=compiled,
@@ -420,6 +422,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns the exit code: 0, 1 (doctor: no), 2 (error), or 128 and a signal's."""
 
     def work() -> int | None:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         batch_gpu_work()
         defaults = read_defaults(typer.main.get_command(app), config_path())
         code: int | None = app(

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "trees": set(),
     "worker": {"threads"},
     "threads": set(),
-    "sounds": {"arrays", "distributions"},
+    "sounds": {"arrays", "distributions", "formats"},
     "stream": set(),
     "lora": set(),
     "loudness": {"arrays"},
