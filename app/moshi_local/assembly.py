@@ -51,6 +51,8 @@ def load_model(
     Raises:
         MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
     """
+    if catalog.series(source.name):
+        notes.print("measuring this machine …")
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
     needs = verdict.needs
     if note := moshi_mlx.prepare_gpu(None if needs is None else needs.total):

@@ -130,7 +130,10 @@ def run_command(
         Path, typer.Argument(metavar="IN.wav", help="A recording: any rate, any channels.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac.")
+        Path,
+        typer.Argument(
+            metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac. The file is replaced."
+        ),
     ],
     model: a.ModelOption = None,
     quantized: a.QuantizedOption = None,
@@ -247,6 +250,7 @@ def doctor_command(
     if full and as_json:
         raise typer.BadParameter("--full writes a file of JSON: leave --json out")
     name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
+    print("measuring this machine …", file=sys.stderr)
     if full:
         code = full_checkup(
             report or DEFAULT_REPORT,

@@ -124,7 +124,7 @@ def quantize(
         quality = None
         if measured:
             if progress is not None:
-                progress(0, 1, "comparing with the original")
+                progress(0, 0, "comparing with the original, which takes a minute or more")
             made = replace(open_checkpoint(fresh), name=folder.name)
             tokens = tokens or find_dialogues(source, dialogue, made)
             listens = can_listen() and plan.source.config.lm.dep_q != 0

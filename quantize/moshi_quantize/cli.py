@@ -317,10 +317,15 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar with rate and time left, on a terminal."""
+    """A bar with rate and time left, on a terminal; elsewhere a line for each long part."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+
+        def say(_: int, total: int, what: str) -> None:
+            if not total:
+                print(f"moshi-quantize: {what}", file=sys.stderr)
+
+        yield say
         return
     columns = (
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
@@ -330,7 +335,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
         task = bar.add_task("", total=None)
 
         def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what[-40:])
+            bar.update(task, completed=done, total=total or None, description=what[-40:])
 
         yield show
 
