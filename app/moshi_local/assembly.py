@@ -14,14 +14,15 @@ import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Moshi, Session, catalog
+from moshi_mlx import Moshi, MoshiError, Session, catalog
 from moshi_mlx.backend import slow_reason
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
 from .machine.verdict import Verdict, check_before
-from .options import ModelSource, SamplingFlags
+from .options import ModelSource, PersonaFlags, SamplingFlags
 from .report import LoopReport
+from .speaker import Speaker, files_of, own_voices, told
 
 __all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
@@ -32,11 +33,12 @@ def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     return (notes if stdout_is_taken else Console(highlight=False)), notes
 
 
-def inputs_of(source: ModelSource) -> Iterator[Path]:
+def inputs_of(source: ModelSource, persona: PersonaFlags | None = None) -> Iterator[Path]:
     """The files that every command reads, which no output may replace."""
     yield from model_inputs(source.name)
     yield from model_inputs(source.lora)
     yield config_path()
+    yield from () if persona is None else files_of(persona)
 
 
 def load_model(
@@ -79,14 +81,49 @@ def load_model(
     return moshi, verdict
 
 
-def open_session(moshi: Moshi, seed: int, sampling: SamplingFlags, kv_bits: int | None) -> Session:
-    """A fresh conversation, drawn as the options say."""
+def open_session(
+    moshi: Moshi,
+    seed: int,
+    sampling: SamplingFlags,
+    kv_bits: int | None,
+    speaker: Speaker | None = None,
+    notes: Console | None = None,
+) -> Session:
+    """A fresh conversation, drawn as the options say.
+
+    Args:
+        moshi: the model.
+        seed: of its random numbers.
+        sampling: the options.
+        kv_bits: as `Moshi.session` takes it.
+        speaker: persona and voice, if there are any.
+        notes: where to say which they are.
+
+    Raises:
+        MoshiError: as `Moshi.session`.
+    """
+    speaker = speaker or Speaker()
+    if speaker.keep and kv_bits is not None:
+        raise MoshiError(
+            f"a long conversation only fits with keys and values in {kv_bits} bits here, which "
+            "cannot be kept in sight: leave out --keep-persona, or use a smaller model"
+        )
+    voice = speaker.voice
+    if isinstance(voice, str):
+        voice = moshi.voice(voice, folder=own_voices())
     session: Session = moshi.session(
+        persona=speaker.persona,
+        voice=voice,
+        prompt_cache=speaker.cached,
+        keep_persona=speaker.keep,
         seed=seed,
         text=sampling.text(moshi.text_sampling),
         audio=sampling.audio(moshi.audio_sampling),
         kv_bits=kv_bits,
     )
+    if notes is not None and session.opening is not None:
+        for line in told(speaker.persona, voice, session.opening, speaker.keep):
+            notes.print(line, markup=False, soft_wrap=True)
     return session
 
 

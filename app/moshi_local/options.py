@@ -9,7 +9,14 @@ from typing import Any, Literal
 
 from moshi_mlx import Sampling
 
-__all__ = ["CodecChoice", "Keeping", "ModelSource", "SamplingFlags", "SoundFlags"]
+__all__ = [
+    "CodecChoice",
+    "Keeping",
+    "ModelSource",
+    "PersonaFlags",
+    "SamplingFlags",
+    "SoundFlags",
+]
 
 
 class EchoMode(StrEnum):
@@ -41,6 +48,22 @@ class ModelSource:
     lora: Path | None = None
     float16: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaFlags:
+    """Who the model is asked to be; None or "" where nothing is asked.
+
+    persona: a text, or "@" and the name of a file that has it.
+    voice: a name or a file.
+    cached: keep what the model remembers of them for the next conversation.
+    keep: let them stay in sight however long this one gets.
+    """
+
+    persona: str | None = None
+    voice: str | None = None
+    cached: bool = True
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

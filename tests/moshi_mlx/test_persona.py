@@ -188,7 +188,7 @@ def test_a_persona_that_is_kept_in_sight(moshi: PersonaPlex) -> None:
     prompt = moshi.prompt(PERSONA, "ANNA")
     assert prompt is not None
     length = prompt.frames.shape[2]
-    room = moshi.lm.config.transformer.context - length  # type: ignore[operator]
+    room = moshi.lm.config.transformer.context - length
     frames = room + 30
     with moshi.session(**given) as plain:
         usual = tokens_of(plain, frames)
@@ -211,7 +211,7 @@ def test_a_persona_that_is_kept_in_sight(moshi: PersonaPlex) -> None:
     with pytest.raises(ArgumentError, match="keep_persona needs a persona or a voice"):
         moshi.session(persona=" ", keep_persona=True)
     with pytest.raises(ArgumentError, match="keep_persona must be True or False, is 1"):
-        moshi.session(**given, keep_persona=1)
+        moshi.session(**given, keep_persona=1)  # type: ignore[arg-type]
 
 
 # ------------------------------------------------------------------------------- kept states
