@@ -9,6 +9,7 @@ import difflib
 import json
 import re
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
@@ -191,7 +192,7 @@ def add_voice(
     checkpoint = open_checkpoint(model)
     if not kind_of(checkpoint.config, model).persona:
         raise takes_no(model, "a voice")
-    _check_name(checkpoint.files, name)
+    _check_name(model, _here(checkpoint.files), name)
 
     def made() -> Voice:
         codec = checkpoint.choose_codec("mlx", _CODEBOOKS)
@@ -272,14 +273,15 @@ def _check_model(model: str, name: str) -> None:
     entry = catalog.find(model) or next(iter(catalog.series(model)), None)
     if entry is not None and not KINDS[entry.family].persona:
         raise takes_no(model, "a voice")
-    files = local_files(model)
-    if files is not None:
-        _check_name(files, name)
+    known = () if entry is None else entry.voices
+    _check_name(model, [*known, *_here(local_files(model))], name)
 
 
-def _check_name(files: ModelFiles, name: str) -> None:
-    if name.casefold() in {each.casefold() for each in VoiceFiles(files).names()}:
-        raise MoshiError(f"{files.name} has a voice {name} already: give yours another name")
+def _check_name(model: str, known: Sequence[str], name: str) -> None:
+    """That it is none of the model's own, which would be found first."""
+    for voice in known:
+        if voice.casefold() == name.casefold():
+            raise MoshiError(f"{model} has a voice {voice} already: give yours another name")
 
 
 def _asked() -> str:
