@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .mimi import Mimi
     from .sampling import Sampling
     from .session import Frame, Session, Timing
+    from .speech import Speech
     from .text import TextTokenizer, Word
     from .voices import Voice, load_voice
     from .weights_mimi import load_mimi
@@ -60,6 +61,7 @@ _PARTS = {
     "Sampling": "sampling",
     "Session": "session",
     "SessionError": "errors",
+    "Speech": "speech",
     "SpeechEnded": "events",
     "SpeechStarted": "events",
     "TextSaid": "events",
@@ -106,6 +108,7 @@ __all__ = [
     "Sampling",
     "Session",
     "SessionError",
+    "Speech",
     "SpeechEnded",
     "SpeechStarted",
     "TextSaid",

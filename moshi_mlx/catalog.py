@@ -36,6 +36,7 @@ class Entry:
     series: the name without a precision, which stands for the best one that a machine can run.
     voices: names of its voices, or what its one voice is.
     languages: that it speaks or understands, as ISO 639-1 codes.
+    aliases: shorter names.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Entry:
     series: str | None = None
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
+    aliases: tuple[str, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -83,6 +85,22 @@ def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
     )
 
 
+def _hibiki(
+    size: str, repository: str, nbytes: int, licence: str, heard: tuple[str, ...], *aliases: str
+) -> Entry:
+    return Entry(
+        name=f"hibiki-{size}",
+        about=f"speech translation, {' '.join(heard)} → en",
+        family="hibiki",
+        precision="bf16",
+        nbytes=nbytes + _MIMI_AND_TOKENIZER,
+        licence=licence,
+        repository=f"kyutai/{repository}",
+        languages=(*heard, "en"),
+        aliases=aliases,
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="nano",
@@ -106,13 +124,23 @@ ENTRIES: tuple[Entry, ...] = (
         preset="personaplex",
         voices=_PERSONAPLEX_VOICES,
     ),
+    # Weights of the second and third: computed from their shapes.
+    _hibiki("1b", "hibiki-1b-mlx-bf16", 3_600_000_000, "CC-BY 4.0", ("fr",), "hibiki"),
+    _hibiki("2b", "hibiki-2b-mlx-bf16", 6_340_000_000, "CC-BY 4.0", ("fr",)),
+    _hibiki(
+        "zero",
+        "hibiki-zero-3b-pytorch-bf16",
+        6_260_000_000,
+        "CC BY-NC-SA 4.0",
+        ("fr", "es", "pt", "de"),
+    ),
 )
 """All of them, the bundled ones first."""
 
 
 def find(name: str) -> Entry | None:
-    """The entry with this name or repository."""
-    return next((e for e in ENTRIES if name in (e.name, e.repository)), None)
+    """The entry with this name, alias or repository."""
+    return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases)), None)
 
 
 def names() -> list[str]:

@@ -18,7 +18,7 @@ from .arguments import path_of
 from .arrays import Weights
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import MimiConfig, ModelConfig
-from .errors import ArgumentError, CheckpointError, HubError
+from .errors import ArgumentError, CheckpointError, HubError, counted
 from .files import read_json, write_json
 from .hub import ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
@@ -195,7 +195,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
     text = TextTokenizer(files.tokenizer)
     if not config.lm.text_card - _PADDED < text.vocab_size <= config.lm.text_card:
         raise CheckpointError(
-            f"{files.tokenizer}: has {text.vocab_size} tokens, the model knows "
+            f"{files.tokenizer}: has {counted(text.vocab_size, 'token')}, the model knows "
             f"{config.lm.text_card}: it is of another model"
         )
     mimi_config = read_mimi_config(
@@ -251,12 +251,22 @@ def find_files(
     try:
         files = _find(name, weights, base, offline, own_adapter=lora is None)
         if lora is not None:
-            path = local_path(lora)
-            files = replace(files, lora=path / ADAPTER if path.is_dir() else path)
+            files = replace(files, lora=_adapter(local_path(lora)))
     except OSError as error:  # a folder that may not be looked into
         reason = error.strerror or str(error)
         raise HubError(f"{error.filename or name}: cannot be read: {reason}") from error
     return files
+
+
+def _adapter(path: Path) -> Path:
+    file = path / ADAPTER if path.is_dir() else path
+    if not file.exists():
+        raise HubError(
+            f"There is no file or folder {path}: give an adapter's file, or the folder that has it."
+            if file == path
+            else f"The folder {path} has no {ADAPTER}: give an adapter's file, or its folder."
+        )
+    return file
 
 
 def _find(

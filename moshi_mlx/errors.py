@@ -17,6 +17,7 @@ __all__ = [
     "SessionError",
     "TokenizerError",
     "VerbError",
+    "counted",
     "listed",
     "shown",
 ]
@@ -69,6 +70,11 @@ def shown(value: Any) -> str:
     except ValueError:  # an integer of more digits than Python writes
         return f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things for a message: "1 frame", "3 frames"."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def listed(names: Sequence[str], most: int = 3) -> str:

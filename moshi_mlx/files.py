@@ -9,24 +9,27 @@ import glob
 import io
 import json
 import os
+import platform
 import re
 import shutil
 import signal
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, shown
-from .formats import what_is
+from .errors import CheckpointError, ConfigError, MoshiError, shown
+from .formats import TEXT_FILE, what_is
 
 _SPARE_BYTES = 20_000_000  # of the disk, for the small files of a new folder
 _PROBE_BYTES = 4096  # a full disk may still have room for an empty file
 _LONGEST_STEM = 200  # bytes
-_LEFTOVER = re.compile(r"\.(\d+)\.partial(\.\w+)?$")
+_LEFTOVER = re.compile(r"\.(\d+)(?:-([0-9a-f]{8}))?\.partial(\.\w+)?$")
+_ABANDONED_SECONDS = 7 * 24 * 3600  # of what nothing was written to, whoever wrote it
 
 
 def cache_folder() -> Path:
@@ -55,7 +58,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: cannot be read as JSON: it is nested too deeply") from error
     except ValueError as error:
         what = what_is(Path(path))
-        problem = f"it is {what}" if what not in (None, "JSON", "a text") else error
+        problem = f"it is {what}" if what not in (None, "JSON", TEXT_FILE) else error
         raise ConfigError(f"{path}: cannot be read as JSON: {problem}") from error
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror or error}") from error
@@ -89,8 +92,12 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
 
 
 def partial_name(path: Path) -> Path:
-    """The temporary name beside `path`: hidden, and of this process."""
-    return path.with_name(f"{_partial_stem(path.name)}.{os.getpid()}.partial")
+    """The temporary name beside `path`: hidden, of this process and, on a shared disk, machine."""
+    return path.with_name(f"{_partial_stem(path.name)}.{os.getpid()}-{_machine()}.partial")
+
+
+def _machine() -> str:
+    return f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def _partial_stem(name: str) -> str:
@@ -170,6 +177,23 @@ class SoundSink(io.RawIOBase):
 
 
 @contextmanager
+def made_folder(folder: Path, mode: int = 0o777) -> Iterator[None]:
+    """A folder and those above it, made where they are missing. Raises OSError.
+
+    Those that were made and are empty at the end of the block are removed.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        for each in reversed(missing):
+            each.mkdir(mode, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):
+            for each in missing:
+                each.rmdir()
+
+
+@contextmanager
 def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterator[Path]:
     """A folder beside `target` to write into; becomes `target` if all went well, else nothing.
 
@@ -183,28 +207,42 @@ def new_folder(target: Path, needed: int, source: Path | None = None) -> Iterato
     """
     target = Path(os.path.abspath(target))  # noqa: PTH100 (resolve would follow a link)
     _check_target(target, source)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(made_folder(target.parent))
+            sweep(target)
+            free = shutil.disk_usage(target.parent).free
+            if free < needed + _SPARE_BYTES:
+                raise CheckpointError(
+                    f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
+                )
+            folder = partial_name(target)
+            folder.mkdir()
+        except OSError as error:
+            raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        stack.enter_context(named_as(target, folder))
+        try:
+            with signals_interrupt("SIGTERM", "SIGHUP"):
+                yield folder
+                folder.rename(target)
+        except OSError as error:
+            if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+                raise CheckpointError(f"{target}: was made by another program meanwhile") from error
+            reason = error.strerror or error
+            raise CheckpointError(f"{target}: cannot be written: {reason}") from error
+
+
+@contextmanager
+def named_as(target: Path, partial: Path) -> Iterator[None]:
+    """Errors of the library that name what is under a temporary name give its final one."""
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        sweep(target)
-        free = shutil.disk_usage(target.parent).free
-        if free < needed + _SPARE_BYTES:
-            raise CheckpointError(
-                f"{target}: needs {needed / 1e9:.2f} GB, the disk has {free / 1e9:.2f} GB left"
-            )
-        folder = partial_name(target)
-        folder.mkdir()
-    except OSError as error:
-        raise CheckpointError(f"{target}: cannot be made: {error.strerror}") from error
-    try:
-        with signals_interrupt("SIGTERM", "SIGHUP"):
-            yield folder
-            folder.rename(target)
-    except OSError as error:
-        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
-            raise CheckpointError(f"{target}: was made by another program meanwhile") from error
-        raise CheckpointError(f"{target}: cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        yield
+    except MoshiError as error:
+        told = str(error).replace(str(partial), str(target))
+        if told == str(error):
+            raise
+        raise type(error)(told) from error
 
 
 def check_new_folder(target: Path, source: Path | None = None) -> None:
@@ -236,8 +274,10 @@ def _check_target(target: Path, source: Path | None) -> None:
     if home is not None and (real == home or home in real.parents):
         raise CheckpointError(f"{target}: is the source, or in it; name a folder somewhere else")
     if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise CheckpointError(f"{target}: is there already, and no folder; name a new one")
+        raise CheckpointError(f"{target}: is there already, and is not a folder; name a new one")
     try:
+        if target.is_dir() and target.samefile(os.curdir):
+            raise CheckpointError(f"{target}: is the current folder; name a new one")
         if target.is_dir() and any(target.iterdir()):
             raise CheckpointError(f"{target}: is there already, and not empty; name a new folder")
     except OSError as error:
@@ -254,7 +294,7 @@ def sweep(target: Path, pattern: str | None = None) -> None:
     with suppress(OSError):
         for path in folder.glob(f"{stem}.*.partial*"):
             match = _LEFTOVER.search(path.name)
-            if match is None or _runs(int(match[1])) or path.is_symlink():
+            if match is None or path.is_symlink() or not _abandoned(path, match):
                 continue
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
@@ -286,6 +326,13 @@ def signals_interrupt(*names: str) -> Iterator[None]:
     finally:
         for number in ours:
             signal.signal(number, signal.SIG_DFL)
+
+
+def _abandoned(path: Path, match: re.Match[str]) -> bool:
+    """Whether no program writes there: its process is gone, or another has its number."""
+    if match[2] in (None, _machine()) and not _runs(int(match[1])):
+        return True
+    return time.time() - path.stat().st_mtime > _ABANDONED_SECONDS
 
 
 def _runs(process: int) -> bool:

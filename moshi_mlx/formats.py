@@ -3,12 +3,15 @@
 The one list of that kind; knows nothing of what a file is wanted for.
 """
 
+import codecs
 from pathlib import Path
 
 _LOOKED_AT = 512  # bytes
 _ZIP = b"PK\x03\x04"
 _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _PICKLE = "a pickle (PyTorch's .pt, .pth or .bin; reading one can run code)"
+SOUNDS = ("a RIFF file (sound or video)", "a FLAC file", "an Ogg file")
+TEXT_FILE = "a text file"
 _MARKS: dict[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer (the file itself was not fetched)",
     b"/annex/objects/": "a git-annex pointer (the file itself was not fetched)",
@@ -22,9 +25,7 @@ _MARKS: dict[bytes, str] = {
     b"\xfd7zXZ": "compressed by xz",
     b"\x28\xb5\x2f\xfd": "compressed by zstd",
     b"7z\xbc\xaf": "a 7-Zip archive",
-    b"RIFF": "a RIFF file (sound or video)",
-    b"fLaC": "a FLAC file",
-    b"OggS": "an Ogg file",
+    **dict(zip((b"RIFF", b"fLaC", b"OggS"), SOUNDS, strict=True)),
     b"\x89PNG": "a picture",
     b"%PDF": "a PDF",
     b"\x7fELF": "a program",
@@ -62,7 +63,16 @@ def what_is(path: Path) -> str | None:
         return "a tokenizer.json" if _is_tokenizer_json(path) else "JSON"
     if b"<unk>" in first and first[:1] == b"\n":
         return "a SentencePiece model"
-    return "a text" if text.isascii() and text.decode("ascii").isprintable() else None
+    return TEXT_FILE if _is_text(text) else None
+
+
+def _is_text(first: bytes) -> bool:
+    """Whether a file that begins like this is readable UTF-8; its last letter may be cut."""
+    try:
+        letters = codecs.getincrementaldecoder("utf-8")().decode(first)
+    except UnicodeDecodeError:
+        return False
+    return "".join(letters.split()).isprintable()
 
 
 def is_zip(path: Path) -> bool:

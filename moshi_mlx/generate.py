@@ -93,6 +93,7 @@ class Generator:
         conditions: one mapping from conditioner to value per conversation.
         generated: audio streams to generate, `dep_q` if None; the streams after them are given.
         guidance: also run each conversation without its conditions, and move away from that.
+        null_conditions: with guidance, what it moves away from, in place of no conditions.
         compiled: let MLX fuse what a frame computes; the numbers are the same. On a GPU if None.
         kv_bits: quantize the temporal transformer's keys and values to 8 or 4 bits; None: no.
 
@@ -113,6 +114,7 @@ class Generator:
         conditions: Sequence[Mapping[str, Condition]] | None = None,
         generated: int | None = None,
         guidance: Guidance | None = None,
+        null_conditions: Sequence[Mapping[str, Condition]] | None = None,
         compiled: bool | None = None,
         kv_bits: int | None = None,
     ) -> None:
@@ -136,10 +138,14 @@ class Generator:
             raise ArgumentError(f"kv_bits must be None here, is {kv_bits}: {problem}")
         self._kv_bits = kv_bits
         given = None
+        if null_conditions is not None and guidance is None:
+            raise ArgumentError("null_conditions are for guidance")
         if config.conditioners:
-            values = _mappings([{}] * batch if conditions is None else conditions, batch)
-            given = lm.condition_provider(values + ([{}] * batch if guidance else []))
-        elif conditions:
+            values = _mappings("conditions", conditions, batch)
+            if guidance is not None:
+                values += _mappings("null_conditions", null_conditions, batch)
+            given = lm.condition_provider(values)
+        elif conditions or null_conditions:
             raise ArgumentError("this model has no conditioners")
         self._stepped = prepared(lm, given)
         compiled = compile_by_default() if compiled is None else compiled
@@ -214,7 +220,8 @@ class Generator:
         p − delays[0].
 
         Args:
-            codes: integers [B, given]: the other side's codes of frame s; −1 for none.
+            codes: integers [B, given]: the other side's codes of frame s; −1 for none. `card` on
+                all streams, the initial token, tells models that know it that the input has ended.
             text: text tokens to write in place of those that would be drawn: one, or [B]; −1 for
                 none, −2 to draw. With two streams in one token, the multiplexed token. The codes
                 follow it: the padding token makes the model pause.
@@ -442,7 +449,8 @@ class Generator:
         for name, found in tokens.items():
             text, codes = np.split(found, [1], axis=1 if name == "ring" else 2)
             integers(f"{name}'s text", text, UNGENERATED_TOKEN, self.lm.config.text_limit - 1)
-            integers(f"{name}'s codes", codes, UNGENERATED_TOKEN, self.lm.config.card - 1)
+            most = self.lm.config.card if name == "ring" else self.lm.config.card - 1
+            integers(f"{name}'s codes", codes, UNGENERATED_TOKEN, most)
         self._begin()
         self._seed, self._ring.step, self._ring.tokens = seed, step, tokens["ring"]
         for i, (cache, count) in enumerate(zip(self._cache, counts, strict=True)):
@@ -515,8 +523,8 @@ class Generator:
         self, name: str, codes: npt.ArrayLike, streams: int, none_drawn: bool = False
     ) -> Tokens:
         """Codes as int32 [B, streams], checked."""
-        least = ZERO_TOKEN if none_drawn else UNGENERATED_TOKEN
-        given = integers(name, codes, least, self.lm.config.card - 1)
+        least, card = ZERO_TOKEN if none_drawn else UNGENERATED_TOKEN, self.lm.config.card
+        given = integers(name, codes, least, card if none_drawn else card - 1)
         shape = (self.batch, streams)
         return _whole_shape(name, given, shape) if none_drawn else _spread(name, given, shape)
 
@@ -582,12 +590,14 @@ class Generator:
         return mask
 
 
-def _mappings(values: Any, batch: int) -> list[Mapping[str, Condition]]:
-    """The conditions of each conversation."""
+def _mappings(name: str, values: Any, batch: int) -> list[Mapping[str, Condition]]:
+    """The conditions of each conversation; None: absent."""
+    if values is None:
+        return [{}] * batch
     good = isinstance(values, Sequence) and all(isinstance(value, Mapping) for value in values)
     if not good or len(values) != batch:
         found = len(values) if good else shown(values)
-        raise ArgumentError(f"conditions must be {batch} mappings, are {found}")
+        raise ArgumentError(f"{name} must be {batch} mappings, are {found}")
     return list(values)
 
 

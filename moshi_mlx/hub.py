@@ -328,7 +328,8 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     wanted = [file for file in named_files if file is not None]
     for file in wanted:
         if not source.has(file):
-            raise HubError(f"{_missing(source, file)} {source.way_out}")
+            unnamed = f" There is no {_CONFIG} either, to name another." if config is None else ""
+            raise HubError(f"{_missing(source, file)}{unnamed} {source.way_out}")
     source.make_sure_of_room(wanted)
     paths = {file: source.get(file) for file in wanted}
     return ModelFiles(

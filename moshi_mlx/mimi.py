@@ -206,7 +206,7 @@ class Mimi(nn.Module):
         heard = samples(pcm)
         self._check_pcm(heard)
         finite("pcm", heard)  # what is not would stay in the state
-        with state.encoder.turn.held():
+        with _checked(state).encoder.turn.held():
             return self.encode_later(mx.array(heard), state)
 
     @mlx_work
@@ -238,7 +238,7 @@ class Mimi(nn.Module):
             ArgumentError: the shape is wrong, or a code out of range.
         """
         said = integers("codes", codes, 0, self.config.quantizer.bins - 1)
-        with state.decoder.turn.held():
+        with _checked(state).decoder.turn.held():
             return self.decode_later(mx.array(said), state)
 
     @mlx_work
@@ -310,7 +310,11 @@ def _type_of(seanet: SeanetEncoder | SeanetDecoder) -> mx.Dtype:
 
 
 def _check_batch(x: mx.array, state: MimiState) -> None:
+    if x.shape[0] != _checked(state).batch:
+        raise ArgumentError(f"the state is of a batch of {state.batch}, this is {x.shape[0]}")
+
+
+def _checked(state: MimiState) -> MimiState:
     if not isinstance(state, MimiState):
         raise ArgumentError(f"state must be a MimiState, is {shown(state)}")
-    if x.shape[0] != state.batch:
-        raise ArgumentError(f"the state is of a batch of {state.batch}, this is {x.shape[0]}")
+    return state

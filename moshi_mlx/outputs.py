@@ -7,14 +7,14 @@ import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from . import catalog
 from .errors import MoshiError
-from .files import partial_name, replace_file, reserved
+from .files import made_folder, partial_name, replace_file, reserved
 from .hub import ModelFiles, resolve
 
 __all__ = ["Output", "WholeFile", "check_outputs", "is_stdout", "model_inputs"]
@@ -29,9 +29,9 @@ class Output:
 
     what: it holds, for messages: "the picture".
     suffixes: those that can be written; any if empty.
-    kind: a "file" is put there whole at the end, in place of what is there; a "stream" is written
-        as it comes, and may be a device or a pipe; a "folder" gets files with new names and is
-        made if it is missing; in a "replaced folder", files are replaced.
+    kind: a "file" is put there whole at the end, in place of what is there (without `suffixes`, it
+        is text, and may go to a device or a pipe); a "stream" is written as it comes; a "folder"
+        gets files with new names and may be missing; in a "replaced folder", files are replaced.
     private: a folder that is made is for its owner only.
     """
 
@@ -40,6 +40,10 @@ class Output:
     suffixes: Sequence[str] = ()
     kind: Literal["file", "stream", "folder", "replaced folder"] = "file"
     private: bool = False
+
+    def made(self) -> AbstractContextManager[None]:
+        """The folder, while the block runs; stays if there is something in it then."""
+        return made_folder(self.path, 0o700 if self.private else 0o777)
 
     def cannot(self, reason: str) -> MoshiError:
         """The error that says that it cannot be written."""
@@ -50,8 +54,8 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | None] = ())
     """Whether all of a command's outputs can be written, and none is an input or another output.
 
     Two names of the same file are found too: through links, `..`, and on a disk that ignores case.
-    Leaves nothing behind but the folders that are to be made; sweeps what killed programs left of
-    writing the same files.
+    Leaves nothing behind: folders that are missing are made for as long as it looks. Sweeps what
+    killed programs left of writing the same files.
 
     Args:
         outputs: what the command will write.
@@ -63,33 +67,27 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path | None] = ())
     # What is made is there before the files in it are looked at.
     ordered = sorted(outputs, key=lambda output: not output.kind.endswith("folder"))
     read = [path for path in inputs if path is not None] if ordered else []
-    made: list[Path] = []
     seen: list[tuple[Output, Path]] = []  # with the temporary name that stands for it
-    try:
-        with ExitStack() as stack:
-            for output in ordered:
-                try:
-                    _check_shape(output)
-                    _check_inputs(output, read)
-                    if output.kind.endswith("folder"):
-                        made += _make(output.path, 0o700 if output.private else 0o777)
-                        stack.enter_context(reserved(output.path / "file"))
-                    elif not output.path.exists() or output.path.is_file():
-                        _reserve(output, seen, stack)
-                except OSError as error:
-                    raise output.cannot(error.strerror or str(error)) from error
-    except BaseException:
-        for folder in reversed(made):
-            with suppress(OSError):
-                folder.rmdir()
-        raise
+    with ExitStack() as stack:
+        for output in ordered:
+            try:
+                _check_shape(output)
+                _check_inputs(output, read)
+                if output.kind.endswith("folder"):
+                    stack.enter_context(output.made())
+                    stack.enter_context(reserved(output.path / "file"))
+                elif not output.path.exists() or output.path.is_file():
+                    _reserve(output, seen, stack)
+            except OSError as error:
+                raise output.cannot(error.strerror or str(error)) from error
 
 
 class WholeFile:
     """A file that the user asked for, to be written at the end; looked at now.
 
     Args:
-        path: is replaced if it exists; where it is a link, what that leads to.
+        path: is replaced if it exists; where it is a link, what that leads to. A device or a pipe
+            is written to.
         what: it holds, for messages: "the trace".
         suffixes: those that can be written; any if empty.
 
@@ -104,8 +102,12 @@ class WholeFile:
     def write(self, content: str | bytes, mode: int = 0o600) -> None:
         """Put `content` there, text in UTF-8. Raises MoshiError."""
         data = content.encode() if isinstance(content, str) else content
+        path = self._output.path
         try:
-            replace_file(_real(self._output.path), [data], mode)
+            if path.exists() and not path.is_file():
+                path.write_bytes(data)
+            else:
+                replace_file(_real(path), [data], mode)
         except OSError as error:
             raise self._output.cannot(error.strerror or str(error)) from error
 
@@ -158,8 +160,11 @@ def _check_shape(output: Output) -> None:
         return
     if folder != stat.S_ISDIR(mode):
         raise output.cannot("it is not a folder" if folder else "it is a folder")
-    if output.kind == "file" and not stat.S_ISREG(mode):
-        raise output.cannot("it is not a regular file")
+    if not folder and not stat.S_ISREG(mode):
+        if output.suffixes:
+            raise output.cannot("it is not a regular file")
+        if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+            raise output.cannot("it is not a regular file, a pipe or a character device")
     if not os.access(path, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -196,11 +201,3 @@ def _same(one: Path, other: Path) -> bool:
         return one.samefile(other)
     except OSError:
         return False
-
-
-def _make(folder: Path, mode: int) -> list[Path]:
-    """Makes a folder and those above it; returns what was missing."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    for each in reversed(missing):
-        each.mkdir(mode, exist_ok=True)
-    return missing[::-1]

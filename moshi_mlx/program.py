@@ -104,6 +104,14 @@ def _named_stdout() -> Iterator[None]:
         sys.stdout = theirs
 
 
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """Raises MoshiError if an argument is empty: as a path it would be the current folder."""
+    if "" in arguments:
+        before = arguments[: list(arguments).index("")]
+        after = f" after {before[-1]!r}" if before else ""
+        raise MoshiError(f"the argument{after} is empty; give it a value, or leave it out")
+
+
 def _flush() -> None:
     if sys.stdout is not None:  # as where it was closed
         sys.stdout.flush()
@@ -118,5 +126,23 @@ def one_line(error: Exception) -> str:
     """What an error says, on one line; the system's own errors with the file's name first."""
     if isinstance(error, OSError) and error.strerror:
         return ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+    if (problem := value_problem(error)) is not None:
+        error.message = problem  # type: ignore[attr-defined]
     describe = getattr(error, "format_message", error.__str__)  # click's way
     return " ".join(describe().split())
+
+
+def value_problem(error: Exception) -> str | None:
+    """What an option must be, where typer has left the words to pydantic; None elsewhere."""
+    found = getattr(error.__cause__, "errors", None)
+    parameter = getattr(error, "param", None)
+    if found is None or parameter is None:
+        return None
+    first = found()[0]
+    if "error" in first.get("ctx", {}):
+        return str(first["ctx"]["error"])
+    low, high = getattr(parameter, "min", None), getattr(parameter, "max", None)
+    least = "" if low is None else f" of at least {low:g}"
+    limits = least if high is None else f" from {low or 0:g} to {high:.12g}"
+    kind = "a whole number" if "int" in first["type"] else "a number"
+    return f"must be {kind}{limits}, is {first['input']!r}"

@@ -18,7 +18,7 @@ from typing import Any
 import mlx.core as mx
 
 from .arrays import Weights
-from .errors import CheckpointError, shown
+from .errors import CheckpointError, counted, shown
 from .files import no_doubles, partial_file
 from .formats import what_is
 
@@ -115,8 +115,8 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
         raise fail("its metadata are not strings")
     if (end := _contiguous_end(entries.values())) > data_size:
         raise CheckpointError(
-            f"{where}: is truncated: {end} bytes of tensors should be there, {data_size} are; "
-            "fetch it again"
+            f"{where}: is truncated: {counted(end, 'byte')} of tensors should be there, "
+            f"{data_size} are; fetch it again"
         )
     tensors: dict[str, TensorInfo] = {}
     for name, entry in entries.items():
@@ -137,7 +137,7 @@ def parse_header(header: bytes, data_size: int, where: str) -> dict[str, TensorI
             raise fail(f"the bytes of {shown(before)} and {shown(name)} {what}")
         place, before = info.end, name
     if place != data_size:
-        raise fail(f"it has {data_size} bytes of tensors, its header says {place}")
+        raise fail(f"it has {counted(data_size, 'byte')} of tensors, its header says {place}")
     return tensors
 
 
@@ -153,11 +153,13 @@ def _entry(name: str, entry: Any, data_size: int) -> TensorInfo:
     if not _sizes(shape) or len(shape) > _MAX_AXES:
         raise CheckpointError(f"{where} has no proper shape")
     if not _sizes(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data_size:
-        raise CheckpointError(f"{where} lies outside the file's {data_size} bytes of tensors")
+        raise CheckpointError(
+            f"{where} lies outside the file's {counted(data_size, 'byte')} of tensors"
+        )
     size = math.prod(shape) * ITEM_SIZE[dtype]
     if offsets[1] - offsets[0] != size:
         raise CheckpointError(
-            f"{where} {dtype} {shape} needs {size} bytes, the header gives it "
+            f"{where} {dtype} {shape} needs {counted(size, 'byte')}, the header gives it "
             f"{offsets[1] - offsets[0]}"
         )
     return TensorInfo(dtype, tuple(shape), offsets[0], offsets[1])
@@ -180,11 +182,12 @@ def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
     if what is not None and what != "a safetensors file":
         return f"is {what}, not safetensors; put the model's .safetensors file there"
     if len(start) < 8:
-        return f"is not a safetensors file: it has only {size} bytes"
+        return f"is not a safetensors file: it has only {counted(size, 'byte')}"
     if length > MAX_HEADER:
-        return f"is not a safetensors file: its header would have {length} bytes"
+        return f"is not a safetensors file: its header would have {counted(length, 'byte')}"
     if length > size - 8:
-        return f"is truncated: its header has {length} bytes, the file {size}; fetch it again"
+        header = counted(length, "byte")
+        return f"is truncated: its header has {header}, the file {size}; fetch it again"
     return "is not a safetensors file"
 
 

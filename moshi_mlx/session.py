@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .activity import Activity
 from .arguments import callable_or_none, samples, truth, whole
-from .arrays import Pcm, Tokens
+from .arrays import Codes, Pcm, Tokens
 from .backend import on_gpu
 from .closing import Closing
 from .codec import Codec, MlxCodec
@@ -135,6 +135,7 @@ class Session(Closing):
         self._generator = generator
         self._worker = worker
         self.opening = opening
+        self._prompted = opening is not None
         self._turn = Exclusive("session")
         self._closed = self._gone = False
         self._streaming = False
@@ -209,7 +210,8 @@ class Session(Closing):
         """Forgets what `say` was given and has not begun yet. From any thread."""
         self._saying.clear()
 
-    def _stepped(self, heard: Pcm, hold_text: bool) -> Frame:
+    def _stepped(self, heard: Pcm, hold_text: bool, codes: Codes | None = None) -> Frame:
+        """A frame, heard as these codes [codebooks, 1] if they are given."""
         index = self._index
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
@@ -217,11 +219,11 @@ class Session(Closing):
         on_text = None
         if self._saying.busy and not hold_text:
             on_text = partial(self._chosen, finished)
-        one_go = self._one_go and not generator.prompted and on_text is None
+        one_go = self._one_go and not generator.prompted and on_text is None and codes is None
         if one_go:
             tokens, said, timing = self._answer_in_one_go(heard, text)
         else:
-            tokens, said, timing = self._answer(heard, text, on_text)
+            tokens, said, timing = self._answer(heard, text, on_text, codes)
         words = [] if tokens is None else self._words.step(int(tokens[0]), index)
         events: list[Event] = self._user.step(index, heard)
         events += self._moshi.step(index, said)
@@ -249,12 +251,13 @@ class Session(Closing):
         return np.array([token], np.int32)
 
     def _answer(
-        self, heard: Pcm, text: int | None, on_text: TextHook | None
+        self, heard: Pcm, text: int | None, on_text: TextHook | None, codes: Codes | None
     ) -> tuple[Tokens | None, Pcm, Timing]:
         """The frame's tokens and sound, part by part."""
         generator, codec, state = self._generator, self._codec, self._codec_state
         began = time.perf_counter()
-        codes = codec.encode_step(heard, state)
+        if codes is None:
+            codes = codec.encode_step(heard, state)
         encoded = time.perf_counter()
         frame = generator.step(codes[: generator.given].T, text=text, on_text=on_text).frame
         tokens = None if frame is None else frame[0]
@@ -301,7 +304,7 @@ class Session(Closing):
         generator = self._generator
         if self.opening is not None:
             generator.restore(self.opening.state)
-        elif generator.steps > self._index:  # the frames of a prompt are not the session's
+        elif self._prompted:
             raise SessionError(
                 "this conversation was resumed, and its persona or voice is not in its state: make "
                 "a new session with them instead of a reset"
@@ -328,13 +331,15 @@ class Session(Closing):
             "codec": self._codec.save_state(self._codec_state),
         }
         activity = {"moshi": self._moshi.save(), "user": self._user.save()}
-        return joined(parts, words=self._words.save(), index=self._index, **activity)
+        facts = {"words": self._words.save(), "index": self._index, "prompted": self._prompted}
+        return joined(parts, **facts, **activity)
 
     @damage_refused()
     def _restore(self, state: SavedState) -> None:
         self._begin()
         self._generator.restore(state.part("generator"))
         self._index = whole("index", state.facts["index"], 0, self._generator.steps)
+        self._prompted = truth("prompted", state.facts.get("prompted", False))
         self._codec_state = self._codec.restore_state(state.part("codec"))
         self._words.restore(state.facts["words"], self._index)
         self._moshi.restore(state.facts["moshi"], self._index)

@@ -29,6 +29,7 @@ from .arguments import LOUD
 from .arrays import Pcm
 from .distributions import install_hint
 from .errors import AudioFileError
+from .formats import SOUNDS, what_is
 
 __all__ = ["Sound", "check_is_file", "open_sound"]
 
@@ -184,6 +185,9 @@ def _decoder(path: Path) -> _Decoder:
             reason = _words(error)
         if not path.stat().st_size:
             raise AudioFileError(f"{path} is empty: it has no samples")
+        what = what_is(path)
+        if what is not None and what not in SOUNDS:
+            raise AudioFileError(f"cannot read {path} as sound: it is {what}")
         return _FFmpeg(path)
     except ImportError:
         raise AudioFileError(

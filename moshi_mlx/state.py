@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from .arguments import path_of
 from .config import LmConfig
-from .errors import ArgumentError, SessionError, listed
+from .errors import ArgumentError, SessionError, listed, shown
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 from .threads import mlx_work
 
@@ -125,6 +125,20 @@ def load_state(path: str | Path) -> SavedState:
     arrays = read_safetensors(path)
     with damage_refused():
         return SavedState(arrays, json.loads(metadata["facts"]))
+
+
+def state_from(given: SavedState | str | Path | None) -> SavedState | None:
+    """A saved conversation, or what the file has that it was written to; None stays.
+
+    Raises:
+        ArgumentError: it is neither.
+        CheckpointError, SessionError: as `load_state`.
+    """
+    if isinstance(given, str | Path):
+        return load_state(given)
+    if not isinstance(given, SavedState | None):
+        raise ArgumentError(f"state must be a SavedState or its file, is {shown(given)}")
+    return given
 
 
 def model_fingerprint(config: LmConfig, *others: object) -> str:

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from .arrays import Weights
 from .backend import default_dtype, on_gpu
 from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
-from .errors import CheckpointError, ConfigError, listed
+from .errors import CheckpointError, ConfigError, counted, listed
 from .layouts import ADAPTER, detect_layout, from_mlx, from_pytorch, module_name, require
 from .lm import Lm
 from .lora import adapter_pairs, attach
@@ -189,7 +189,8 @@ def shaped_like(
     layers += [depth.transformers[0].num_layers] if depth is not None else []
     if max(layers) > len(weights):  # each has a tensor: such a model is not even begun
         raise CheckpointError(
-            f"{where}: has {len(weights)} tensors, the config says {max(layers)} layers"
+            f"{where}: has {counted(len(weights), 'tensor')}, the config says "
+            f"{counted(max(layers), 'layer')}"
         )
     slices = [re.match(r"depformer\.(?:linear_out|slices)\.(\d+)\.", name) for name in weights]
     count = max((int(match[1]) + 1 for match in slices if match), default=0)
@@ -228,8 +229,8 @@ def skeleton(config: LmConfig, bits: int = 16, dtype: mx.Dtype | None = None) ->
         if name.endswith(".weight") and weight.ndim == 2 and weight.shape[1] % group:
             layer = name.removesuffix(".weight")
             raise ConfigError(
-                f"layer '{layer}' has {weight.shape[1]} inputs, and {bits} bits need a multiple of "
-                f"{group}: change the width (`dim`, `hidden_scale`) or the bits"
+                f"layer '{layer}' has {counted(weight.shape[1], 'input')}, and {bits} bits need a "
+                f"multiple of {group}: change the width (`dim`, `hidden_scale`) or the bits"
             )
     nn.quantize(lm, group, bits)
     return lm
@@ -448,12 +449,13 @@ def check(model: nn.Module, weights: Weights, where: str) -> None:
     missing = sorted(expected.keys() - weights.keys())
     extra = sorted(weights.keys() - expected.keys())
     if missing:
-        also = f"; {_count(extra)} that the config doesn't know" if extra else ""
-        raise CheckpointError(f"{where}: {_count(missing)} missing: {listed(missing)}{also}")
-    if extra:
+        also = f"; {counted(len(extra), 'tensor')} that the config doesn't know" if extra else ""
         raise CheckpointError(
-            f"{where}: {_count(extra)} that the config doesn't know: {listed(extra)}"
+            f"{where}: {counted(len(missing), 'tensor')} missing: {listed(missing)}{also}"
         )
+    if extra:
+        unknown = counted(len(extra), "tensor")
+        raise CheckpointError(f"{where}: {unknown} that the config doesn't know: {listed(extra)}")
     if misfits := [m for n, like in expected.items() if (m := _misfit(n, weights[n], like))]:
         more = f" and {len(misfits) - 1} more don't fit" if len(misfits) > 1 else ""
         raise CheckpointError(f"{where}: {misfits[0]}{more}")
@@ -467,7 +469,3 @@ def _misfit(name: str, value: mx.array, like: mx.array) -> str | None:
     if value.dtype in _FLOATS if floats else value.dtype == like.dtype:
         return None
     return f"tensor '{name}' is {value.dtype}, not {'floating-point' if floats else like.dtype}"
-
-
-def _count(names: Sequence[str]) -> str:
-    return "1 tensor" if len(names) == 1 else f"{len(names)} tensors"

@@ -13,7 +13,7 @@ from .arrays import Weights
 from .backend import on_gpu
 from .config import MimiConfig
 from .conv import pack_conv, pack_conv_transpose
-from .errors import CheckpointError
+from .errors import CheckpointError, counted
 from .layouts import MIMI, require
 from .mimi import Mimi
 from .safetensors import read_safetensors
@@ -135,15 +135,16 @@ def _shaped(config: MimiConfig, num_codebooks: int, tensors: int, where: str) ->
     """A codec of the config without its values; `tensors` is how many the file has."""
     if whole("num_codebooks", num_codebooks, 1) > config.quantizer.n_q:
         raise CheckpointError(
-            f"{where}: has {config.quantizer.n_q} codebooks, and the model needs {num_codebooks}: "
-            "it is of another model"
+            f"{where}: has {counted(config.quantizer.n_q, 'codebook')}, and the model needs "
+            f"{num_codebooks}: it is of another model"
         )
     sides = (config, config.decoding)
     layers = [side.transformer.num_layers for side in sides]
     layers += [side.seanet.n_residual_layers for side in sides]
     if max(layers) > tensors:  # each has a tensor: such a model is not even begun
         raise CheckpointError(
-            f"{where}: has {tensors} tensors, the config says {max(layers)} layers"
+            f"{where}: has {counted(tensors, 'tensor')}, the config says "
+            f"{counted(max(layers), 'layer')}"
         )
     try:
         return Mimi(config, num_codebooks)

@@ -8,19 +8,22 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Moshi, MoshiError, Session, catalog
+from moshi_mlx import Model, Moshi, MoshiError, Session, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.families import Verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
 from .machine.verdict import Verdict, check_before
-from .options import ModelSource, PersonaFlags, SamplingFlags
+from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
 from .speaker import Speaker, files_of, own_voices, told
 
@@ -42,15 +45,17 @@ def inputs_of(source: ModelSource, persona: PersonaFlags | None = None) -> Itera
 
 
 def load_model(
-    source: ModelSource, notes: Console, kv_bits: int | None = None
-) -> tuple[Moshi, Verdict]:
+    source: ModelSource, notes: Console, kv_bits: int | None = None, verb: Verb = "talk"
+) -> tuple[Model, Verdict]:
     """The model that a command was asked for, and what its memory and speed are here.
 
     The name of a series becomes the precision that suits this machine.
 
     Raises:
-        MoshiError: the model cannot talk, does not fit, or cannot be loaded.
+        MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
     """
+    if catalog.series(source.name):
+        notes.print("measuring this machine …")
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
     needs = verdict.needs
     if note := moshi_mlx.prepare_gpu(None if needs is None else needs.total):
@@ -72,7 +77,7 @@ def load_model(
         notes.print(line, markup=False, soft_wrap=True)
     moshi = moshi_mlx.load(
         verdict.model,
-        verb="talk",
+        verb=verb,
         codec=source.codec.value,
         lora=source.lora,
         dtype=mx.float16 if source.float16 else None,
@@ -82,27 +87,46 @@ def load_model(
 
 
 def open_session(
-    moshi: Moshi,
+    moshi: Model,
     seed: int,
     sampling: SamplingFlags,
     kv_bits: int | None,
+    translation: TranslationFlags | None = None,
     speaker: Speaker | None = None,
     notes: Console | None = None,
 ) -> Session:
-    """A fresh conversation, drawn as the options say.
+    """A fresh conversation or live translation, drawn as the options say.
 
     Args:
         moshi: the model.
         seed: of its random numbers.
         sampling: the options.
         kv_bits: as `Moshi.session` takes it.
-        speaker: persona and voice, if there are any.
+        translation: the options of a live translation.
+        speaker: persona and voice of a conversation, if there are any.
         notes: where to say which they are.
 
     Raises:
-        MoshiError: as `Moshi.session`.
+        MoshiError: as the family's `session`.
     """
-    speaker = speaker or Speaker()
+    of_family: dict[str, Any] = {} if translation is None else asdict(translation)
+    if speaker is not None and speaker.asked:
+        of_family |= _as_arguments(speaker, moshi, kv_bits)
+    session: Session = moshi.session(
+        seed=seed,
+        text=sampling.text(moshi.text_sampling),
+        audio=sampling.audio(moshi.audio_sampling),
+        kv_bits=kv_bits,
+        **of_family,
+    )
+    if notes is not None and speaker is not None and session.opening is not None:
+        for line in told(of_family["persona"], of_family["voice"], session.opening, speaker.keep):
+            notes.print(line, markup=False, soft_wrap=True)
+    return session
+
+
+def _as_arguments(speaker: Speaker, moshi: Model, kv_bits: int | None) -> dict[str, Any]:
+    """As `Moshi.session` takes them, the voice found. Raises MoshiError."""
     if speaker.keep and kv_bits is not None:
         raise MoshiError(
             f"a long conversation only fits with keys and values in {kv_bits} bits here, which "
@@ -110,21 +134,14 @@ def open_session(
         )
     voice = speaker.voice
     if isinstance(voice, str):
+        assert isinstance(moshi, Moshi), "only models that talk are asked"
         voice = moshi.voice(voice, folder=own_voices())
-    session: Session = moshi.session(
-        persona=speaker.persona,
-        voice=voice,
-        prompt_cache=speaker.cached,
-        keep_persona=speaker.keep,
-        seed=seed,
-        text=sampling.text(moshi.text_sampling),
-        audio=sampling.audio(moshi.audio_sampling),
-        kv_bits=kv_bits,
-    )
-    if notes is not None and session.opening is not None:
-        for line in told(speaker.persona, voice, session.opening, speaker.keep):
-            notes.print(line, markup=False, soft_wrap=True)
-    return session
+    return {
+        "persona": speaker.persona,
+        "voice": voice,
+        "prompt_cache": speaker.cached,
+        "keep_persona": speaker.keep,
+    }
 
 
 def print_json(report: LoopReport, extra: dict[str, object]) -> None:

@@ -16,7 +16,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from moshi_mlx import Moshi, MoshiError, Session
+from moshi_mlx import Model, MoshiError, Session
+from moshi_mlx.families import Verb
 from moshi_mlx.outputs import Output, check_outputs
 
 from . import platform as system
@@ -33,7 +34,14 @@ from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, recording_output
 from .observers.trace import Trace
-from .options import Keeping, ModelSource, PersonaFlags, SamplingFlags, SoundFlags
+from .options import (
+    Keeping,
+    ModelSource,
+    PersonaFlags,
+    SamplingFlags,
+    SoundFlags,
+    TranslationFlags,
+)
 from .report import LoopReport, warm_up
 from .speaker import speaker_for
 from .terminal.keys import Keys, give_back_on_stop
@@ -62,6 +70,7 @@ class ChatOptions:
     """What a live conversation is asked for; `seconds` ends it by itself.
 
     kv_bits: as `Moshi.session` takes it.
+    translation: translate live, in place of a talk.
     """
 
     model: ModelSource
@@ -77,6 +86,7 @@ class ChatOptions:
     seconds: float | None = None
     plain: bool = False
     as_json: bool = False
+    translation: TranslationFlags | None = None
 
 
 def chat(options: ChatOptions) -> None:
@@ -85,18 +95,24 @@ def chat(options: ChatOptions) -> None:
     words, notes = consoles(options.as_json or keeping.events == STDOUT)
     seed = secrets.randbits(31) if options.seed is None else options.seed
     # What can fail at once, before a model is loaded or fetched.
-    check_outputs(_outputs(keeping), inputs_of(options.model, options.persona))
+    outputs = _outputs(keeping)
+    check_outputs(outputs, inputs_of(options.model, options.persona))
     speaker = speaker_for(options.persona, options.model.name, options.kv_bits)
     choose_devices(options.sound.input, options.sound.output)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
-        moshi, verdict = load_model(options.model, notes, options.kv_bits)
+        verb: Verb = "talk" if options.translation is None else "translate"
+        moshi, verdict = load_model(options.model, notes, options.kv_bits, verb)
     with ExitStack() as stack:
+        for output in outputs:
+            if output.kind == "folder":  # other files may be asked for in it
+                stack.enter_context(output.made())
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         prefer = system.prefer_this_thread
         hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model
+        bits, translation = verdict.kv_bits, options.translation
         session = stack.enter_context(
-            open_session(moshi, seed, options.sampling, verdict.kv_bits, speaker, notes)
+            open_session(moshi, seed, options.sampling, bits, translation, speaker, notes)
         )
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
@@ -134,7 +150,7 @@ class _Live:
     """The parts around one run of the loop."""
 
     def __init__(
-        self, options: ChatOptions, model: str, seed: int, moshi: Moshi, hints: Sequence[str]
+        self, options: ChatOptions, model: str, seed: int, moshi: Model, hints: Sequence[str]
     ) -> None:
         self._options, self._model, self._seed = options, model, seed
         self._moshi, self._hints = moshi, hints
@@ -183,6 +199,7 @@ class _Live:
                 frame_rate=moshi.frame_rate,
                 listeners=listeners,
                 stop=lambda: bool(stop),
+                at_once=lambda: stop.again,
                 seconds=options.seconds,
             )
 

@@ -17,7 +17,7 @@ import moshi_mlx
 from moshi_mlx import catalog
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, check_outputs
-from moshi_mlx.program import run_program
+from moshi_mlx.program import refuse_empty, run_program
 
 from . import arguments as a
 from .assembly import inputs_of, load_model
@@ -44,6 +44,7 @@ from .options import (
     SoundFlags,
 )
 from .platform import batch_gpu_work, machine
+from .translation import translate_command
 from .voices import voices_app
 
 __all__ = ["app", "main"]
@@ -116,9 +117,10 @@ def live_command(
         return
     if events == STDOUT and as_json:
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
+    speaker = PersonaFlags(persona, voice, not no_prompt_cache, keep_persona)
     name = _asked(context, model, quantized, hf_repo)
     if name is None:  # the question of the first start is about models that take no persona
-        name = catalog.default_model() if persona or voice else _first()
+        name = catalog.default_model() if any(speaker.both) else _first()
     chat(
         ChatOptions(
             model=ModelSource(name, codec, lora, float16, force),
@@ -126,7 +128,7 @@ def live_command(
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
             keeping=Keeping(record, record_format.value, events, trace),
-            persona=PersonaFlags(persona, voice, not no_prompt_cache, keep_persona),
+            persona=speaker,
             kv_bits=kv_bits,
             push_to_talk=push_to_talk,
             greeting=not no_greeting,
@@ -145,7 +147,10 @@ def run_command(
         Path, typer.Argument(metavar="IN.wav", help="A recording: any rate, any channels.")
     ],
     target: Annotated[
-        Path, typer.Argument(metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac.")
+        Path,
+        typer.Argument(
+            metavar="OUT.wav", help="Moshi's answer, 24 kHz: .wav or .flac. The file is replaced."
+        ),
     ],
     model: a.ModelOption = None,
     quantized: a.QuantizedOption = None,
@@ -214,6 +219,9 @@ def run_command(
     )
 
 
+app.command("translate", cls=a.Command)(translate_command)
+
+
 @app.command("models", cls=a.Command)
 def models_command(
     quick: Annotated[
@@ -260,13 +268,14 @@ def doctor_command(
 ) -> None:
     """Check whether this machine can talk with a model in real time, with numbers.
 
-    The exit code is 0 if it can and 1 if it cannot.
+    The exit code is 0 if it can and 1 if it cannot, as without a microphone or a speaker.
     """
     if report is not None and not full:
         raise typer.BadParameter("--report goes with --full")
     if full and as_json:
         raise typer.BadParameter("--full writes a file of JSON: leave --json out")
     name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
+    print("measuring this machine …", file=sys.stderr)
     if full:
         code = full_checkup(
             report or DEFAULT_REPORT,
@@ -300,13 +309,14 @@ def bench_command(
         ),
     ] = None,
     bits: Annotated[
-        int,
+        int | None,
         typer.Option(
             metavar="BITS",
             help="With --config, use 4, 8 or 16 bits per weight.",
+            show_default="16",
             rich_help_panel=a.MODEL,
         ),
-    ] = 16,
+    ] = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     frames: Annotated[
@@ -354,8 +364,9 @@ def bench_command(
     name = _asked(context, model, quantized, hf_repo)
     if name and config:
         raise typer.BadParameter("give --model or --config, not both")
-    if upstream is not None and config is None:
-        raise typer.BadParameter("--vs-upstream goes with --config")
+    for option, given in (("--vs-upstream", upstream), ("--bits", bits)):
+        if given is not None and config is None:
+            raise typer.BadParameter(f"{option} goes with --config")
     theirs = None
     source = ModelSource(name or catalog.default_model(), float16=float16, force=force)
     check_outputs(
@@ -372,7 +383,7 @@ def bench_command(
     else:
         mine, theirs = bench_config(
             config,
-            bits,
+            16 if bits is None else bits,
             frames,
             upstream,
             compiled=compiled,
@@ -430,6 +441,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The program; returns the exit code: 0, 1 (doctor: no), 2 (error), or 128 and a signal's."""
 
     def work() -> int | None:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         batch_gpu_work()
         defaults = read_defaults(typer.main.get_command(app), config_path())
         code: int | None = app(

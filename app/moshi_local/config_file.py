@@ -19,6 +19,7 @@ from typing import Any
 import typer
 
 from moshi_mlx import ConfigError
+from moshi_mlx.program import value_problem
 
 __all__ = ["config_folder", "config_path", "read_defaults"]
 
@@ -87,5 +88,6 @@ def _checked(parameter: Any, context: Any, value: Any, where: str) -> Any:
     try:
         parameter.process_value(context, value)
     except Exception as error:  # the parser's own class, which typer hides
-        raise ConfigError(f"{where}: {getattr(error, 'message', error)}") from error
+        problem = value_problem(error) or getattr(error, "message", str(error))
+        raise ConfigError(f"{where}: {problem}") from error
     return value

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Protocol, runtime_checkable
 
 from moshi_mlx import Event, Frame, SpeechStarted, Word, WordSpoken
 from moshi_mlx.arguments import real
 from moshi_mlx.arrays import Pcm
 
-from .events import GreetingHeld, LoopBroken, MicrophoneClosed, Paused, ResetDone
+from .events import GreetingHeld, LoopBroken, MicrophoneClosed, Notice, Paused, ResetDone
 
 __all__ = ["Conversation", "LoopGuard", "Stepper"]
 
@@ -25,6 +25,7 @@ REST_SECONDS = 3.0
 """So long the microphone has been closed and Moshi silent when the model begins to rest."""
 HOLD_SECONDS = 1.5
 """So long Moshi is kept from new words when it says the same again and again."""
+LAST_WORDS = "finishing the last words; stop again to end at once"
 LONGEST_PHRASE = 12
 """Words of the longest phrase whose repetition is noticed."""
 _LONGEST_HELD = 86_400.0
@@ -42,6 +43,14 @@ class Stepper(Protocol):
 
     def reset(self) -> None:
         """Back to the state of a fresh session."""
+
+
+@runtime_checkable
+class Ending(Protocol):
+    """A session that has something to say after its input."""
+
+    def end(self) -> Iterator[Frame]:
+        """The frames that are still to come."""
 
 
 class LoopGuard:
@@ -118,6 +127,7 @@ class Conversation:
         self._reset_asked = False
         # Of the loop's thread.
         self._closed = False
+        self._ending: Iterator[Frame] | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -169,6 +179,8 @@ class Conversation:
 
         A closed microphone silences `pcm` in place: the caller then knows what was heard.
         """
+        if self._ending is not None:
+            return self._last(pcm)
         if self._reset_asked:
             self._reset()
         self._open_or_close()
@@ -186,6 +198,27 @@ class Conversation:
             self._events.append(GreetingHeld(0.0, held=True))
         self._events += frame.events
         self._after(frame)
+        return frame
+
+    def end(self) -> bool:
+        """The input has ended. Whether frames are still to come: `step` gives them, then None."""
+        if not isinstance(self._session, Ending):
+            return False
+        if self._paused:
+            self._paused = False
+            self._events.append(Paused(self.seconds, paused=False))
+        self._ending = self._session.end()
+        self._events.append(Notice(self.seconds, LAST_WORDS))
+        return True
+
+    def _last(self, pcm: Pcm) -> Frame | None:
+        """One of the frames after the end of the input, of which nothing is heard."""
+        assert self._ending is not None
+        pcm.fill(0.0)
+        frame = next(self._ending, None)
+        if frame is not None:
+            self._frames += 1
+            self._events += frame.events
         return frame
 
     def take_events(self) -> Sequence[Event]:

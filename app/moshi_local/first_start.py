@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from moshi_mlx import MoshiError, catalog
+from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.files import read_json, write_json
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import resolve
@@ -49,7 +50,8 @@ def first_model(
     remembered = _remembered(answers)
     if remembered is not None:
         return remembered
-    published = [entry.name for entry in catalog.ENTRIES if not entry.bundled]
+    can_talk = (e for e in catalog.ENTRIES if KINDS[e.family].verb == "talk")
+    published = [entry.name for entry in can_talk if not entry.bundled]
     on_disk = [name for name in published if local_files(name) is not None]
     if on_disk:
         notes.print(

@@ -76,14 +76,19 @@ def _leave_portaudio(code: int) -> None:
 
 def _import_problem(error: ImportError) -> str | None:
     """Why the library cannot be imported, on one line; None if that is a mistake of ours."""
-    if error.name is not None and error.name.startswith("moshi_mlx."):
-        # Where ours is an editable install, theirs is found first, and none of ours behind it.
-        return (
-            "another distribution's moshi_mlx, such as Kyutai's moshi-mlx, hides the "
-            "library of this checkout. To fix it: pip uninstall moshi-mlx"
-        )
+    from importlib.metadata import packages_distributions
+    from importlib.util import find_spec
     from pathlib import Path
 
+    found = find_spec("moshi_mlx")
+    if found and found.origin and not Path(found.origin).with_name("distributions.py").is_file():
+        # Where ours is an editable install, theirs is found first, and none of ours behind it.
+        owners = {*packages_distributions().get("moshi_mlx", ())} - {"moshi-local"}
+        return (
+            f"{Path(found.origin).parent} is another moshi_mlx, such as Kyutai's, and hides the "
+            f"library of this checkout. To fix it: pip uninstall {min(owners, default='moshi-mlx')}"
+            ", or move that folder away if no package has brought it"
+        )
     if Path(error.path or "").parent.name != "mlx":
         return None
     what = f"MLX cannot be loaded: {' '.join(str(error).split())}"

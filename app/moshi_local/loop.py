@@ -26,6 +26,10 @@ from .report import LoopReport
 __all__ = ["Stepper", "StopFlag", "run_loop", "stop_on_signals"]
 
 WAIT_SECONDS = 0.2
+END_SECONDS = 75.0
+"""What may pass until a session that was ended has said its last words."""
+PLAYED_FRAMES = 6
+"""Silence after them, until a sound card has played them: closing it drops what it still holds."""
 
 
 class StopFlag:
@@ -36,14 +40,19 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._asked = False
+        self._asked = 0
 
     def ask(self) -> None:
         """Set it, from any thread."""
-        self._asked = True
+        self._asked += 1
 
     def __bool__(self) -> bool:
-        return self._asked or self.signal is not None
+        return self._asked > 0 or self.signal is not None
+
+    @property
+    def again(self) -> bool:
+        """It was set more than once."""
+        return self._asked + (self.signal is not None) > 1
 
 
 @contextmanager
@@ -86,13 +95,15 @@ def run_loop(
     frame_rate: float,
     listeners: Sequence[Listener] = (),
     stop: Callable[[], bool] = lambda: False,
+    at_once: Callable[[], bool] = lambda: False,
     seconds: float | None = None,
 ) -> LoopReport:
     """Step `session` with what `port` brings until its end, a stop, or `seconds` of real time.
 
     `frame_size` is in samples, `frame_rate` in frames per second. A bare session is a
     conversation without controls and without a guard. While the model rests, `port` is given
-    silence. Words that are still open at the end are told as events too.
+    silence. Words that are still open at the end are told as events too. A session that can be
+    ended, as that of a translation, says what is still to come after a stop, unless `at_once`.
 
     Raises:
         SessionError: the model failed; its own error is the cause.
@@ -118,7 +129,15 @@ def run_loop(
                 listener(event)
 
     started = time.monotonic()
-    while not (stop() or (seconds is not None and time.monotonic() - started >= seconds)):
+    stopped: float | None = None
+    to_play = PLAYED_FRAMES
+    while not (stopped is not None and (at_once() or time.monotonic() >= stopped + END_SECONDS)):
+        if stopped is None and (
+            stop() or (seconds is not None and time.monotonic() - started >= seconds)
+        ):
+            if not conversation.end():
+                break
+            stopped = time.monotonic()
         brought = port.read(heard, WAIT_SECONDS)
         tell(status.take_events(conversation.seconds))
         if brought is Read.END:
@@ -135,6 +154,10 @@ def run_loop(
                 f"the model failed in frame {report.frames}: {type(error).__name__}: {error}"
             ) from error
         took = time.perf_counter() - began
+        if frame is None and stopped is not None:
+            to_play -= 1
+            if to_play < 0:
+                break
         port.write(silence if frame is None else frame.pcm)
         tell(conversation.take_events())  # before the frame counts: a reset lies in front of it
         if frame is None:

@@ -75,7 +75,7 @@ def answer_file(options: FileOptions) -> None:
         stereo=options.stereo,
     )
     with open_session(
-        moshi, options.seed, options.sampling, verdict.kv_bits, speaker, notes
+        moshi, options.seed, options.sampling, verdict.kv_bits, speaker=speaker, notes=notes
     ) as session:
         long = sound.seconds >= LONG_SECONDS
         times = warm_up(session, frame_size, ESTIMATE_FRAMES if long else 0)

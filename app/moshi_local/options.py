@@ -16,6 +16,7 @@ __all__ = [
     "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
+    "TranslationFlags",
 ]
 
 
@@ -52,7 +53,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class PersonaFlags:
-    """Who the model is asked to be; None or "" where nothing is asked.
+    """Who the model is asked to be; None or a blank where nothing is asked.
 
     persona: a text, or "@" and the name of a file that has it.
     voice: a name or a file.
@@ -64,6 +65,12 @@ class PersonaFlags:
     voice: str | None = None
     cached: bool = True
     keep: bool = False
+
+    @property
+    def both(self) -> tuple[str | None, str | None]:
+        """Persona and voice, None where it is blank."""
+        persona, voice = ((text or "").strip() for text in (self.persona, self.voice))
+        return self.persona if persona else None, self.voice if voice else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +91,14 @@ class SamplingFlags:
     def text(self, default: Sampling) -> Sampling | None:
         """For the tokens of the text."""
         return _changed(default, self.temperature_text, self.top_k_text, self.top_p, self.min_p)
+
+
+@dataclass(frozen=True, slots=True)
+class TranslationFlags:
+    """What only a translation has: the quality asked for, and how far from the worst to move."""
+
+    quality: str = "very_good"
+    cfg: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,11 @@ class Speaker:
     cached: bool = True
     keep: bool = False
 
+    @property
+    def asked(self) -> bool:
+        """Whether there is a persona or a voice."""
+        return self.persona is not None or self.voice is not None
+
     def as_dict(self) -> dict[str, object]:
         """For a summary; empty if nothing was asked."""
         voice = self.voice.name if isinstance(self.voice, Voice) else self.voice
@@ -55,11 +60,12 @@ def own_voices() -> Path:
 
 def files_of(flags: PersonaFlags) -> Iterator[Path]:
     """The files that persona and voice name, which need not be there."""
-    if flags.persona and flags.persona.startswith("@"):
-        yield local_path(flags.persona[1:])
-    if flags.voice:
-        yield local_path(flags.voice)
-        yield own_voices() / f"{flags.voice}.safetensors"
+    persona, voice = flags.both
+    if persona is not None and persona.startswith("@"):
+        yield local_path(persona[1:])
+    if voice is not None:
+        yield local_path(voice)
+        yield own_voices() / f"{voice}.safetensors"
 
 
 def speaker_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Speaker:
@@ -74,7 +80,7 @@ def speaker_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Speaker
         MoshiError: the model takes none, a file cannot be used, there is no such voice, or the
             options exclude each other.
     """
-    asked, voice = flags.persona or None, flags.voice or None
+    asked, voice = flags.both
     if flags.keep and asked is None and voice is None:
         raise ArgumentError("--keep-persona goes with --persona or --voice")
     if flags.keep and kv_bits is not None:

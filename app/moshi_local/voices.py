@@ -220,6 +220,7 @@ def listing(model: str | None = None) -> dict[str, Any]:
     """
     entries = [e for e in catalog.ENTRIES if model is None or model in (e.name, e.repository)]
     entries = entries or catalog.series(model or "")
+    entries = [entry for entry in entries if entry.voices or model is not None]
     rows = [
         {
             "model": entry.name,

@@ -20,7 +20,16 @@ from .kinds import Kind, Verb, kind_of, require_verb
 from .model import Model
 from .persona import PersonaPlex
 
-__all__ = ["Model", "Moshi", "PersonaPlex", "Verb", "generated_streams", "load", "require_verb"]
+__all__ = [
+    "Model",
+    "Moshi",
+    "PersonaPlex",
+    "Verb",
+    "family_of",
+    "generated_streams",
+    "load",
+    "require_verb",
+]
 
 
 @overload
@@ -88,13 +97,18 @@ def load(
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)
-    family = _class_of(kind_of(checkpoint.config, checkpoint.name))
+    family = family_of(checkpoint.config, checkpoint.name)
     return on_good_thread(lambda: family.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
 
 
 def generated_streams(config: ModelConfig, where: str = "config.json") -> int:
     """Audio streams that a model generates in use; those after them are given to it."""
-    return _class_of(kind_of(config, where)).generated_streams(config.lm)
+    return family_of(config, where).generated_streams(config.lm)
+
+
+def family_of(config: ModelConfig, where: str = "config.json") -> type[Model]:
+    """The class of a model's family. Raises ConfigError if its `model_type` is unknown."""
+    return _class_of(kind_of(config, where))
 
 
 def _class_of(kind: Kind) -> type[Model]:

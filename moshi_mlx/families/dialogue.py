@@ -16,7 +16,7 @@ from ..errors import ArgumentError
 from ..generate import Generator
 from ..sampling import Sampling
 from ..session import Frame, Opening, Session
-from ..state import SavedState, load_state
+from ..state import SavedState, state_from
 from ..voices import Voice
 from .kinds import takes_no
 from .model import Model
@@ -118,13 +118,10 @@ class Moshi(Model):
             CheckpointError: the file of the state or the voice is missing or broken.
             ArgumentError: an argument has an impossible value.
         """
-        if isinstance(state, str | Path):
-            state = load_state(state)
-        elif not isinstance(state, SavedState | None):
-            raise ArgumentError(f"state must be a SavedState or its file, is {state!r}")
+        resumed = state_from(state)
         prompt_cache = truth("prompt_cache", prompt_cache)
         keep_persona = truth("keep_persona", keep_persona)
-        if state is not None and (persona is not None or voice is not None or keep_persona):
+        if resumed is not None and (persona is not None or voice is not None or keep_persona):
             raise ArgumentError("a saved conversation has its persona and voice: give only state")
         if keep_persona and kv_bits is not None:
             raise ArgumentError(
@@ -152,7 +149,7 @@ class Moshi(Model):
             )
 
         generator, opening = self.worker.call(begun)
-        return Session(self.codec, self.text, generator, self.worker, state, hook, opening)
+        return Session(self.codec, self.text, generator, self.worker, resumed, hook, opening)
 
     @cached_property
     def _prompts(self) -> PromptStates:

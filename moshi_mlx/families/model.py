@@ -43,7 +43,13 @@ class Model:
         own = cls.generated_streams(config)
         checkpoint.fitting(own)  # what doesn't fit shows before anything is read
         chosen = checkpoint.choose_codec(codec, max(own, config.n_q - own))
-        return cls(checkpoint, checkpoint.load_lm(dtype, own), chosen)
+        lm = checkpoint.load_lm(dtype, own)
+        cls.amend(lm)
+        return cls(checkpoint, lm, chosen)
+
+    @classmethod
+    def amend(cls, lm: Lm) -> None:
+        """What the family changes in the values that were read; nothing."""
 
     @classmethod
     def generated_streams(cls, config: LmConfig) -> int:

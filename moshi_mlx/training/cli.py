@@ -16,7 +16,7 @@ from ..errors import ConfigError, MoshiError
 from ..families import Model, load
 from ..files import signals_interrupt
 from ..outputs import Output, check_outputs, model_inputs
-from ..program import OK, run_program
+from ..program import OK, refuse_empty, run_program
 from ..trees import named_parameters
 from .data import Recording, Recordings, TokenCache, read_manifest
 from .distributed import Peers
@@ -198,12 +198,14 @@ def _nothing(line: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
-    given = parser.parse_args(arguments)
+    given = parser.parse_args(words)
     if given.config is None and not (given.help or given.fields):
         parser.error("give the run's YAML file (moshi-train --fields prints what it may say)")
 
     def work() -> int:
+        refuse_empty(words)
         if given.help or given.fields:
             _print(parser.format_help().rstrip() if given.help else "\n".join(describe_fields()))
             return OK

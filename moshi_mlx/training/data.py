@@ -23,7 +23,7 @@ import numpy.typing as npt
 from ..arrays import Pcm, Tokens
 from ..codec import Codec
 from ..config import ZERO_TOKEN, ModelConfig
-from ..errors import AudioFileError, MoshiError
+from ..errors import AudioFileError, MoshiError, counted
 from ..families import generated_streams
 from ..files import replace_file
 from ..sounds import check_is_file, open_sound
@@ -350,8 +350,8 @@ class TokenCache:
         own, user = read_stereo(recording.path, rate)
         if len(own) < self._codec.frame_size:
             raise AudioFileError(
-                f"{recording.path}: has {len(own)} samples at {rate} Hz, less than a frame "
-                f"({self._codec.frame_size}); leave it out"
+                f"{recording.path}: has {counted(len(own), 'sample')} at {rate} Hz, less than a "
+                f"frame ({self._codec.frame_size}); leave it out"
             )
         if config.level_db is not None:
             own, user = (levelled(side, config.level_db, rate) for side in (own, user))

@@ -9,11 +9,11 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from ..errors import MoshiError
-from ..files import partial_name, replace_file, sweep
+from ..files import made_folder, named_as, partial_name, replace_file, sweep
 
 
 class TrainingError(MoshiError):
@@ -22,17 +22,18 @@ class TrainingError(MoshiError):
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Makes a run's folder and keeps other runs out of it.
+    """Makes a run's folder and keeps other runs out of it; an empty one that it made goes again.
 
     The lock is on the folder itself and dies with the process, however that ends.
 
     Raises:
         TrainingError: another run is in it, or it cannot be made.
     """
-    with named_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with ExitStack() as stack:
+        with named_errors(folder):
+            stack.enter_context(made_folder(folder))
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        stack.callback(os.close, descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -43,8 +44,6 @@ def locked(folder: Path) -> Iterator[None]:
         except OSError:
             pass  # a file system without locks, as some networks have
         yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -69,7 +68,7 @@ def whole_folder(target: Path, *, keep_others: bool = False) -> Iterator[Path]:
         TrainingError: the disk is full or refuses.
     """
     folder = partial_name(target)
-    with named_errors(target):
+    with named_as(target, folder), named_errors(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         sweep(target)
         folder.mkdir()

@@ -22,7 +22,7 @@ _Pair = tuple[float, float]
 
 
 def gain(db: float) -> float:
-    """The factor of a speech_level difference."""
+    """The factor of a difference in level."""
     return float(10.0 ** (db / 20.0))
 
 
@@ -52,7 +52,7 @@ class UserSide:
 
     gain_db: how much louder or softer, in dB.
     noise_db: white noise that is added, in dBFS.
-    echo_db: speech_level of Moshi's voice in the user's microphone, in dB relative to itself.
+    echo_db: level of Moshi's voice in the user's microphone, in dB relative to its own.
     echo_seconds: how late that echo comes.
     echo_share: share of the recordings in which it leaks.
     """

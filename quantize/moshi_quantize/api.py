@@ -12,6 +12,7 @@ from moshi_mlx.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.families import Moshi
 from moshi_mlx.files import check_new_folder, new_folder
+from moshi_mlx.hub import canonical, local_path
 from moshi_mlx.lm import Lm
 
 from . import gptq, report, sensitivity
@@ -123,7 +124,7 @@ def quantize(
         quality = None
         if measured:
             if progress is not None:
-                progress(0, 1, "comparing with the original")
+                progress(0, 0, "comparing with the original, which takes a minute or more")
             made = replace(open_checkpoint(fresh), name=folder.name)
             tokens = tokens or find_dialogues(source, dialogue, made)
             listens = can_listen() and plan.source.config.lm.dep_q != 0
@@ -150,7 +151,7 @@ def _folder_of(model: str | Path | Checkpoint) -> Path | None:
     """The folder that a model is in, if that is known without the network."""
     if isinstance(model, Checkpoint):
         return model.folder
-    path = Path(model).expanduser()
+    path = local_path(canonical(model))
     return path.parent if path.is_file() else path if path.is_dir() else None
 
 

@@ -25,10 +25,10 @@ from rich.progress import (
 
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
-from moshi_mlx.errors import HubError, MoshiError
+from moshi_mlx.errors import HubError, MoshiError, counted
 from moshi_mlx.files import signals_interrupt
-from moshi_mlx.outputs import Output, WholeFile, check_outputs, model_inputs
-from moshi_mlx.program import run_program
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
+from moshi_mlx.program import refuse_empty, run_program
 
 from . import report as report_of
 from .api import LISTENED
@@ -42,7 +42,7 @@ from .speaker import Speaker
 
 TOKEN_SUFFIXES = (TOKENS,)
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False)
 
 _DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32, "keep": None}
 
@@ -176,7 +176,9 @@ def quantize_command(
     if upload:
         _upload(result.folder, upload)
     for layer in result.plan.skipped[:3]:
-        print(f"not quantized, no group divides its {layer.shape[1]} inputs: {layer.name}")
+        print(
+            f"not quantized, no group divides its {counted(layer.shape[1], 'input')}: {layer.name}"
+        )
     if len(result.plan.skipped) > 3:
         print(f"and {len(result.plan.skipped) - 3} more like these")
     print(f"{target}: {result.nbytes / 1e6:.1f} MB. Try it: moshi-local --model {target}")
@@ -239,8 +241,9 @@ def report_command(
         figures = report_of.measure(
             source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]
         )
-    print(report_of.table(figures))
-    print(f"\n{report_of.codebook_table(figures)}\n\nOn {tokens.origin}.")
+    taken = json_file is not None and is_stdout(json_file)
+    shown = f"{report_of.table(figures)}\n\n{report_of.codebook_table(figures)}"
+    print(f"{shown}\n\nOn {tokens.origin}.", file=sys.stderr if taken else sys.stdout)
     if json_file is not None:
         WholeFile(json_file, "the figures").write(
             report_of.as_json(original, tokens, figures), mode=0o644
@@ -314,10 +317,15 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
-    """A bar with rate and time left, on a terminal."""
+    """A bar with rate and time left, on a terminal; elsewhere a line for each long part."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield None
+
+        def say(_: int, total: int, what: str) -> None:
+            if not total:
+                print(f"moshi-quantize: {what}", file=sys.stderr)
+
+        yield say
         return
     columns = (
         BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn(),
@@ -327,7 +335,7 @@ def _progress() -> Iterator[Callable[[int, int, str], None] | None]:
         task = bar.add_task("", total=None)
 
         def show(done: int, total: int, what: str) -> None:
-            bar.update(task, completed=done, total=total, description=what[-40:])
+            bar.update(task, completed=done, total=total or None, description=what[-40:])
 
         yield show
 
@@ -341,14 +349,17 @@ _OWN_OPTIONS = ("--help", "--install-completion", "--show-completion")
 def _with_command(given: list[str]) -> list[str]:
     """The command line with `quantize`, which may be left out.
 
-    A folder may have a command's name: it is the source where only that makes sense.
+    A model's folder may have a command's name: it is the source where only that makes sense.
     """
-    if not given or given[0] in _OWN_OPTIONS:
+    if not given:
+        return ["--help"]
+    if given[0] in _OWN_OPTIONS:
         return given
     with_quantize = ["quantize", *given]
     if given[0] not in _COMMANDS:
         return with_quantize
-    is_source = Path(given[0]).is_dir() and not _fits(given) and _fits(with_quantize)
+    is_model = any(Path(given[0]).glob("*.safetensors"))
+    is_source = is_model and not _fits(given) and _fits(with_quantize)
     return with_quantize if is_source else given
 
 
@@ -369,6 +380,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = _with_command(list(sys.argv[1:] if arguments is None else arguments))
 
     def work() -> int | None:
+        refuse_empty(given)
         code: int | None = app(given, prog_name="moshi-quantize", standalone_mode=False)
         return code
 

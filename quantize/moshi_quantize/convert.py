@@ -33,7 +33,7 @@ Parts = dict[str, mx.array]
 """A layer's quantized tensors: weight, scales, biases."""
 Emit = Callable[[Layer, Parts], None]
 Progress = Callable[[int, int, str], None]
-"""Called with bytes done, bytes in all, and what is being done."""
+"""Called with bytes done, bytes in all (0: not counted), and what is being done."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 
 from moshi_mlx.arrays import Codes
 from moshi_mlx.checkpoint import Checkpoint
-from moshi_mlx.errors import CheckpointError
+from moshi_mlx.errors import CheckpointError, counted
 from moshi_mlx.hub import bundled_folder
 
 from .speaker import Speaker
@@ -124,8 +124,8 @@ def _checked(dialogues: Dialogues, source: Checkpoint, where: str) -> Dialogues:
         least = 1 + max(lm.delays)
         if codes.shape[2] < least:
             raise CheckpointError(
-                f"{where}: has {codes.shape[2]} frames, too few to predict any token of the last "
-                f"codebook: the model needs at least {least}"
+                f"{where}: has {counted(codes.shape[2], 'frame')}, too few to predict any token "
+                f"of the last codebook: the model needs at least {least}"
             )
         if (codes[:, : 1 + lm.dep_q] < 0).all():
             raise CheckpointError(

@@ -301,9 +301,11 @@ class Recipe:
                 if layer.part == what or any(fnmatch.fnmatchcase(n, what) for n in layer.names)
             ]
             if not hit and what not in LAYER_PARTS:
+                there = [part for part in LAYER_PARTS if any(x.part == part for x in layers)]
+                example = f" as {layers[0].names[0]}," if layers else ""
                 raise RecipeError(
-                    f"No layer is called '{what}': give {', '.join(LAYER_PARTS)} or a layer's name "
-                    "with * for any part of it."
+                    f"No layer is called {reprlib.repr(what)}: give {', '.join(there)} or a "
+                    f"layer's name,{example} with * for any part of it."
                 )
             assignment |= {layer.path: precision for layer in hit}
         if self.predicate is not None:
@@ -491,9 +493,9 @@ def recipe(what: "str | Recipe | None") -> Recipe:
         return RECIPES[name]
     try:
         precision = parse_precision(name)
-    except RecipeError as error:
+    except RecipeError:
         if re.match("q?[0-9]", name):
-            raise RecipeError(f"There is no recipe {reprlib.repr(name)}: {error}") from None
+            raise
         raise RecipeError(
             f"There is no recipe {reprlib.repr(name)}: it is one of {', '.join(RECIPES)}, or a "
             "precision (bits, bits:group) for all layers."

@@ -31,12 +31,19 @@ class Replies:
     def __init__(self, codes: Codes) -> None:
         self._codes = codes
 
-    def of(self, source: Checkpoint, kv_bits: int | None = None) -> list[tuple[str, ...]]:
-        """What is heard in each dialogue, reply by reply."""
+    def of(
+        self, source: Checkpoint, kv_bits: int | None = None, *, sentences: Sequence[str] = ()
+    ) -> list[tuple[str, ...]]:
+        """What is heard in each dialogue, reply by reply.
+
+        Args:
+            source: the model that answers.
+            kv_bits: of its keys and values.
+            sentences: what it can say; others are not heard then.
+        """
         speaker = Speaker(source, kv_bits)
         tokens = speaker.answer(self._codes[:, 1 + speaker.own :])
         said = np.array(speaker.mimi.decode(mx.array(tokens[:, 1:])))[:, 0]
-        sentences = known_sentences(source)
         return [self._heard(pcm, speaker.sample_rate, sentences) for pcm in said]
 
     def _heard(

@@ -22,7 +22,7 @@ from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
 from .dialogues import Dialogues
-from .replies import Replies
+from .replies import Replies, known_sentences
 from .teacher import Logits, Teacher, distance
 
 CHIPS = ("M1", "M4", "M4 Pro")
@@ -95,14 +95,15 @@ def measure(
     for other in others:
         _check_alike(original, other)
     reference = reference or Teacher(original)(tokens)
-    heard = replies.of(original) if replies is not None else None
+    sentences = known_sentences(original)
+    heard = None if replies is None else replies.of(original, sentences=sentences)
     figures = []
     for other, kept in itertools.product(others, kv_bits):
         found = distance(reference, Teacher(other, kv_bits=kept)(tokens))
         nbytes, bits, frame = sizes(other)
         share = None
         if replies is not None and heard is not None:
-            theirs = replies.of(other, kept)
+            theirs = replies.of(other, kept, sentences=sentences)
             share = sum(a == b for a, b in zip(heard, theirs, strict=True)) / max(len(heard), 1)
         figures.append(
             Figures(

@@ -78,7 +78,15 @@ def test_public_names_are_there() -> None:
         (["run", "a.wav", "b.wav", "--kv-bits", "5"], "'--kv-bits': must be 4 or 8"),
         (["--kv-bits", "16"], "'--kv-bits': must be 4 or 8"),
         (["bench", "--kv-bits", "0"], "'--kv-bits': must be 4 or 8"),
+        (["run", "", "b.wav"], "the argument after 'run' is empty"),
         (["run", "none.wav", "b.wav"], "there is no file none.wav"),
+        (
+            ["run", "a.wav", "b.wav", "--tail", "-1"],
+            "'--tail': must be a number from 0 to 3600",
+        ),
+        (["run", "a.wav", "b.wav", "--seed", "x"], "'--seed': must be a whole number from 0 to 42"),
+        (["--codec", "gpu"], "'--codec': 'gpu' is not one of 'auto', 'mlx', 'rust'."),
+        (["bench", "--bits", "4"], "--bits goes with --config"),
     ],
 )
 def test_wrong_use_is_one_line(
@@ -91,6 +99,14 @@ def test_unknown_model_is_one_line(recording: Path, capsys: pytest.CaptureFixtur
     target = recording.with_name("out.wav")
     assert "nanoo" in error_line(capsys, "run", recording, target, "--model", "nanoo")
     assert not target.exists()
+
+
+def test_a_refused_conversation_leaves_no_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "new" / "kept"
+    error_line(capsys, "--record", folder, "--input", "no such microphone")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

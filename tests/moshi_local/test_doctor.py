@@ -436,7 +436,7 @@ class Device:
     index: int = 3
     name: str = "[Blue] microphone"
     inputs: int = 1
-    outputs: int = 0
+    outputs: int = 2
     default_input: bool = True
 
 
@@ -484,6 +484,7 @@ def test_the_report_of_a_model_that_is_here(monkeypatch: pytest.MonkeyPatch) -> 
         if line.startswith("nano in real time (80 ms per frame): ")
     )
     assert (": yes" in line) == (code == 0)
+    assert "cannot talk live" not in text
     found = diagnose("nano", frames=4, list_devices=list).verdict
     assert found.frame_ms is not None
     assert 0 < found.frame_ms["p50"] <= found.frame_ms["p95"] <= found.frame_ms["max"] < took
@@ -537,6 +538,12 @@ def test_a_machine_without_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     found = diagnose("moshiko-q4", list_devices=no_library)
     assert (found.sound, found.sound_problem) == ([], "the PortAudio library is missing")
     assert found.verdict.holds
+    assert found.as_dict()["sound_missing"] == ["microphone", "speaker"]
+    screen = Console(file=io.StringIO(), width=200)
+    assert doctor("moshiko-q4", list_devices=lambda: [Device(inputs=0)], screen=screen) == 1
+    text = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "no microphone: it cannot talk live here; files work: moshi-local run" in text
+    assert "memory: in float32, as the CPU computes" in text
 
 
 def test_which_portaudio(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -89,7 +89,7 @@ def test_lateness_is_one_line_at_the_end_where_there_was_any(lags: int, told: li
     text = io.StringIO()
     report = LoopReport(12.5, port={**port, "lags": lags, **dropped})
     print_report(Console(file=text, width=100), report, 0.08)
-    assert text.getvalue().splitlines()[2:] == ["9 callbacks, 1 xruns, 2 gaps, 3 restarts", *told]
+    assert text.getvalue().splitlines()[2:] == ["9 callbacks, 1 xrun, 2 gaps, 3 restarts", *told]
 
 
 def test_a_dead_microphone_has_its_advice() -> None:

@@ -6,9 +6,11 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,8 +149,8 @@ def test_standard_output_is_an_output(tmp_path: Path) -> None:
         ("loop", "file", "symbolic links"),
         ("x" * 256, "file", "File name too long"),
         (".", "file", "it is a folder"),
-        ("/dev/full", "file", "it is not a regular file"),
-        ("/dev/null", "file", "it is not a regular file"),
+        ("socket", "file", "it is not a regular file, a pipe or a character device"),
+        ("socket", "stream", "it is not a regular file, a pipe or a character device"),
         (".", "stream", "it is a folder"),
         ("in.wav", "folder", "it is not a folder"),
         ("in.wav/x", "folder", "Not a directory"),
@@ -159,9 +161,27 @@ def test_places_that_cannot_be_written(
 ) -> None:
     monkeypatch.chdir(sound.parent)
     Path("loop").symlink_to("loop")
+    with socket.socket(socket.AF_UNIX) as unix:
+        unix.bind("socket")
     with pytest.raises(MoshiError, match=f"cannot write it {re.escape(path)}: .*{reason}"):
         check_outputs([Output(Path(path), "it", kind=kind)])  # type: ignore[arg-type]
-    assert {each.name for each in sound.parent.iterdir()} == {"in.wav", "loop"}
+    assert {each.name for each in sound.parent.iterdir()} == {"in.wav", "loop", "socket"}
+
+
+def test_text_may_go_to_a_device_or_a_pipe(tmp_path: Path) -> None:
+    pipe, picture = tmp_path / "pipe", tmp_path / "pipe.svg"
+    for path in (pipe, picture):
+        os.mkfifo(path)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    WholeFile(pipe, "the trace").write("whole")
+    assert os.read(reader, 99) == b"whole"
+    os.close(reader)
+    WholeFile(Path("/dev/null"), "the trace").write("whole")
+    with pytest.raises(MoshiError, match="the trace /dev/full: No space left on device"):
+        WholeFile(Path("/dev/full"), "the trace").write("whole")
+    with pytest.raises(MoshiError, match=r"it is not a regular file$"):
+        WholeFile(picture, "the picture", [".svg"])
+    assert pipe.is_fifo()
 
 
 def test_a_full_disk_is_found_in_its_own_words(tmp_path: Path) -> None:
@@ -251,6 +271,15 @@ def test_what_killed_programs_left_is_swept(tmp_path: Path) -> None:
         (tmp_path / f".out.wav.{number}.partial").write_text("left")
         (tmp_path / f".in.wav.{number}.partial").write_text("of another output")
     check_outputs([Output(target, "it")])
+    here = partial_name(target).name.partition("-")[2]
+    for owner in (f"{gone}-00000000", f"{runs}-{here.removesuffix('.partial')}"):
+        for name, days in (("new", 6), ("old", 8)):
+            left = tmp_path / f".{name}.{owner}.partial"
+            left.write_text("left")
+            os.utime(left, (time.time() - 86_400 * days,) * 2)
+            check_outputs([Output(tmp_path / name, "it")])
+            assert left.exists() == (days < 7)
+            left.unlink(missing_ok=True)
     assert {path.name for path in tmp_path.glob(".*")} == {
         f".out.wav.{runs}.partial",
         f".in.wav.{runs}.partial",

@@ -111,7 +111,7 @@ def test_run_with_persona_and_voice(
     assert "earlier" not in err
     _, err = said(capsys, *given, kept, "--persona", PERSONA, "--keep-persona")
     assert "it stays in sight" in err
-    said(capsys, "run", heard, plain, "--model", model, "--persona", "", "--voice", "", *hot)
+    said(capsys, "run", heard, plain, "--model", model, "--persona", " ", "--voice", " ", *hot)
     answer = first.read_bytes()
     assert answer == second.read_bytes() == third.read_bytes() == kept.read_bytes()
     assert answer != plain.read_bytes()
@@ -150,13 +150,13 @@ def test_the_key_that_starts_over_comes_back_to_the_persona(model: Path) -> None
 def test_a_persona_of_the_configuration_file(
     model: Path, heard: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A table of `run`; "" on the command line takes it back."""
+    """A table of `run`; a blank on the command line takes it back."""
     config_path().parent.mkdir(parents=True)
     lines = f'model = "{model}"\npersona = "{PERSONA}"\nvoice = "ANNA"\ncodec = "mlx"\ntail = 0.1\n'
     config_path().write_text(f"[run]\n{lines}")
     target = heard.with_name("out.wav")
     assert "persona: You are" in said(capsys, "run", heard, target)[1]
-    none = ("--model", "nano", "--tail", "0", "--persona", "", "--voice", "")
+    none = ("--model", "nano", "--tail", "0", "--persona", " ", "--voice", " ")
     assert "persona" not in said(capsys, "run", heard, target, *none)[1]
 
 
@@ -315,16 +315,17 @@ def test_recordings_that_are_no_voice(
         (tmp_path / "none.wav", "there is no file"),
     ):
         assert message in refused(capsys, *add(model, path))
-    for name in ("../ADA", ".ADA", "", "a b", "x" * 65, "-"):
+    for name in ("../ADA", ".ADA", " ", "a b", "x" * 65, "-"):
         line = refused(capsys, "voices", "add", "--i-have-consent", CONSENT, "--", name, speech)
         assert "a voice cannot be called" in line
     assert "has a voice ANNA already" in refused(capsys, *add(model, speech, "anna"))
     assert "has a voice NATF2 already" in refused(
         capsys, *add(Path("personaplex"), speech, "natf2")
     )
-    for empty in ("", " "):
-        line = refused(capsys, *add(model, speech)[:-1], empty)
-        assert "a voice is only made with its speaker's consent" in line
+    line = refused(capsys, *add(model, speech)[:-1], " ")
+    assert "a voice is only made with its speaker's consent" in line
+    line = refused(capsys, *add(model, speech)[:-1], "")
+    assert "the argument after '--i-have-consent' is empty" in line
     line = refused(capsys, *add(model, speech)[:-1], "x" * 1001)
     assert "has 1001 characters: use 1000 at most" in line
     line = refused(capsys, *add(Path("nano"), speech))

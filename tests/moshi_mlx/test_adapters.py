@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from moshi_mlx.arrays import Weights
-from moshi_mlx.checkpoint import ADAPTER, open_checkpoint
-from moshi_mlx.errors import CheckpointError, ConfigError
+from moshi_mlx.checkpoint import ADAPTER, find_files, open_checkpoint
+from moshi_mlx.errors import CheckpointError, ConfigError, HubError
 from moshi_mlx.files import read_json
 from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lora import LoraLinear
@@ -134,7 +134,7 @@ def test_every_file_is_looked_at_when_it_is_opened(name: str, tmp_path: Path) ->
     (folder / name).unlink(missing_ok=True)
     (folder / name).write_bytes(whole[: len(whole) // 2])
     lora = folder if name == ADAPTER else None
-    said = rf"model/{name}: is (truncated|not a safetensors|a text, not safetensors)"
+    said = rf"model/{name}: is (truncated|not a safetensors|a text file, not safetensors)"
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(folder, lora=lora)
 
@@ -237,3 +237,10 @@ def test_more_layers_than_tensors() -> None:
     config = read_config(read_json(CASES / "moshi" / "config.json") | {"num_layers": 10**6}).lm
     with pytest.raises(CheckpointError, match=r"has \d+ tensors, the config says 1000000 layers"):
         load_lm(CASES / "moshi" / "model.safetensors", config)
+
+
+def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"There is no file or folder .*nope: give an adapter's"):
+        find_files("nano", lora=tmp_path / "nope")
+    with pytest.raises(HubError, match=r"The folder .* has no lora\.safetensors: give an"):
+        find_files("nano", lora=tmp_path)

@@ -31,7 +31,7 @@ def nano_as(folder: Path, **changes: Any) -> Path:
 
 @pytest.mark.parametrize(
     ("model_type", "can"),
-    [("tts", "speak"), ("stt", "transcribe"), ("hibiki", "translate"), ("helium", "complete")],
+    [("tts", "speak"), ("stt", "transcribe"), ("helium", "complete")],
 )
 def test_a_verb_that_a_model_cannot_do(
     model_type: str, can: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

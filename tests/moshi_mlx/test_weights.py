@@ -164,7 +164,7 @@ def test_broken_files(tmp_path: Path) -> None:
         (b"", "empty"),
         (whole[:100], "truncated: its header"),
         (whole[:-1000], "truncated: .* bytes of tensors"),
-        (b"not weights" * 50, "a text, not safetensors"),
+        (b"not weights" * 50, "a text file, not safetensors"),
         (huge + whole[8:], "not a safetensors file"),
     ):
         path.write_bytes(content)

@@ -17,6 +17,7 @@ import moshi_quantize
 from benchmarks.quantize_proofs import SMALL, make_small
 from moshi_local import cli as local_cli
 from moshi_mlx.checkpoint import open_checkpoint
+from moshi_mlx.errors import HubError
 from moshi_mlx.files import read_json
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
@@ -181,7 +182,7 @@ def test_odd_predicates(
 def test_a_predicate_that_is_no_file(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in ("", tmp_path, tmp_path / "none.py"):
+    for path in (tmp_path, tmp_path / "none.py"):
         said = refused([source, tmp_path / "made", "--predicate", path], capsys)
         assert f"'{path}': No such file" in said
 
@@ -228,19 +229,21 @@ def test_auto_keeps_to_the_predicate(source: Path) -> None:
         (["--target-bits", "16.01"], "16.01 bits per weight cannot be had for this model"),
         (["--target-bits", "3.5", "--set", "heads=none"], "with what is set apart: give a target "
                                                           "from 3.99 to 16.00"),
-        (["--bits", ""], "There is no recipe ''"),
+        (["--bits", ""], "the argument after '--bits' is empty; give it a value, or leave it out"),
+        (["--bits="], "There is no recipe ''"),
         (["--bits", "7"], "no precision of 7 bits in groups of 32"),
         (["--bits", "-4"], "There is no recipe '-4'"),
         (["--bits", "nan"], "There is no recipe 'nan'"),
         (["--bits", "4:" + "9" * 5000], "'4:9999999999...9999999999999' is not a precision"),
-        (["--recipe", ""], "There is no recipe ''"),
         (["--bits", "4", "--recipe", "q4"], "give --bits or --recipe, not both"),
-        (["--dtype", ""], "'' is not one of bfloat16"),
+        (["--dtype="], "'' is not one of bfloat16"),
         (["--set", "heads"], "'heads' is not WHAT=PRECISION"),
         (["--set", "=4"], "No layer is called ''"),
+        (["--set", "foo=4"], "No layer is called 'foo': give temporal, depth, embeddings, heads or "
+                             "a layer's name, as "),
         (["--upload", "moshi"], "'moshi' is not ORG/REPO"),
         (["--upload", "me/moshi", "--offline"], "not with --offline"),
-        (["--dialogue", ""], "there is no such file of tokens"),
+        (["--dialogue="], "there is no such file of tokens"),
         (["--dialogue", "/nowhere.wav"], "/nowhere.wav: there is no such file of tokens"),
     ],
 )  # fmt: skip
@@ -344,7 +347,7 @@ CODES = np.random.default_rng(0).integers(0, 500, (2, 17, 10))
     [
         ({"codes": CODES[:0]}, "has tokens [0, 17, 10]"),
         ({"codes": CODES[:, :, :0]}, "has tokens"),
-        ({"codes": CODES[:, :, :1]}, "has 1 frames, too few to predict"),
+        ({"codes": CODES[:, :, :1]}, "has 1 frame, too few to predict"),
         ({"codes": np.full((2, 17, 10), -1)}, "has no token that the model would say"),
         ({"calibration": CODES * 0 - 1, "evaluation": CODES}, "has no token that the model would"),
         ({"evaluation": CODES}, "is not a file of dialogue tokens"),
@@ -364,6 +367,15 @@ def test_no_data(
         said = refused([source, tmp_path / "made", "--dialogue", tokens, *how], capsys)
         assert message in said
         assert str(tokens) in said
+    assert [path.name for path in tmp_path.iterdir()] == ["tokens.npz"]
+
+
+def test_a_failure_leaves_no_folders(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "tokens.npz"
+    np.savez(bad, codes=np.zeros((1, 3, 4), np.int16))
+    refused([source, tmp_path / "new" / "made", "--dialogue", bad, "--recipe", "auto"], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["tokens.npz"]
 
 
@@ -405,12 +417,31 @@ def test_a_source_called_like_a_command(
 def test_a_command_with_too_few_words_is_a_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Where no folder has its name, or with what no command takes."""
+    """Where no model has its name."""
     monkeypatch.chdir(tmp_path)
     assert "Missing argument" in refused(["report", "made"], capsys)
     (tmp_path / "report").mkdir()
     assert "Missing argument" in refused(["report"], capsys)
-    assert "There are no weights" in refused(["report", "a", "--no-report"], capsys)
+    assert "Missing argument" in refused(["report", "made"], capsys)
+    assert "No such option" in refused(["report", "a", "--no-report"], capsys)
+
+
+def test_without_arguments_it_prints_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    assert "\nCommands:\n" in capsys.readouterr().out
+
+
+def test_empty_names(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert "the argument after 'quantize' is empty" in refused(["", "made"], capsys)
+    with pytest.raises(HubError, match="The model's name is empty"):
+        quantize("", "q4", "made")
+    for here in (".", tmp_path):
+        assert "is the current folder; name a new one" in refused([source, here], capsys)
+    assert not list(tmp_path.iterdir())
 
 
 def test_options_may_come_first(source: Path, tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "absurd header length": (write(b"\xff" * 8 + b"{}" * 50), "its header would have 1844674"),
     "header is no JSON": (write(b"\x10" + bytes(7) + b"{" + b"x" * 20), "its header is not JSON"),
     "header is a list": (write(b"\x08" + bytes(7) + b"[[[[]]]]"), "is not a safetensors file"),
-    "a text": (write(b"These are not the weights." * 9), "is a text, not safetensors"),
+    "a text": (write(b"These are not the weights." * 9), "is a text file, not safetensors"),
     "a web page": (write(b"<!doctype html><html><body>"), "is a web page, not safetensors"),
     "GGUF": (write(b"GGUF\3\0\0\0" + bytes(90)), "is a GGUF file"),
     "64-bit floats": (
@@ -328,6 +328,11 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "index leads out": (index({"a": "/etc/passwd"}), "inside the model's folder"),
     "index without shards": (index({"a": "b.safetensors"}), "There is no b.safetensors"),
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "There is no tokenizer.model"),
+    "no config": (
+        lambda f: (f / "config.json").unlink(),
+        "There is no tokenizer_spm_32k_3.model in {0}. There is no config.json either, to name "
+        "another. Put the file there",
+    ),
     "broken tokenizer": (write(b"nonsense", "tokenizer.model"), "tokenizer.model"),
     "broken codec": (write(b"nonsense", "mimi.safetensors"), "mimi.safetensors"),
     "another model": (
@@ -343,6 +348,7 @@ def test_broken_source(
     kind: str, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil, message = BROKEN[kind]
+    message = message.format(copy)
     spoil(copy)
     before = {p: p.stat().st_mtime_ns for p in copy.iterdir()}
     said = program([str(copy), str(tmp_path / "made"), "--no-report"], capsys)
@@ -359,8 +365,8 @@ def test_broken_target(small: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
     link.symlink_to(full)
     for target, message in [
         (small, "is the source, or in it"), (small / "q4", "is the source, or in it"),
-        (full, "is there already, and not empty"), (file, "is there already, and no folder"),
-        (link, "is there already, and no folder"), (file / "below", "cannot be"),
+        (full, "is there already, and not empty"), (file, "is there already, and is not a folder"),
+        (link, "is there already, and is not a folder"), (file / "below", "cannot be"),
         (Path("/proc/nowhere/made"), "cannot be made"),
     ]:  # fmt: skip
         assert message in program([str(small), str(target)], capsys)

@@ -453,7 +453,7 @@ def test_finding_a_recipe() -> None:
         RecipeError, match=r"^There is no recipe 'best': it is one of q4, q8, .*none"
     ):
         recipe("best")
-    with pytest.raises(RecipeError, match=r"^There is no recipe 'q7': There is no precision of 7"):
+    with pytest.raises(RecipeError, match=r"^There is no precision of 7"):
         recipe("q7")
     for odd in (4, ["q4"]):
         with pytest.raises(RecipeError, match=r"^.* is not a Recipe, or the name of one"):

@@ -115,16 +115,22 @@ def test_theirs_was_removed(installed: Path, program: str) -> None:
     assert "its removal has taken some of our files away" in errors
 
 
-def test_theirs_hides_a_checkout(installed: Path) -> None:
+@pytest.mark.parametrize("more", ["", "import a_package_that_is_not_there\n"])
+def test_theirs_hides_a_checkout(installed: Path, more: str) -> None:
     """Beside an editable install nothing is overwritten, but theirs is found first."""
     theirs = installed / "moshi_mlx"
     shutil.rmtree(theirs)
     theirs.mkdir()
-    (theirs / "__init__.py").write_text(THEIRS)
+    (theirs / "__init__.py").write_text(THEIRS + more)
+    info = installed / "moshi_mlx-0.3.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: moshi-mlx\nVersion: 0.3.0\n")
+    (info / "RECORD").write_text("moshi_mlx/__init__.py,,\n")
     code, errors = said(installed, "moshi_local", "--help")
     assert code == 2, errors
     assert errors.count("\n") == 1, errors
-    assert "hides the library of this checkout" in errors
+    assert f"{theirs} is another moshi_mlx" in errors
+    assert "hides the library of this checkout. To fix it: pip uninstall moshi-mlx, or" in errors
 
 
 def test_no_driver_for_mlx_on_cuda(installed: Path) -> None:

@@ -47,7 +47,7 @@ ALLOWED: dict[str, set[str]] = {
     "trees": set(),
     "worker": {"threads"},
     "threads": set(),
-    "sounds": {"arrays", "distributions"},
+    "sounds": {"arrays", "distributions", "formats"},
     "stream": set(),
     "lora": set(),
     "loudness": {"arrays"},
@@ -58,7 +58,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {"catalog", "files", "published"},
     "published": {"config"},
     "safetensors": {"arrays", "files", "formats"},
-    "state": {"config", "safetensors"},
+    "state": {"config", "safetensors", "threads"},
     "cache": {"config"},
     "footprint": {"cache", "config", "trees"},
     "transformer": {"backend", "cache", "config", "embedding"},
@@ -100,7 +100,7 @@ EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "chat", "cli", "config_file"}
 JOINING |= {"conversation", "engine", "first_start", "launch", "loop", "offline", "speaker"}
-JOINING |= {"voices"}
+JOINING |= {"translation", "voices"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

@@ -15,6 +15,8 @@ import pytest
 import soundfile
 
 from moshi_mlx.errors import ConfigError, MoshiError
+from moshi_mlx.files import new_folder
+from moshi_mlx.safetensors import write_safetensors
 from moshi_mlx.text import Word
 from moshi_mlx.training.cli import main
 from moshi_mlx.training.data import write_manifest, write_words
@@ -283,6 +285,19 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path) == ["model"]
 
 
+def test_a_full_disk_names_the_final_file(tmp_path: Path) -> None:
+    weights = {"a": mx.zeros(4096)}
+    target = tmp_path / "model"
+    for folder in (whole_folder(target), new_folder(target, 0)):
+        with (
+            pytest.raises(MoshiError, match=rf"^{target}/w\.safetensors: cannot be written: File "),
+            largest_file(1000),
+            folder as fresh,
+        ):
+            write_safetensors(fresh / "w.safetensors", weights)
+    assert names(tmp_path) == []
+
+
 # ------------------------------------------------------------------- two at once, and signals
 
 HOLDS = """
@@ -359,3 +374,14 @@ def test_sigterm_before_the_first_step(tmp_path: Path, monkeypatch: pytest.Monke
     )
     assert main([str(config)]) == 143
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_an_empty_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([""]) == 2
+    assert capsys.readouterr().err.startswith("moshi-train: the argument is empty; ")
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path: Path) -> None:
+    config = written(tmp_path, RUN.replace("run_dir: run", "run_dir: new/run"))
+    assert main([str(config)]) == 2
+    assert names(tmp_path) == [config.name]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 import numpy as np
+import numpy.typing as npt
 import soundfile
 import soxr
 
@@ -26,7 +27,7 @@ from moshi_mlx.sounds import SAMPLE_RATES, Sound, check_is_file, open_sound
 
 from ..port import Read
 
-__all__ = ["FileAudio", "check_sound_files"]
+__all__ = ["FileAudio", "check_sound_files", "write_sound"]
 
 _MOST_SAMPLES = 2**20  # of a frame
 _DAY = 86_400.0
@@ -71,18 +72,10 @@ class FileAudio:
         with ExitStack() as stack:
             target = Path(os.path.realpath(self._target))
             self._partial = stack.enter_context(partial_file(target))
-            with self._errors():
+            with _errors(self._target):
                 self._sink = stack.enter_context(SoundSink(self._partial))
-                self._output = stack.enter_context(
-                    soundfile.SoundFile(
-                        self._sink,
-                        "w",
-                        samplerate=self._rate,
-                        channels=2 if self._stereo else 1,
-                        format=FORMATS[self._target.suffix.lower()],
-                        subtype="PCM_16",
-                    )
-                )
+                file = _sound_file(self._sink, self._target, self._rate, 2 if self._stereo else 1)
+                self._output = stack.enter_context(file)
             self._closing = stack.pop_all()
         return self
 
@@ -96,7 +89,7 @@ class FileAudio:
         with self._closing:
             if kind is not None or not self.whole or self._output is None:
                 return
-            with self._errors():
+            with _errors(self._target):
                 self._output.close()
                 self._sink.check()
                 self._sink.close()
@@ -123,16 +116,9 @@ class FileAudio:
         if pcm.shape != (self._frame_size,):
             raise ArgumentError(f"pcm must be [{self._frame_size}], is {list(pcm.shape)}")
         finite("pcm", pcm)
-        with self._errors():
+        with _errors(self._target):
             self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
             self._sink.check()
-
-    @contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except (soundfile.SoundFileError, OSError) as error:
-            raise AudioFileError(f"cannot write {self._target}: {_reason(error)}") from error
 
     def _frames(self) -> Generator[Pcm]:
         """The recording as whole frames, the last one filled up with zeros."""
@@ -158,11 +144,51 @@ class FileAudio:
         yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
 
 
+def write_sound(target: Path, sound: npt.NDArray[np.float32], rate: int) -> None:
+    """Puts a file there, whole or not at all.
+
+    Args:
+        target: is replaced if it exists; .wav or .flac.
+        sound: float32 [samples] or [samples, channels] in −1 … 1.
+        rate: Hz.
+
+    Raises:
+        AudioFileError: it cannot be written.
+    """
+    real = Path(os.path.realpath(target))
+    with _errors(target), partial_file(real) as partial, SoundSink(partial) as sink:
+        with _sound_file(sink, target, rate, 1 if sound.ndim == 1 else sound.shape[1]) as file:
+            file.write(sound)
+        sink.check()
+        sink.close()
+        partial.replace(real)
+
+
+def _sound_file(sink: SoundSink, target: Path, rate: int, channels: int) -> soundfile.SoundFile:
+    return soundfile.SoundFile(
+        sink,
+        "w",
+        samplerate=rate,
+        channels=channels,
+        format=FORMATS[target.suffix.lower()],
+        subtype="PCM_16",
+    )
+
+
+@contextmanager
+def _errors(target: Path) -> Iterator[None]:
+    try:
+        yield
+    except (soundfile.SoundFileError, OSError) as error:
+        raise AudioFileError(f"cannot write {target}: {_reason(error)}") from error
+
+
 def check_sound_files(
     source: Path,
     target: Path,
     outputs: Sequence[Output] = (),
     inputs: Iterable[Path | None] = (),
+    what: str = "the answer",
 ) -> Sound:
     """Reads all of `source`, when it is known that `target` can be written.
 
@@ -171,12 +197,13 @@ def check_sound_files(
         target: the answer.
         outputs: what the same command writes besides.
         inputs: what it reads besides.
+        what: `target` holds, for messages.
 
     Raises:
         MoshiError: `source` is not sound to its end, or something cannot be written.
     """
     check_is_file(source)
-    check_outputs([Output(target, "the answer", tuple(FORMATS)), *outputs], [source, *inputs])
+    check_outputs([Output(target, what, tuple(FORMATS)), *outputs], [source, *inputs])
     return open_sound(source)
 
 

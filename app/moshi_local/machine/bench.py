@@ -19,11 +19,11 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx import Moshi, MoshiError, Sampling, Timing
+from moshi_mlx import Model, MoshiError, Sampling, Timing
 from moshi_mlx.backend import compile_by_default
 from moshi_mlx.blas import with_openblas
 from moshi_mlx.config import PUBLISHED_GROUPS, LmConfig, TransformerConfig
-from moshi_mlx.errors import ConfigError
+from moshi_mlx.errors import ConfigError, counted
 from moshi_mlx.files import read_json
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.generate import Generator
@@ -203,7 +203,7 @@ def make_report(
 
 
 def bench_model(
-    moshi: Moshi,
+    moshi: Model,
     frames: int,
     compiled: bool | None = None,
     kv_bits: int | None = None,
@@ -267,8 +267,8 @@ def _check_widths(config: LmConfig, raw: dict[str, Any], bits: int, where: str) 
         value = raw.get(name.partition(".")[0])
         given = f" {value!r}" if isinstance(value, int | float) else ""
         raise ConfigError(
-            f"{where}: field '{name}'{given} gives layers of {width} inputs, and {bits} bits need "
-            f"a multiple of {group}, as {fit}: change it, or use --bits 16"
+            f"{where}: field '{name}'{given} gives layers of {counted(width, 'input')}, and {bits} "
+            f"bits need a multiple of {group}, as {fit}: change it, or use --bits 16"
             if width
             else f"{where}: field '{name}'{given} gives layers without inputs: give a larger one"
         )
@@ -390,7 +390,7 @@ def print_bench(mine: Report, theirs: Upstream | None) -> None:
     ms = mine.frame_ms
     print(
         f"{mine.name}: p50 {ms['p50']:.2f}  p95 {ms['p95']:.2f}  p99 {ms['p99']:.2f}  "
-        f"max {ms['max']:.2f} ms per step, {mine.frames} steps"
+        f"max {ms['max']:.2f} ms per step, {counted(mine.frames, 'step')}"
     )
     if theirs is not None:
         print(

@@ -186,7 +186,7 @@ def full_checkup(
     say(f"written: {path}")
     if MACOS:
         say('Its part "by_hand" has the steps for you, with a place for each answer.')
-    return 0 if found.verdict.holds else 1
+    return found.exit_code
 
 
 def _models_here(found: Diagnosis, left_out: dict[str, str]) -> list[str]:

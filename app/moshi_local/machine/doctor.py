@@ -10,20 +10,24 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import moshi_mlx
 from moshi_mlx import AudioDeviceError, HubError, MoshiError, catalog
-from moshi_mlx.backend import slow_reason
+from moshi_mlx.backend import default_dtype, slow_reason
 from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.distributions import installation_problem
+from moshi_mlx.errors import counted
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import is_folder_name, resolve
+from moshi_mlx.program import NO, OK
 
 from ..platform import Machine, machine, microphone_permission
 from ..report import percentiles, warm_up
@@ -69,6 +73,17 @@ class Diagnosis:
     slow_reason: str | None = None
     sound_system: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def missing(self) -> list[str]:
+        """What a live conversation lacks of "microphone" and "speaker"."""
+        kinds = {"microphone": "inputs", "speaker": "outputs"}
+        return [what for what, kind in kinds.items() if not any(map(attrgetter(kind), self.sound))]
+
+    @property
+    def exit_code(self) -> int:
+        """Of the command: OK if one can talk here with the model, else NO."""
+        return OK if self.verdict.holds and not self.missing else NO
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return {
@@ -77,6 +92,7 @@ class Diagnosis:
             "slow_reason": self.slow_reason,
             "sound": [asdict(device) for device in self.sound],
             "sound_problem": self.sound_problem,
+            "sound_missing": self.missing,
             "sound_system": dict(self.sound_system),
             "models": {"bundled": catalog.bundled(), "cached": list(self.cached)},
             "verdict": self.verdict.as_dict(),
@@ -252,15 +268,15 @@ def doctor(
     """The command: prints a report (or JSON), returns the exit code.
 
     Returns:
-        0 if the model holds a conversation, 1 if not or if that cannot be said. Errors are raised
-        as by `diagnose`; the program's code for them is 2.
+        0 if the model holds a conversation and there is a microphone and a speaker, 1 if not or if
+        that cannot be said. Errors are raised as by `diagnose`; the program's code for them is 2.
     """
     found = diagnose(name, frames=frames, list_devices=list_devices, kv_bits=kv_bits)
     if as_json:
         print(json.dumps(found.as_dict(), ensure_ascii=False, indent=1))
     else:
         print_diagnosis(found, screen or Console(highlight=False))
-    return 0 if found.verdict.holds else 1
+    return found.exit_code
 
 
 def print_diagnosis(found: Diagnosis, screen: Console) -> None:
@@ -274,7 +290,7 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
         rows.add_row(label, Text(text))  # a name may hold what rich takes for markup
 
     fast = f", {here.performance_cores} of them fast" if here.performance_cores else ""
-    row("machine", f"{here.chip}, {here.cores} cores{fast}")
+    row("machine", f"{here.chip}, {counted(here.cores, 'core')}{fast}")
     gpu = f", {gb(here.gpu_memory)} at most for the GPU" if here.gpu_memory else ""
     row("memory", f"{gb(here.memory_total)}, {gb(here.memory_available)} free now{gpu}")
     row("system", f"{here.os}; Python {here.python}; MLX {here.mlx} on the {here.backend}")
@@ -296,7 +312,7 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
         how = (
             "predicted"
             if verdict.predicted
-            else f"measured, {verdict.frames} frames, codec {verdict.codec}"
+            else f"measured, {counted(verdict.frames, 'frame')}, codec {verdict.codec}"
         )
         times = "  ".join(f"{key} {value:.1f}" for key, value in verdict.frame_ms.items())
         row("per frame", f"{times} ms ({how}), of {verdict.budget_ms:.0f} ms")
@@ -310,9 +326,17 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
             times = f"{ms['p50']:.0f} / {ms['p95']:.0f}" if ms else "does not fit in memory"
             table.add_row(other.model, needed, times, "yes" if other.holds else "no")
         screen.print(table)
+        if default_dtype() == mx.float32:
+            screen.print("memory: in float32, as the CPU computes; a GPU's bfloat16 takes less")
     screen.print(verdict.line, style="bold", markup=False, soft_wrap=True)
     if verdict.advice:
         screen.print(verdict.advice, markup=False, soft_wrap=True)
+    if found.missing:
+        screen.print(
+            f"no {' and no '.join(found.missing)}: it cannot talk live here; files work: "
+            "moshi-local run IN.wav OUT.wav",
+            soft_wrap=True,
+        )
 
 
 def _listing(devices: Sequence[Any], kind: str) -> str:

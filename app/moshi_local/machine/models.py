@@ -58,7 +58,15 @@ def rows_as_json(rows: list[Row]) -> str:
 def print_models(console: Console, rows: list[Row]) -> None:
     """A table for a person."""
     table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
-    for column in ("model", "about", "download", "licence", "here", "fits", "ms per frame"):
+    for column in (
+        "model",
+        "about",
+        "download",
+        "licence",
+        "here",
+        "fits in memory",
+        "ms per frame",
+    ):
         table.add_column(column, overflow="fold")
     for row in rows:
         entry, verdict = row.entry, row.verdict

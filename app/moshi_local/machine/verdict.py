@@ -100,7 +100,7 @@ class Verdict:
             needed, usable = gb(size_of(self)), gb(self.memory)
             return f"{start}: no, it needs {needed} of memory and {usable} can be used"
         if self.frame_ms is None:
-            return f"{start}: unknown, it is not on this machine"
+            return f"{start}: not measured"
         answer = f"{start}: {'yes' if self.holds else 'no'}, p95 {self.frame_ms['p95']:.0f} ms"
         if self.predicted:
             return f"{answer} (predicted, not measured)"

@@ -11,7 +11,7 @@ import datetime
 import math
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -122,6 +122,7 @@ class Recorder:
             f"right channel: synthetic speech by Moshi ({model}), left channel: the user; "
             f"made with {_SOFTWARE} {__version__}"
         )
+        self._made = ExitStack()  # its folder
         self._lock = threading.RLock()
         self._recording = False
         self._closed = False
@@ -138,9 +139,11 @@ class Recorder:
         check_outputs([output])
         sweep(self._folder, "moshi-*")
         try:
+            self._made.enter_context(output.made())
             self._open()
         except OSError as error:
             self._remove()
+            self._made.close()
             raise output.cannot(error.strerror or str(error)) from error
         self._recording = True
         return self
@@ -188,6 +191,7 @@ class Recorder:
             if not self._closed and self._parts:
                 self._closed = True
                 self._finish(convert)
+                self._made.close()
         finally:
             self._lock.release()
 

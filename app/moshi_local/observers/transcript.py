@@ -8,13 +8,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
+from moshi_mlx import Word
 from moshi_mlx.files import replace_file
 
-__all__ = ["Subtitles", "TranscriptFile", "vtt_time"]
+__all__ = ["Subtitles", "TranscriptFile", "subtitles_as_srt", "subtitles_as_vtt", "vtt_time"]
 
 CUE_PAUSE = 1.0
 """Seconds without a word after which a new phrase begins."""
@@ -80,7 +82,7 @@ class Subtitles:
 
     def add_word(self, text: str, start: float, end: float) -> None:
         """The next word, from `start` to `end` (seconds of the recording)."""
-        if self._words and (start - self._end >= CUE_PAUSE or end - self._start > LONGEST_CUE):
+        if self._words and _begins_phrase(start, end, self._start, self._end):
             self.end_phrase()
         if not self._words:
             self._start = start
@@ -95,7 +97,7 @@ class Subtitles:
     def end_phrase(self) -> None:
         """Write the phrase that is open, if any."""
         if self._words:
-            text = escape(" ".join(" ".join(self._words).split()), quote=False)
+            text = _vtt_text(" ".join(self._words))
             times = f"{vtt_time(self._start)} --> {vtt_time(self._end)}"
             self._write(f"\n{times}\n<v {self._speaker}>{text}</v>\n")
             self._words.clear()
@@ -116,6 +118,51 @@ class Subtitles:
         if os.write(self._descriptor, data) != len(data):
             os.ftruncate(self._descriptor, size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@dataclass
+class _Phrase:
+    start: float
+    end: float
+    text: str
+
+
+def subtitles_as_vtt(words: Sequence[Word]) -> str:
+    """A whole WebVTT file of words with their times."""
+    cues = (
+        f"\n{vtt_time(phrase.start)} --> {vtt_time(phrase.end)}\n{_vtt_text(phrase.text)}\n"
+        for phrase in _phrases(words)
+    )
+    return "".join(["WEBVTT\n", *cues])
+
+
+def subtitles_as_srt(words: Sequence[Word]) -> str:
+    """The same as SubRip: numbers, and a comma before the milliseconds."""
+    cues = []
+    for number, phrase in enumerate(_phrases(words), 1):
+        start, end = (vtt_time(time).replace(".", ",") for time in (phrase.start, phrase.end))
+        cues.append(f"{number}\n{start} --> {end}\n{' '.join(phrase.text.split())}\n")
+    return "\n".join(cues)
+
+
+def _phrases(words: Sequence[Word]) -> list[_Phrase]:
+    found: list[_Phrase] = []
+    for word in words:
+        if not found or _begins_phrase(word.start, word.end, found[-1].start, found[-1].end):
+            found.append(_Phrase(word.start, word.end, word.text))
+        else:
+            found[-1].text += f" {word.text}"
+        found[-1].end = max(word.end, found[-1].start + 0.001)
+    return found
+
+
+def _begins_phrase(start: float, end: float, phrase_start: float, phrase_end: float) -> bool:
+    """Whether a word begins a new phrase after one (seconds)."""
+    return start - phrase_end >= CUE_PAUSE or end - phrase_start > LONGEST_CUE
+
+
+def _vtt_text(text: str) -> str:
+    return escape(" ".join(text.split()), quote=False)
 
 
 def vtt_time(seconds: float) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from moshi_mlx import Word, WordSpoken
+from moshi_mlx.errors import counted
 
 from ..events import (
     DeviceLost,
@@ -145,15 +146,17 @@ def print_report(console: Console, report: LoopReport, budget: float) -> None:
     """The figures of a run; `budget` is the time a frame may take (seconds)."""
     frame = report.times.summary()["frame"]
     lines = [
-        f"{report.frames} frames, {report.seconds:.1f} s of sound, "
+        f"{counted(report.frames, 'frame')}, {report.seconds:.1f} s of sound, "
         f"{report.real_time_factor:.2f} s of work per second",
         f"frame p50 {frame['p50']:.1f}, p95 {frame['p95']:.1f}, p99 {frame['p99']:.1f}, "
         f"max {frame['max']:.1f} ms of {1000 * budget:.0f} ms",
     ]
     if "callbacks" in (port := report.port):  # a sound card's
         lines.append(
-            f"{port['callbacks']} callbacks, {port['xruns']} xruns, {port['gaps']} gaps, "
-            f"{port['restarts']} restarts"
+            ", ".join(
+                counted(int(port[f"{what}s"]), what)
+                for what in ("callback", "xrun", "gap", "restart")
+            )
         )
         if port["lags"]:
             lines.append(

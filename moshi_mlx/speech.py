@@ -1,0 +1,30 @@
+"""Speech that a model has made, with its words. Knows nothing of models."""
+
+from dataclasses import dataclass
+
+from .arrays import Pcm
+from .text import Word
+
+
+@dataclass(frozen=True)
+class Speech:
+    """What was said.
+
+    pcm: float32 [samples] in −1 … 1.
+    words: with their times in seconds from the first sample.
+    sample_rate: samples per second.
+    """
+
+    pcm: Pcm
+    words: tuple[Word, ...]
+    sample_rate: int
+
+    @property
+    def seconds(self) -> float:
+        """Its length."""
+        return len(self.pcm) / self.sample_rate
+
+    @property
+    def text(self) -> str:
+        """All words with spaces between."""
+        return " ".join(word.text for word in self.words)
