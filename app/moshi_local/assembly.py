@@ -25,7 +25,7 @@ from .config_file import config_path
 from .machine.verdict import Verdict, check_before
 from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
-from .speaker import Speaker, files_of, own_voices, told
+from .role import Role, files_of, own_voices, told
 
 __all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
@@ -92,7 +92,7 @@ def open_session(
     sampling: SamplingFlags,
     kv_bits: int | None,
     translation: TranslationFlags | None = None,
-    speaker: Speaker | None = None,
+    role: Role | None = None,
     notes: Console | None = None,
 ) -> Session:
     """A fresh conversation or live translation, drawn as the options say.
@@ -103,15 +103,15 @@ def open_session(
         sampling: the options.
         kv_bits: as `Moshi.session` takes it.
         translation: the options of a live translation.
-        speaker: persona and voice of a conversation, if there are any.
+        role: persona and voice of a conversation, if there are any.
         notes: where to say which they are.
 
     Raises:
         MoshiError: as the family's `session`.
     """
     of_family: dict[str, Any] = {} if translation is None else asdict(translation)
-    if speaker is not None and speaker.asked:
-        of_family |= _as_arguments(speaker, moshi, kv_bits)
+    if role is not None and role.asked:
+        of_family |= _as_arguments(role, moshi, kv_bits)
     session: Session = moshi.session(
         seed=seed,
         text=sampling.text(moshi.text_sampling),
@@ -119,28 +119,28 @@ def open_session(
         kv_bits=kv_bits,
         **of_family,
     )
-    if notes is not None and speaker is not None and session.opening is not None:
-        for line in told(of_family["persona"], of_family["voice"], session.opening, speaker.keep):
+    if notes is not None and role is not None and session.opening is not None:
+        for line in told(of_family["persona"], of_family["voice"], session.opening, role.keep):
             notes.print(line, markup=False, soft_wrap=True)
     return session
 
 
-def _as_arguments(speaker: Speaker, moshi: Model, kv_bits: int | None) -> dict[str, Any]:
+def _as_arguments(role: Role, moshi: Model, kv_bits: int | None) -> dict[str, Any]:
     """As `Moshi.session` takes them, the voice found. Raises MoshiError."""
-    if speaker.keep and kv_bits is not None:
+    if role.keep and kv_bits is not None:
         raise MoshiError(
             f"a long conversation only fits with keys and values in {kv_bits} bits here, which "
             "cannot be kept in sight: leave out --keep-persona, or use a smaller model"
         )
-    voice = speaker.voice
+    voice = role.voice
     if isinstance(voice, str):
         assert isinstance(moshi, Moshi), "only models that talk are asked"
         voice = moshi.voice(voice, folder=own_voices())
     return {
-        "persona": speaker.persona,
+        "persona": role.persona,
         "voice": voice,
-        "prompt_cache": speaker.cached,
-        "keep_persona": speaker.keep,
+        "prompt_cache": role.cached,
+        "keep_persona": role.keep,
     }
 
 

@@ -43,7 +43,7 @@ from .options import (
     TranslationFlags,
 )
 from .report import LoopReport, warm_up
-from .speaker import speaker_for
+from .role import role_for
 from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
 from .terminal.screen import Screen, ScreenState, can_draw
@@ -97,7 +97,7 @@ def chat(options: ChatOptions) -> None:
     # What can fail at once, before a model is loaded or fetched.
     outputs = _outputs(keeping)
     check_outputs(outputs, inputs_of(options.model, options.persona))
-    speaker = speaker_for(options.persona, options.model.name, options.kv_bits)
+    role = role_for(options.persona, options.model.name, options.kv_bits)
     choose_devices(options.sound.input, options.sound.output)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
@@ -112,7 +112,7 @@ def chat(options: ChatOptions) -> None:
         hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model
         bits, translation = verdict.kv_bits, options.translation
         session = stack.enter_context(
-            open_session(moshi, seed, options.sampling, bits, translation, speaker, notes)
+            open_session(moshi, seed, options.sampling, bits, translation, role, notes)
         )
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
@@ -126,7 +126,7 @@ def chat(options: ChatOptions) -> None:
         notes.print(f"recorded {recorder.path}{only}", markup=False, soft_wrap=True)
     if options.as_json:
         extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": seed}
-        print_json(report, {**extra, **speaker.as_dict()})
+        print_json(report, {**extra, **role.as_dict()})
     if recorder is not None and recorder.problem is not None:
         much = "not all" if recorder.seconds else "nothing"
         live.problems.append(f"{much} was recorded: {recorder.problem}")

@@ -117,10 +117,10 @@ def live_command(
         return
     if events == STDOUT and as_json:
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
-    speaker = PersonaFlags(persona, voice, not no_prompt_cache, keep_persona)
+    role = PersonaFlags(persona, voice, not no_prompt_cache, keep_persona)
     name = _asked(context, model, quantized, hf_repo)
     if name is None:  # the question of the first start is about models that take no persona
-        name = catalog.default_model() if any(speaker.both) else _first()
+        name = catalog.default_model() if any(role.both) else _first()
     chat(
         ChatOptions(
             model=ModelSource(name, codec, lora, float16, force),
@@ -128,7 +128,7 @@ def live_command(
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
             keeping=Keeping(record, record_format.value, events, trace),
-            persona=speaker,
+            persona=role,
             kv_bits=kv_bits,
             push_to_talk=push_to_talk,
             greeting=not no_greeting,

@@ -23,7 +23,7 @@ from .loop import run_loop, stop_on_signals
 from .observers.picture import SUFFIXES, draw_conversation
 from .options import ModelSource, PersonaFlags, SamplingFlags
 from .report import warm_up
-from .speaker import speaker_for
+from .role import role_for
 from .terminal.lines import print_report, print_words
 
 __all__ = ["FileOptions", "answer_file"]
@@ -63,7 +63,7 @@ def answer_file(options: FileOptions) -> None:
     outputs = [] if picture is None else [Output(picture, "the picture", SUFFIXES)]
     inputs = inputs_of(options.model, options.persona)
     sound = check_sound_files(source, target, outputs, inputs)
-    speaker = speaker_for(options.persona, options.model.name, options.kv_bits)
+    role = role_for(options.persona, options.model.name, options.kv_bits)
     moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
@@ -75,7 +75,7 @@ def answer_file(options: FileOptions) -> None:
         stereo=options.stereo,
     )
     with open_session(
-        moshi, options.seed, options.sampling, verdict.kv_bits, speaker=speaker, notes=notes
+        moshi, options.seed, options.sampling, verdict.kv_bits, role=role, notes=notes
     ) as session:
         long = sound.seconds >= LONG_SECONDS
         times = warm_up(session, frame_size, ESTIMATE_FRAMES if long else 0)
@@ -98,7 +98,7 @@ def answer_file(options: FileOptions) -> None:
         raise typer.Exit(128 + (stop.signal or signal.SIGINT))
     if options.as_json:
         extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": options.seed}
-        print_json(report, {**extra, **speaker.as_dict(), "output": str(target)})
+        print_json(report, {**extra, **role.as_dict(), "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)

@@ -31,13 +31,13 @@ from moshi_mlx.worker import on_good_thread
 from . import arguments as a
 from .machine.verdict import local_files
 from .observers.record import is_recording
-from .speaker import one_short_line, own_voices
+from .role import one_short_line, own_voices
 
 __all__ = ["add_voice", "listing", "voices_app"]
 
 MOST_SECONDS = 120.0
 """Of a recording, silence at its ends included."""
-QUESTION = "Whose voice is this, and how did they agree?"
+CONSENT_QUESTION = "Whose voice is this, and how did they agree?"
 _NAME = re.compile(r"\w[\w-]{0,63}")
 _LONGEST_CONSENT = 1000  # characters
 _CODEBOOKS = 8
@@ -289,7 +289,7 @@ def _asked() -> str:
     """The statement of consent, from whoever sits at the terminal."""
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise _no_consent()
-    said = str(typer.prompt(QUESTION, err=True)).strip()
+    said = str(typer.prompt(CONSENT_QUESTION, err=True)).strip()
     if not said:
         raise _no_consent()
     return said

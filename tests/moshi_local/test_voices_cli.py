@@ -20,7 +20,7 @@ from moshi_local.config_file import config_path
 from moshi_local.conversation import Conversation
 from moshi_local.events import FrameDone
 from moshi_local.observers.record import Recorder
-from moshi_local.speaker import LARGEST_PERSONA, own_voices
+from moshi_local.role import LARGEST_PERSONA, own_voices
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.voices import Voice, load_voice
 from tests.moshi_mlx.test_families import NANO, nano_as
@@ -293,7 +293,7 @@ def test_consent_is_asked_for_on_a_terminal(
     assert "consent" in refused(capsys, *command)
     assert not own_voices().exists()
     said(capsys, *command)
-    assert asked == [voices.QUESTION] * 2
+    assert asked == [voices.CONSENT_QUESTION] * 2
     assert load_voice(own_voices() / "ADA.safetensors").about["consent"] == CONSENT
 
 

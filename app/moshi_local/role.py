@@ -22,7 +22,7 @@ from .config_file import config_folder
 from .machine.verdict import local_files
 from .options import PersonaFlags
 
-__all__ = ["Speaker", "files_of", "one_short_line", "own_voices", "speaker_for"]
+__all__ = ["Role", "files_of", "one_short_line", "own_voices", "role_for"]
 
 LARGEST_PERSONA = 100_000
 """Bytes of its file: far more than a model remembers."""
@@ -30,7 +30,7 @@ _SHOWN = 60  # characters of a persona, and of a statement of consent
 
 
 @dataclass(frozen=True, slots=True)
-class Speaker:
+class Role:
     """What `Moshi.session` is given; all of it checked as far as that needs no model.
 
     voice: a name where the model's files are not here yet.
@@ -68,7 +68,7 @@ def files_of(flags: PersonaFlags) -> Iterator[Path]:
         yield own_voices() / f"{voice}.safetensors"
 
 
-def speaker_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Speaker:
+def role_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Role:
     """Persona and voice for a model that is not loaded yet.
 
     Args:
@@ -89,7 +89,7 @@ def speaker_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Speaker
             "in sight"
         )
     if asked is None and voice is None:
-        return Speaker()
+        return Role()
     files = local_files(model)
     kind = KINDS.get(_model_type(model, files) or "")
     if kind is not None and kind.verb == "talk" and not kind.persona:
@@ -98,7 +98,7 @@ def speaker_for(flags: PersonaFlags, model: str, kv_bits: int | None) -> Speaker
     found: Voice | str | None = voice
     if voice is not None and files is not None:
         found = VoiceFiles(files).find(voice, own_voices())
-    return Speaker(persona, found, flags.cached, flags.keep)
+    return Role(persona, found, flags.cached, flags.keep)
 
 
 def read_persona(persona: str) -> str:
