@@ -82,6 +82,22 @@ class Frame:
     timing: Timing
 
 
+@dataclass(frozen=True)
+class Opening:
+    """What a conversation began with: a prompt.
+
+    state: of the generator after it.
+    frames: of the prompt.
+    seconds: what it took.
+    from_cache: it was not run, but kept from an earlier time.
+    """
+
+    state: SavedState
+    frames: int
+    seconds: float
+    from_cache: bool
+
+
 class Session(Closing):
     """A conversation; made by `Moshi.session`. From any thread, one at a time, or by `stream`.
 
@@ -95,8 +111,8 @@ class Session(Closing):
         state: a saved conversation to resume.
         hook: called with every frame, on the thread that made the step; a text that it returns is
             said. What takes longer than a moment belongs on a thread that calls `say`.
-        opening: the generator's state after a prompt, in which it is: the beginning to which
-            `reset` returns. None: there is no prompt.
+        opening: the prompt, after which the generator is: the beginning to which `reset` returns.
+            None: there is none.
 
     Raises:
         SessionError: the state is of another model, or the codec cannot resume one.
@@ -110,7 +126,7 @@ class Session(Closing):
         worker: Worker,
         state: SavedState | None = None,
         hook: Callable[[Frame], str | None] | None = None,
-        opening: SavedState | None = None,
+        opening: Opening | None = None,
     ) -> None:
         callable_or_none("hook", hook)
         self._hook = hook
@@ -118,7 +134,7 @@ class Session(Closing):
         self._tokenizer = tokenizer
         self._generator = generator
         self._worker = worker
-        self._opening = opening
+        self.opening = opening
         self._prompted = opening is not None
         self._turn = Exclusive("session")
         self._closed = self._gone = False
@@ -286,8 +302,8 @@ class Session(Closing):
 
     def _start_over(self) -> None:
         generator = self._generator
-        if self._opening is not None:
-            generator.restore(self._opening)
+        if self.opening is not None:
+            generator.restore(self.opening.state)
         elif self._prompted:
             raise SessionError(
                 "this conversation was resumed, and its persona or voice is not in its state: make "

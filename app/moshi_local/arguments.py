@@ -18,6 +18,7 @@ from .options import CodecChoice, EchoMode
 MODEL = "Model"
 SAMPLING = "Sampling"
 CONVERSATION = "Conversation"
+PERSONA = "Persona and voice"
 SOUND = "Sound"
 FILES = "Recordings and logs"
 OUTPUT = "Output"
@@ -66,6 +67,16 @@ def _known_bits(bits: int | None) -> int | None:
 def _stdout_as_dash(target: str | None) -> str | None:
     """`/dev/stdout` is what - is; opened again it would begin at the file's first byte."""
     return "-" if target and is_stdout(Path(target)) else target
+
+
+def refuse_options_before(context: typer.Context) -> None:
+    """`moshi-local --seed 1 run …` would lose the seed without a word."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise typer.BadParameter(
+                f"options of {context.invoked_subcommand} go after {context.invoked_subcommand}"
+            )
 
 
 # ---------------------------------------------------------------------------- the model
@@ -214,6 +225,47 @@ TopPOption = Annotated[
 MinPOption = Annotated[
     float | None,
     _sampling("--min-p", "P", "Drop tokens less likely than this share of the likeliest one.", 1),
+]
+
+# ---------------------------------------------------------------------------- persona
+
+PersonaOption = Annotated[
+    str | None,
+    typer.Option(
+        "--persona",
+        metavar="TEXT|@FILE",
+        help="Tell the model who it is and what it knows: a text, or a text file. For PersonaPlex.",
+        show_default=False,
+        rich_help_panel=PERSONA,
+    ),
+]
+VoiceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--voice",
+        metavar="NAME|FILE",
+        help="Let the model speak with this voice: see `moshi-local voices`. For PersonaPlex.",
+        show_default="the model's choice",
+        rich_help_panel=PERSONA,
+    ),
+]
+NoPromptCacheOption = Annotated[
+    bool,
+    typer.Option(
+        "--no-prompt-cache",
+        help="Neither use nor keep what the model remembers of persona and voice; a conversation "
+        "with them then starts later.",
+        rich_help_panel=PERSONA,
+    ),
+]
+KeepPersonaOption = Annotated[
+    bool,
+    typer.Option(
+        "--keep-persona",
+        help="Keep persona and voice in sight when the conversation gets longer than the model "
+        "remembers. An experiment; not with --kv-bits.",
+        rich_help_panel=PERSONA,
+    ),
 ]
 
 # ---------------------------------------------------------------------------- conversation

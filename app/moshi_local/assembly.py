@@ -10,20 +10,22 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Model, Session, catalog
+from moshi_mlx import Model, Moshi, MoshiError, Session, catalog
 from moshi_mlx.backend import slow_reason
 from moshi_mlx.families import Verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
 from .machine.verdict import Verdict, check_before
-from .options import ModelSource, SamplingFlags, TranslationFlags
+from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
+from .role import Role, files_of, own_voices, told
 
 __all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
@@ -34,11 +36,12 @@ def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     return (notes if stdout_is_taken else Console(highlight=False)), notes
 
 
-def inputs_of(source: ModelSource) -> Iterator[Path]:
+def inputs_of(source: ModelSource, persona: PersonaFlags | None = None) -> Iterator[Path]:
     """The files that every command reads, which no output may replace."""
     yield from model_inputs(source.name)
     yield from model_inputs(source.lora)
     yield config_path()
+    yield from () if persona is None else files_of(persona)
 
 
 def load_model(
@@ -89,9 +92,26 @@ def open_session(
     sampling: SamplingFlags,
     kv_bits: int | None,
     translation: TranslationFlags | None = None,
+    role: Role | None = None,
+    notes: Console | None = None,
 ) -> Session:
-    """A fresh conversation or live translation, drawn as the options say."""
-    of_family = {} if translation is None else asdict(translation)
+    """A fresh conversation or live translation, drawn as the options say.
+
+    Args:
+        moshi: the model.
+        seed: of its random numbers.
+        sampling: the options.
+        kv_bits: as `Moshi.session` takes it.
+        translation: the options of a live translation.
+        role: persona and voice of a conversation, if there are any.
+        notes: where to say which they are.
+
+    Raises:
+        MoshiError: as the family's `session`.
+    """
+    of_family: dict[str, Any] = {} if translation is None else asdict(translation)
+    if role is not None and role.asked:
+        of_family |= _as_arguments(role, moshi, kv_bits)
     session: Session = moshi.session(
         seed=seed,
         text=sampling.text(moshi.text_sampling),
@@ -99,7 +119,29 @@ def open_session(
         kv_bits=kv_bits,
         **of_family,
     )
+    if notes is not None and role is not None and session.opening is not None:
+        for line in told(of_family["persona"], of_family["voice"], session.opening, role.keep):
+            notes.print(line, markup=False, soft_wrap=True)
     return session
+
+
+def _as_arguments(role: Role, moshi: Model, kv_bits: int | None) -> dict[str, Any]:
+    """As `Moshi.session` takes them, the voice found. Raises MoshiError."""
+    if role.keep and kv_bits is not None:
+        raise MoshiError(
+            f"a long conversation only fits with keys and values in {kv_bits} bits here, which "
+            "cannot be kept in sight: leave out --keep-persona, or use a smaller model"
+        )
+    voice = role.voice
+    if isinstance(voice, str):
+        assert isinstance(moshi, Moshi), "only models that talk are asked"
+        voice = moshi.voice(voice, folder=own_voices())
+    return {
+        "persona": role.persona,
+        "voice": voice,
+        "prompt_cache": role.cached,
+        "keep_persona": role.keep,
+    }
 
 
 def print_json(report: LoopReport, extra: dict[str, object]) -> None:

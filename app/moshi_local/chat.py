@@ -34,8 +34,16 @@ from .observers.dispatcher import Dispatcher
 from .observers.event_log import STDOUT, EventLog
 from .observers.record import Recorder, recording_output
 from .observers.trace import Trace
-from .options import Keeping, ModelSource, SamplingFlags, SoundFlags, TranslationFlags
+from .options import (
+    Keeping,
+    ModelSource,
+    PersonaFlags,
+    SamplingFlags,
+    SoundFlags,
+    TranslationFlags,
+)
 from .report import LoopReport, warm_up
+from .role import role_for
 from .terminal.keys import Keys, give_back_on_stop
 from .terminal.lines import Transcript, print_report
 from .terminal.screen import Screen, ScreenState, can_draw
@@ -70,6 +78,7 @@ class ChatOptions:
     sampling: SamplingFlags = field(default_factory=SamplingFlags)
     sound: SoundFlags = field(default_factory=SoundFlags)
     keeping: Keeping = field(default_factory=Keeping)
+    persona: PersonaFlags = field(default_factory=PersonaFlags)
     kv_bits: int | None = None
     push_to_talk: bool = False
     greeting: bool = True
@@ -87,7 +96,8 @@ def chat(options: ChatOptions) -> None:
     seed = secrets.randbits(31) if options.seed is None else options.seed
     # What can fail at once, before a model is loaded or fetched.
     outputs = _outputs(keeping)
-    check_outputs(outputs, inputs_of(options.model))
+    check_outputs(outputs, inputs_of(options.model, options.persona))
+    role = role_for(options.persona, options.model.name, options.kv_bits)
     choose_devices(options.sound.input, options.sound.output)
     notes.print(HONESTY, markup=False, soft_wrap=True)
     with ask_for_microphone(options.sound.input):
@@ -100,8 +110,10 @@ def chat(options: ChatOptions) -> None:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
         prefer = system.prefer_this_thread
         hints += filter(None, {prefer(), moshi.worker.call(prefer)})  # for sound, for the model
-        opened = open_session(moshi, seed, options.sampling, verdict.kv_bits, options.translation)
-        session = stack.enter_context(opened)
+        bits, translation = verdict.kv_bits, options.translation
+        session = stack.enter_context(
+            open_session(moshi, seed, options.sampling, bits, translation, role, notes)
+        )
         # Before the signals: MLX compiles through C's `system`, which ignores Ctrl-C meanwhile.
         times = warm_up(session, moshi.frame_size, WARM_UP_FRAMES)
         hints += filter(None, (verdict.advice, late_warning(verdict.model, times)))
@@ -113,7 +125,8 @@ def chat(options: ChatOptions) -> None:
         only = "" if recorder.problem is None else f", {recorder.seconds:.1f} s"
         notes.print(f"recorded {recorder.path}{only}", markup=False, soft_wrap=True)
     if options.as_json:
-        print_json(report, {"model": verdict.model, "codec": moshi.codec.name, "seed": seed})
+        extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": seed}
+        print_json(report, {**extra, **role.as_dict()})
     if recorder is not None and recorder.problem is not None:
         much = "not all" if recorder.seconds else "nothing"
         live.problems.append(f"{much} was recorded: {recorder.problem}")

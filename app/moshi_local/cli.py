@@ -34,9 +34,18 @@ from .machine.profile import FLAME_SUFFIXES, Profile
 from .observers.event_log import STDOUT
 from .observers.trace import Trace
 from .offline import FileOptions, answer_file
-from .options import CodecChoice, EchoMode, Keeping, ModelSource, SamplingFlags, SoundFlags
+from .options import (
+    CodecChoice,
+    EchoMode,
+    Keeping,
+    ModelSource,
+    PersonaFlags,
+    SamplingFlags,
+    SoundFlags,
+)
 from .platform import batch_gpu_work, machine
 from .translation import translate_command
+from .voices import voices_app
 
 __all__ = ["app", "main"]
 
@@ -66,6 +75,10 @@ def live_command(
     lora: a.LoraOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
+    persona: a.PersonaOption = None,
+    voice: a.VoiceOption = None,
+    no_prompt_cache: a.NoPromptCacheOption = False,
+    keep_persona: a.KeepPersonaOption = False,
     push_to_talk: a.PushToTalkOption = False,
     no_greeting: a.NoGreetingOption = False,
     no_loop_guard: a.NoLoopGuardOption = False,
@@ -100,11 +113,14 @@ def live_command(
     Without a command it talks live, with microphone and speaker, until q or Ctrl-C.
     """
     if context.invoked_subcommand is not None:
-        _refuse_options_before(context)
+        a.refuse_options_before(context)
         return
     if events == STDOUT and as_json:
         raise typer.BadParameter("--events - and --json both write to stdout: choose one")
-    name = _asked(context, model, quantized, hf_repo) or _first()
+    role = PersonaFlags(persona, voice, not no_prompt_cache, keep_persona)
+    name = _asked(context, model, quantized, hf_repo)
+    if name is None:  # the question of the first start is about models that take no persona
+        name = catalog.default_model() if any(role.both) else _first()
     chat(
         ChatOptions(
             model=ModelSource(name, codec, lora, float16, force),
@@ -112,6 +128,7 @@ def live_command(
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
             keeping=Keeping(record, record_format.value, events, trace),
+            persona=role,
             kv_bits=kv_bits,
             push_to_talk=push_to_talk,
             greeting=not no_greeting,
@@ -143,6 +160,10 @@ def run_command(
     lora: a.LoraOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
+    persona: a.PersonaOption = None,
+    voice: a.VoiceOption = None,
+    no_prompt_cache: a.NoPromptCacheOption = False,
+    keep_persona: a.KeepPersonaOption = False,
     seed: a.SeedZeroOption = 0,
     temperature: a.TemperatureOption = None,
     temperature_text: a.TemperatureTextOption = None,
@@ -188,6 +209,7 @@ def run_command(
             model=ModelSource(name, codec, lora, float16, force),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
+            persona=PersonaFlags(persona, voice, not no_prompt_cache, keep_persona),
             kv_bits=kv_bits,
             tail=tail,
             stereo=stereo,
@@ -217,6 +239,9 @@ def models_command(
         print(rows_as_json(rows))
     else:
         print_models(Console(highlight=False), rows)
+
+
+app.add_typer(voices_app, name="voices")
 
 
 @app.command("devices", cls=a.Command)
@@ -406,16 +431,6 @@ def _first() -> str:
         answers,
         lambda question: typer.confirm(question, default=None, err=True),
     )
-
-
-def _refuse_options_before(context: typer.Context) -> None:
-    """`moshi-local --seed 1 run …` would lose the seed without a word."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            raise typer.BadParameter(
-                f"options of {context.invoked_subcommand} go after {context.invoked_subcommand}"
-            )
 
 
 # typer brings its own copy of click or imports it, by version; this is its ClickException.

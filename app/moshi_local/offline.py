@@ -21,8 +21,9 @@ from .audio.files import FileAudio, check_sound_files
 from .events import Event, FrameDone
 from .loop import run_loop, stop_on_signals
 from .observers.picture import SUFFIXES, draw_conversation
-from .options import ModelSource, SamplingFlags
+from .options import ModelSource, PersonaFlags, SamplingFlags
 from .report import warm_up
+from .role import role_for
 from .terminal.lines import print_report, print_words
 
 __all__ = ["FileOptions", "answer_file"]
@@ -46,6 +47,7 @@ class FileOptions:
     model: ModelSource
     seed: int = 0
     sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    persona: PersonaFlags = field(default_factory=PersonaFlags)
     kv_bits: int | None = None
     tail: float = 4.0
     stereo: bool = False
@@ -59,7 +61,9 @@ def answer_file(options: FileOptions) -> None:
     screen, notes = consoles(options.as_json)
     picture = options.picture
     outputs = [] if picture is None else [Output(picture, "the picture", SUFFIXES)]
-    sound = check_sound_files(source, target, outputs, inputs_of(options.model))
+    inputs = inputs_of(options.model, options.persona)
+    sound = check_sound_files(source, target, outputs, inputs)
+    role = role_for(options.persona, options.model.name, options.kv_bits)
     moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
@@ -70,7 +74,9 @@ def answer_file(options: FileOptions) -> None:
         tail=options.tail,
         stereo=options.stereo,
     )
-    with open_session(moshi, options.seed, options.sampling, verdict.kv_bits) as session:
+    with open_session(
+        moshi, options.seed, options.sampling, verdict.kv_bits, role=role, notes=notes
+    ) as session:
         long = sound.seconds >= LONG_SECONDS
         times = warm_up(session, frame_size, ESTIMATE_FRAMES if long else 0)
         if long:
@@ -92,7 +98,7 @@ def answer_file(options: FileOptions) -> None:
         raise typer.Exit(128 + (stop.signal or signal.SIGINT))
     if options.as_json:
         extra = {"model": verdict.model, "codec": moshi.codec.name, "seed": options.seed}
-        print_json(report, {**extra, "output": str(target)})
+        print_json(report, {**extra, **role.as_dict(), "output": str(target)})
     else:
         print_words(screen, report.words)
         print_report(notes, report, 1 / moshi.frame_rate)

@@ -13,6 +13,7 @@ __all__ = [
     "CodecChoice",
     "Keeping",
     "ModelSource",
+    "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
     "TranslationFlags",
@@ -48,6 +49,28 @@ class ModelSource:
     lora: Path | None = None
     float16: bool = False
     force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PersonaFlags:
+    """Who the model is asked to be; None or a blank where nothing is asked.
+
+    persona: a text, or "@" and the name of a file that has it.
+    voice: a name or a file.
+    cached: keep what the model remembers of them for the next conversation.
+    keep: let them stay in sight however long this one gets.
+    """
+
+    persona: str | None = None
+    voice: str | None = None
+    cached: bool = True
+    keep: bool = False
+
+    @property
+    def both(self) -> tuple[str | None, str | None]:
+        """Persona and voice, None where it is blank."""
+        persona, voice = ((text or "").strip() for text in (self.persona, self.voice))
+        return self.persona if persona else None, self.voice if voice else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import numpy.typing as npt
 
-from .. import catalog
+from ..arguments import truth
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError, VerbError
+from ..errors import ArgumentError
 from ..generate import Generator
 from ..sampling import Sampling
-from ..session import Frame, Session
+from ..session import Frame, Opening, Session
 from ..state import SavedState, state_from
 from ..voices import Voice
+from .kinds import takes_no
 from .model import Model
 from .prompt_states import PromptStates
 from .prompts import Prompt
@@ -38,6 +39,14 @@ class Moshi(Model):
         """Names of the voices that a session can have; none where the model has its own."""
         return []
 
+    def voice(self, name: Voice | str | Path, *, folder: Path | None = None) -> Voice:
+        """A voice by its name or file.
+
+        Raises:
+            VerbError: the model takes no voice.
+        """
+        raise takes_no(self.name, "a voice")
+
     def prompt(
         self, persona: str | None = None, voice: Voice | str | Path | None = None
     ) -> Prompt | None:
@@ -48,7 +57,7 @@ class Moshi(Model):
         """
         if persona is None and voice is None:
             return None
-        raise self._takes_no("a persona" if persona is not None else "a voice")
+        raise takes_no(self.name, "a persona" if persona is not None else "a voice")
 
     def voice_from_sound(
         self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
@@ -65,11 +74,7 @@ class Moshi(Model):
             VerbError: the model takes no voice.
             ArgumentError: the recording is too short, too long, clips, or is noisy.
         """
-        raise self._takes_no("a voice")
-
-    def _takes_no(self, what: str) -> VerbError:
-        able = " or ".join(e.name for e in catalog.ENTRIES if e.family == "personaplex")
-        return VerbError(f"{self.name} cannot be given {what}: use {able}")
+        raise takes_no(self.name, "a voice")
 
     def session(
         self,
@@ -83,6 +88,7 @@ class Moshi(Model):
         kv_bits: int | None = None,
         state: SavedState | str | Path | None = None,
         prompt_cache: bool = True,
+        keep_persona: bool = False,
         hook: Callable[[Frame], str | None] | None = None,
     ) -> Session:
         """A new conversation, or a saved one that is resumed.
@@ -99,6 +105,9 @@ class Moshi(Model):
             state: what `Session.save` gave, or the file it was written to; it keeps its seed.
             prompt_cache: keep what the model remembers of a persona and a voice, in memory and in
                 the cache folder, so that the next session with them starts at once.
+            keep_persona: keep persona and voice in sight however long the conversation gets, in
+                place of the oldest of what the model remembers; no reference does this. Not with
+                `kv_bits`.
             hook: called with every frame on the thread that made the step; what it returns is said,
                 as by `Session.say`.
 
@@ -110,13 +119,20 @@ class Moshi(Model):
             ArgumentError: an argument has an impossible value.
         """
         resumed = state_from(state)
-        if not isinstance(prompt_cache, bool):
-            raise ArgumentError(f"prompt_cache must be true or false, is {prompt_cache!r}")
-        if resumed is not None and (persona is not None or voice is not None):
+        prompt_cache = truth("prompt_cache", prompt_cache)
+        keep_persona = truth("keep_persona", keep_persona)
+        if resumed is not None and (persona is not None or voice is not None or keep_persona):
             raise ArgumentError("a saved conversation has its persona and voice: give only state")
+        if keep_persona and kv_bits is not None:
+            raise ArgumentError(
+                f"kv_bits must be None with keep_persona, is {kv_bits}: quantized keys and values "
+                "cannot be kept in sight"
+            )
         prompt = self.prompt(persona, voice)
+        if keep_persona and prompt is None:
+            raise ArgumentError("keep_persona needs a persona or a voice: give one of them")
 
-        def begun() -> tuple[Generator, SavedState | None]:
+        def begun() -> tuple[Generator, Opening | None]:
             generator = Generator(
                 self.lm,
                 text=self.text_sampling if text is None else text,
@@ -128,7 +144,9 @@ class Moshi(Model):
             )
             if prompt is None:
                 return generator, None
-            return generator, self._prompts.run(prompt, generator, kv_bits, prompt_cache)
+            return generator, self._prompts.run(
+                prompt, generator, kv_bits, prompt_cache, keep_persona
+            )
 
         generator, opening = self.worker.call(begun)
         return Session(self.codec, self.text, generator, self.worker, resumed, hook, opening)

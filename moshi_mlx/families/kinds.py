@@ -6,6 +6,7 @@ A family is a module beside this one and a line in `KINDS`; nothing else knows i
 from dataclasses import dataclass
 from typing import Literal
 
+from .. import catalog
 from ..config import ModelConfig
 from ..errors import ConfigError, VerbError, shown
 
@@ -19,16 +20,18 @@ class Kind:
     what: for messages: "a text-to-speech model".
     verb: what it can do.
     module: the module here that does it; None where there is none yet.
+    persona: they take a persona and a voice.
     """
 
     what: str
     verb: Verb
     module: str | None = None
+    persona: bool = False
 
 
 KINDS = {
     "moshi": Kind("a dialogue model", "talk", "dialogue"),
-    "personaplex": Kind("a dialogue model", "talk", "persona"),
+    "personaplex": Kind("a dialogue model", "talk", "persona", persona=True),
     "hibiki": Kind("a speech translation model", "translate", "translate"),
     "stt": Kind("a speech-to-text model", "transcribe"),
     "tts": Kind("a text-to-speech model", "speak"),
@@ -72,3 +75,14 @@ def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
             f"{where} is {kind.what} (model_type '{config.model_type}'), which this version of "
             f"moshi-local cannot run: use a model that it can {verb} with, such as nano"
         )
+
+
+def takes_no(name: str, what: str) -> VerbError:
+    """The error that a model cannot be given something; names those of the catalogue that can.
+
+    Args:
+        name: of the model.
+        what: "a persona" or "a voice".
+    """
+    able = " or ".join(entry.name for entry in catalog.ENTRIES if KINDS[entry.family].persona)
+    return VerbError(f"{name} cannot be given {what}: use {able}")

@@ -7,6 +7,7 @@ Knows nothing of what is in a prompt.
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from ..errors import MoshiError
 from ..files import cache_folder, sweep
 from ..generate import Generator
 from ..hub import ModelFiles
+from ..session import Opening
 from ..state import SavedState, load_state
 from .prompts import Prompt
 
@@ -42,8 +44,8 @@ class PromptStates:
         self._recent: dict[str, SavedState] = {}  # the last one used at the end
 
     def run(
-        self, prompt: Prompt, generator: Generator, kv_bits: int | None, cached: bool
-    ) -> SavedState:
+        self, prompt: Prompt, generator: Generator, kv_bits: int | None, cached: bool, keep: bool
+    ) -> Opening:
         """Brings a fresh generator to where its conversation begins, and returns its state there.
 
         That is after the step that hears the prompt's last frame: the first one whose text is
@@ -54,9 +56,15 @@ class PromptStates:
             generator: of one conversation, made of this model.
             kv_bits: those of the generator.
             cached: take the state of the prompt from an earlier time, and keep it.
+            keep: let the prompt's positions stay in sight, see `Generator.keep`.
+
+        Raises:
+            ArgumentError: they cannot be kept.
         """
+        began = time.perf_counter()
         key = self._key(prompt, generator, kv_bits) if cached else ""
-        if not cached or not self._restored(key, generator):
+        restored = cached and self._restored(key, generator)
+        if not restored:
             generator.prefill(*prompt)
             state = generator.save()
             # What a guard against repetition saw is not of the prompt: its words may be repeated.
@@ -67,7 +75,10 @@ class PromptStates:
             if cached:
                 self._keep(key, state)
         generator.step(prompt.after)
-        return generator.save()
+        if keep:
+            generator.keep(generator.steps)
+        took = time.perf_counter() - began
+        return Opening(generator.save(), prompt.frames.shape[2], took, restored)
 
     def _key(self, prompt: Prompt, generator: Generator, kv_bits: int | None) -> str:
         """Of all that the state depends on, the weights by their files' names, sizes and times."""

@@ -181,6 +181,39 @@ def test_reset_returns_to_the_prompt(moshi: PersonaPlex) -> None:
         moshi.session(state=state, persona=PERSONA)
 
 
+@pytest.mark.gpu
+def test_a_persona_that_is_kept_in_sight(moshi: PersonaPlex) -> None:
+    """Until the context is full nothing changes; a reset and a saved state keep it too."""
+    given: dict[str, Any] = {"persona": PERSONA, "voice": "ANNA", "text": HOT, "audio": HOT}
+    prompt = moshi.prompt(PERSONA, "ANNA")
+    assert prompt is not None
+    length = prompt.frames.shape[2]
+    room = moshi.lm.config.transformer.context - length
+    frames = room + 30
+    with moshi.session(**given) as plain:
+        usual = tokens_of(plain, frames)
+    with moshi.session(**given, keep_persona=True) as session:
+        assert session.opening is not None
+        assert (session.opening.frames, session.opening.state.facts["kept"]) == (length, length)
+        first = tokens_of(session, frames)
+        assert first[:room] == usual[:room]
+        assert first[room:] != usual[room:]
+        state = session.save()
+        expected = tokens_of(session)
+        session.reset()
+        assert tokens_of(session, frames) == first
+    with moshi.session(state=state, text=HOT, audio=HOT) as resumed:
+        assert tokens_of(resumed) == expected
+    with pytest.raises(ArgumentError, match="give only state"):
+        moshi.session(state=state, keep_persona=True)
+    with pytest.raises(ArgumentError, match="kv_bits must be None with keep_persona, is 8"):
+        moshi.session(**given, keep_persona=True, kv_bits=8)
+    with pytest.raises(ArgumentError, match="keep_persona needs a persona or a voice"):
+        moshi.session(persona=" ", keep_persona=True)
+    with pytest.raises(ArgumentError, match="keep_persona must be True or False, is 1"):
+        moshi.session(**given, keep_persona=1)  # type: ignore[arg-type]
+
+
 # ------------------------------------------------------------------------------- kept states
 
 
@@ -296,7 +329,7 @@ def test_voices_of_a_model(moshi: PersonaPlex, folder: Path, tmp_path: Path) -> 
             moshi.session(voice=wrong)  # type: ignore[arg-type]
     with pytest.raises(ArgumentError, match="persona must be a text, is 3"):
         moshi.session(persona=3)  # type: ignore[arg-type]
-    with pytest.raises(ArgumentError, match="prompt_cache must be true or false"):
+    with pytest.raises(ArgumentError, match="prompt_cache must be True or False"):
         moshi.session(persona=PERSONA, prompt_cache=1)  # type: ignore[arg-type]
 
 

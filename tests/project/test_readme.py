@@ -72,6 +72,8 @@ def test_commands_exist(page: Path) -> None:
             inner = getattr(program, "commands", {})
             default = inner.get("quantize", program) if name == "moshi-quantize" else program
             command = inner.get(words[0], default) if words else program
+            deeper = getattr(command, "commands", {}) if command is not program else {}
+            command = deeper.get(words[1], command) if len(words) > 1 else command
             known = options_of(command) | {"--help", "--install-completion", "--show-completion"}
             for word in words:
                 if re.match(r"--?[a-z]", word):

@@ -1,0 +1,383 @@
+"""`moshi-local voices`: what voices there are, and one's own: made of a recording, shown, removed.
+
+A voice of one's own is made with its speaker's consent, which stays in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from moshi_mlx import MoshiError, catalog
+from moshi_mlx.checkpoint import config_of, find_files, open_checkpoint
+from moshi_mlx.config import MimiConfig
+from moshi_mlx.families.kinds import KINDS, kind_of, takes_no
+from moshi_mlx.families.voice_files import VoiceFiles, voices_in
+from moshi_mlx.hub import ModelFiles, canonical
+from moshi_mlx.sounds import Sound, open_sound
+from moshi_mlx.voices import VOICE_SUFFIXES, Voice, load_voice, voice_from_sound
+from moshi_mlx.worker import on_good_thread
+
+from . import arguments as a
+from .machine.verdict import local_files
+from .observers.record import is_recording
+from .role import one_short_line, own_voices
+
+__all__ = ["add_voice", "listing", "voices_app"]
+
+MOST_SECONDS = 120.0
+"""Of a recording, silence at its ends included."""
+CONSENT_QUESTION = "Whose voice is this, and how did they agree?"
+_NAME = re.compile(r"\w[\w-]{0,63}")
+_LONGEST_CONSENT = 1000  # characters
+_CODEBOOKS = 8
+
+voices_app = typer.Typer(cls=a.Group, invoke_without_command=True)
+
+_ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Only this model: a name from `moshi-local models`, a folder, or org/repo.",
+        show_default=False,
+    ),
+]
+_NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The voice's name.")]
+
+
+@voices_app.callback()
+def voices_command(
+    context: typer.Context, model: _ModelOption = None, as_json: a.JsonOption = False
+) -> None:
+    """List the voices that models can speak with, and your own.
+
+    Without a command it lists them. Nothing is fetched.
+    """
+    if context.invoked_subcommand is not None:
+        a.refuse_options_before(context)
+        return
+    found = listing(None if model is None else canonical(model))
+    if as_json:
+        _print_json(found)
+    else:
+        _print_listing(Console(highlight=False), found)
+
+
+@voices_app.command("add", cls=a.Command)
+def add_command(
+    name: _NameArgument,
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE.wav", help="A recording of one speaker: 1 to 60 seconds, of any format."
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Make the voice with the codec of this model.",
+            show_default="PersonaPlex",
+        ),
+    ] = None,
+    consent: Annotated[
+        str | None,
+        typer.Option(
+            "--i-have-consent",
+            metavar="TEXT",
+            help="State whose voice it is and how they agreed to this use; kept in the file.",
+            show_default="asked on a terminal",
+        ),
+    ] = None,
+    accept_faults: Annotated[
+        bool, typer.Option("--accept-faults", help="Also take a recording that clips or is noisy.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace your voice of that name.")
+    ] = False,
+) -> None:
+    """Make a voice of your own from a recording, with its speaker's consent."""
+    chosen = _takers()[0] if model is None else canonical(model)
+    voice, target = add_voice(
+        name, source, chosen, consent, accept_faults=accept_faults, force=force
+    )
+    print(f"voice {name}: {_seconds(voice):.1f} s, saved as {target}")
+    print(f"moshi-local --model {chosen} --voice {name}")
+
+
+@voices_app.command("show", cls=a.Command)
+def show_command(name: _NameArgument, as_json: a.JsonOption = False) -> None:
+    """Show what is known of a voice of your own, or of a voice's file."""
+    path = _own_or_file(name)
+    about = _about(path)
+    if problem := about.get("problem"):
+        raise MoshiError(str(problem))
+    if as_json:
+        _print_json(about)
+        return
+    for key, value in about.items():
+        if value not in (None, ""):
+            print(f"{key}: {one_short_line(str(value), _LONGEST_CONSENT)}")
+
+
+@voices_app.command("remove", cls=a.Command)
+def remove_command(name: _NameArgument) -> None:
+    """Remove a voice of your own."""
+    path = _own(name)
+    path.unlink()
+    print(f"removed {path}")
+
+
+def add_voice(
+    name: str,
+    source: Path,
+    model: str,
+    consent: str | None,
+    *,
+    accept_faults: bool = False,
+    force: bool = False,
+) -> tuple[Voice, Path]:
+    """Makes a voice and writes it to the user's own ones.
+
+    Args:
+        name: of the voice.
+        source: the recording.
+        model: whose codec makes it; its files are fetched if they are not here.
+        consent: the statement; None asks for it on a terminal.
+        accept_faults: also take a recording that clips or is noisy.
+        force: replace a voice of that name.
+
+    Returns:
+        The voice and its file.
+
+    Raises:
+        MoshiError: there is no consent, the recording or the name cannot be used, or the model
+            takes no voice.
+    """
+    if not _NAME.fullmatch(name):
+        raise MoshiError(
+            f"a voice cannot be called {name!r}: use up to 64 letters, digits, - and _"
+        )
+    target = own_voices() / f"{name}{VOICE_SUFFIXES[0]}"
+    there = _same_name(name)
+    if there is not None and not force:
+        raise MoshiError(
+            f"there is a voice {there.stem} already, {there}: give another name, or --force to "
+            "replace it"
+        )
+    if consent is not None and not consent.strip():
+        raise _no_consent()
+    sound = open_sound(source)
+    _check_sound(source, sound)
+    _check_model(model, name)
+    if consent is None:
+        consent = _asked()
+    if len(consent) > _LONGEST_CONSENT:
+        raise MoshiError(
+            f"the statement of consent has {len(consent)} characters: use {_LONGEST_CONSENT} at "
+            "most"
+        )
+    checkpoint = open_checkpoint(model)
+    if not kind_of(checkpoint.config, model).persona:
+        raise takes_no(model, "a voice")
+    _check_name(model, _here(checkpoint.files), name)
+
+    def made() -> Voice:
+        codec = checkpoint.choose_codec("mlx", _CODEBOOKS)
+        pcm = sound.read(codec.sample_rate)[0]
+        return voice_from_sound(codec, pcm, name=name, accept_faults=accept_faults)
+
+    voice = on_good_thread(made)
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    voice.save(target, consent=consent, source=source.name)
+    if there is not None and there.name != target.name:
+        with suppress(FileNotFoundError):  # the same file, on a disk that ignores case
+            if not there.samefile(target):
+                there.unlink()
+    return voice, target
+
+
+def listing(model: str | None = None) -> dict[str, Any]:
+    """Models with their voices and the user's own ones, as JSON has it. Nothing is fetched.
+
+    Args:
+        model: only this one.
+
+    Raises:
+        MoshiError: the model is not in the catalogue, and not here.
+    """
+    entries = [e for e in catalog.ENTRIES if model is None or model in (e.name, e.repository)]
+    entries = entries or catalog.series(model or "")
+    entries = [entry for entry in entries if entry.voices or model is not None]
+    rows = [
+        {
+            "model": entry.name,
+            "licence": entry.licence,
+            "choice": KINDS[entry.family].persona,
+            "voices": list(entry.voices),
+            "here": _here(local_files(entry.name)),
+        }
+        for entry in entries
+    ]
+    if model is not None and not entries:
+        files = find_files(model, offline=True)
+        here = _here(files)
+        rows = [
+            {
+                "model": model,
+                "licence": None,
+                "choice": kind_of(config_of(files), model).persona,
+                "voices": here,
+                "here": here,
+            }
+        ]
+    own = [_about(path) for path in voices_in(own_voices())]
+    return {"models": rows, "own": own, "folder": str(own_voices())}
+
+
+def _here(files: ModelFiles | None) -> list[str]:
+    """Those of a model that are on this machine."""
+    return [] if files is None else VoiceFiles(files).names()
+
+
+def _takers() -> list[str]:
+    """Models of the catalogue that take a voice."""
+    return [entry.name for entry in catalog.ENTRIES if KINDS[entry.family].persona]
+
+
+def _check_sound(source: Path, sound: Sound) -> None:
+    if is_recording(source):
+        raise MoshiError(
+            f"{source} is a recording that moshi-local made of a conversation, and whoever speaks "
+            "there has not recorded it to give away a voice: record the speaker for this"
+        )
+    if sound.seconds > MOST_SECONDS:
+        raise MoshiError(
+            f"{source} has {sound.seconds:.0f} s of sound: cut 1 to 60 s of one speaker out of it"
+        )
+
+
+def _check_model(model: str, name: str) -> None:
+    """As far as that needs no file that is not here."""
+    entry = catalog.find(model) or next(iter(catalog.series(model)), None)
+    if entry is not None and not KINDS[entry.family].persona:
+        raise takes_no(model, "a voice")
+    known = () if entry is None else entry.voices
+    _check_name(model, [*known, *_here(local_files(model))], name)
+
+
+def _check_name(model: str, known: Sequence[str], name: str) -> None:
+    """That it is none of the model's own, which would be found first."""
+    for voice in known:
+        if voice.casefold() == name.casefold():
+            raise MoshiError(f"{model} has a voice {voice} already: give yours another name")
+
+
+def _asked() -> str:
+    """The statement of consent, from whoever sits at the terminal."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        raise _no_consent()
+    said = str(typer.prompt(CONSENT_QUESTION, err=True)).strip()
+    if not said:
+        raise _no_consent()
+    return said
+
+
+def _no_consent() -> MoshiError:
+    return MoshiError(
+        "a voice is only made with its speaker's consent: state whose voice it is and how they "
+        'agreed, by --i-have-consent "…"'
+    )
+
+
+def _same_name(name: str) -> Path | None:
+    """One's own voice of that name; case doesn't count, as on many disks."""
+    found = (p for p in voices_in(own_voices()) if p.stem.casefold() == name.casefold())
+    return next(found, None)
+
+
+def _own(name: str) -> Path:
+    """The file of a voice of one's own. Raises MoshiError."""
+    stem = name
+    for suffix in VOICE_SUFFIXES:
+        stem = stem.removesuffix(suffix)
+    paths = voices_in(own_voices())
+    for path in paths:
+        if path.stem == stem:
+            return path
+    names = [path.stem for path in paths]
+    near = {each.upper(): each for each in names}
+    close = [near[n] for n in difflib.get_close_matches(stem.upper(), near, n=3, cutoff=0.6)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    have = f"You have {', '.join(names)}" if names else "You have none: `moshi-local voices add`"
+    raise MoshiError(f"you have no voice {name!r}: {hint}{have}")
+
+
+def _own_or_file(name: str) -> Path:
+    try:
+        return _own(name)
+    except MoshiError:
+        path = Path(name)
+        if path.suffix in VOICE_SUFFIXES and path.is_file():
+            return path
+        raise
+
+
+def _about(path: Path) -> dict[str, Any]:
+    """What a voice's file says; its problem, where it cannot be read."""
+    try:
+        voice = load_voice(path)
+    except MoshiError as error:
+        return {"name": path.stem, "file": str(path), "problem": str(error)}
+    return {
+        "name": path.stem,
+        "file": str(path),
+        "seconds": round(_seconds(voice), 2),
+        "kind": "codes" if voice.codes is not None else "embeddings",
+        **{key: voice.about.get(key) or None for key in ("consent", "date", "source")},
+    }
+
+
+def _seconds(voice: Voice) -> float:
+    return voice.frames / MimiConfig().frame_rate
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=1))
+
+
+def _print_listing(console: Console, found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for column in ("model", "voices", "licence"):
+        table.add_column(column, overflow="fold")
+    for row in found["models"]:
+        more = [name for name in row["here"] if name not in row["voices"]]
+        voices = ", ".join([*row["voices"], *more]) or "–"
+        if not row["choice"] and row["voices"]:
+            voices += " (no choice)"
+        table.add_row(row["model"], voices, row["licence"] or "see its own files")
+    console.print(table, markup=False)
+    if not found["own"]:
+        console.print("Your own: none yet; `moshi-local voices add` makes one.", soft_wrap=True)
+        return
+    own = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for column in ("your own", "seconds", "consent", "date"):
+        own.add_column(column, overflow="fold")
+    for row in found["own"]:
+        said = row.get("consent") or row.get("problem") or "–"
+        seconds, date = row.get("seconds"), (row.get("date") or "")[:10]
+        cells = (one_short_line(row["name"]), "" if seconds is None else f"{seconds:.1f}")
+        own.add_row(*cells, one_short_line(said, 200), one_short_line(date))
+    console.print(own, markup=False)
