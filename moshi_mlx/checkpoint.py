@@ -22,7 +22,7 @@ from .errors import ArgumentError, CheckpointError, HubError
 from .files import read_json, write_json
 from .hub import ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
-from .layouts import MIMI, detect_layout, require
+from .layouts import MIMI, detect_layout, require, whole_name
 from .lm import Lm
 from .mimi import Mimi
 from .published import read_config, read_lora_scaling, read_mimi_config
@@ -206,7 +206,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
             f"{files.mimi}: has codebooks of {mimi_config.quantizer.bins} entries, the model's "
             f"field 'card' is {config.lm.card}"
         )
-    tensors = check_files(files.weights)
+    tensors = check_files(files.weights, whole_name)
     detect_layout(tensors, str(files.weights[0]))
     if files.lora is not None:
         adapter = read_header(files.lora)
