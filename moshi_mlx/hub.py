@@ -19,6 +19,9 @@ from .published import refuse_other_formats
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
+_OTHER_WEIGHTS = re.compile(
+    r"model(?!.*-\d+-of-\d+\.)[\w.-]*\.safetensors", re.ASCII
+)  # other converters'
 _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _SPLIT = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")  # in parts
 _MIMI = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
@@ -141,6 +144,9 @@ class _Source(Protocol):
 
     def has(self, file: str) -> bool: ...
 
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        """Names of its files, none in another folder, that are as the pattern says."""
+
     def voices(self) -> list[str]:
         """Voices in a folder that must be fetched."""
 
@@ -167,6 +173,9 @@ class _Folder:
 
     def has(self, file: str) -> bool:
         return (self._folder / file).is_file()
+
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        return sorted(p.name for p in self._folder.iterdir() if pattern.fullmatch(p.name))
 
     def voices(self) -> list[str]:
         return []
@@ -196,8 +205,11 @@ class _Repository:
     def has(self, file: str) -> bool:
         return file in self._sizes
 
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        return sorted(filter(pattern.fullmatch, self._sizes))
+
     def voices(self) -> list[str]:
-        return sorted(file for file in self._sizes if _VOICE.fullmatch(file))
+        return self.matching(_VOICE)
 
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         from huggingface_hub import constants, try_to_load_from_cache
@@ -295,10 +307,13 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
         return HubError(f"{repo!r} is not a name that the hub can have. {catalog.suggestion(repo)}")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"The repository {repo} has no revision {revision!r}.")
-    if isinstance(error, errors.GatedRepoError) or status == 403:
+    # What is published and refused is there: without a login, or with a wrong one.
+    gated = isinstance(error, errors.GatedRepoError) or status == 403
+    if gated or (status == 401 and catalog.find(repo) is not None):
         return HubError(
-            f"The repository {repo} is gated: its owner asks you to accept terms. Open its page "
-            "on the hub, accept them, then log in here with `hf auth login` and try again."
+            f"The repository {repo} is gated: its owner asks you to accept terms. Accept its "
+            f"licence on https://huggingface.co/{repo}, log in here with `hf auth login`, and try "
+            "again."
         )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return HubError(
@@ -385,6 +400,7 @@ def _choose_weights(source: _Source) -> str:
         found = [_MERGED]
     if not found and any(map(source.has, _SPLIT)):
         found = [_SPLIT[0]]
+    found = found or [file for file in source.matching(_OTHER_WEIGHTS) if source.has(file)]
     if len(found) == 1:
         return found[0]
     if found:

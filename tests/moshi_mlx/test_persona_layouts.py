@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import moshi_mlx
-from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.families.persona import PersonaPlex
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import PRESETS
+from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.weights import fill, shaped_like, used_weights
 from tests.fixtures import make_persona_folders as made
 
@@ -31,9 +31,11 @@ def load(folder: Path) -> PersonaPlex:
     return moshi
 
 
-def expected(bits: int | None, group: int = made.GROUP) -> Lm:
+def expected(bits: int | None, group: int = made.GROUP, *, everything: bool = False) -> Lm:
     """The same weights from our names, with the sets that are run in a conversation."""
-    weights = made.weights() if bits is None else made.quantized(made.weights(), bits, group)
+    weights = made.weights()
+    if bits is not None:
+        weights = made.quantized(weights, bits, group, everything=everything)
     config = made.CONFIG.generating(8)
     weights = used_weights(weights, config)
     lm = shaped_like(weights, config, None, "here")
@@ -68,9 +70,31 @@ def test_in_parts(bits: int | None, tmp_path: Path) -> None:
         assert session.step(np.zeros(1920, np.float32)) is not None
 
 
+@pytest.mark.parametrize(
+    ("file", "bits", "group", "more"),
+    [
+        ("model.moshi_mlx.safetensors", 4, 32, {}),
+        ("model.q8.safetensors", 8, 64, {"quantization": {"bits": 8, "group_size": 64}}),
+    ],
+)
+def test_by_other_converters(
+    file: str, bits: int, group: int, more: dict[str, Any], tmp_path: Path
+) -> None:
+    """Neither the file's name nor, in the first, its quantization is in config.json."""
+    moshi = load(made.bundle(tmp_path / "model", file, {**made.NAMES, **more}, bits, group))
+    same(moshi.lm, expected(bits, group, everything=True))
+
+
+def test_a_quantization_that_shapes_do_not_tell(tmp_path: Path) -> None:
+    folder = made.bundle(tmp_path / "unclear", "model.q4.safetensors", made.NAMES, 4, 32)
+    scales = mx.zeros((512, 1), dtype=mx.uint8)
+    changed(folder, "model.q4.safetensors", text_linear__scales=scales)
+    refused(folder, "'text_linear.weight' has 4 bits in groups of 64: no mode has these")
+
+
 def changed(folder: Path, file: str, **tensors: mx.array | None) -> None:
     path = folder / file
-    weights = dict(mx.load(str(path)))
+    weights = read_safetensors(path)
     for name, value in tensors.items():
         name = name.replace("__", ".")
         weights.pop(name, None)
@@ -115,5 +139,5 @@ def test_a_voice_of_another_model(tmp_path: Path) -> None:
     folder = made.in_parts(tmp_path / "model", 4)
     path = folder / "voices" / "NATF0.safetensors"
     changed(path.parent, path.name, embeddings=mx.zeros((6, 1, 1, 32)))
-    with pytest.raises(MoshiError, match="NATF0 is for another model: .* width 32, this model"):
+    with pytest.raises(MoshiError, match=r"NATF0 is for another model: .* width 32, this model"):
         load(folder).session(voice="NATF0")
