@@ -15,12 +15,9 @@ import numpy.typing as npt
 from ..errors import ArgumentError, CheckpointError, shown
 from ..hub import is_folder_name, local_path
 from ..torch_files import LARGEST_FILE
-from ..voices import VOICE_SUFFIXES, Voice, load_voice, read_voice, voice_from_sound
+from ..voices import VOICE_SUFFIXES, VOICES, Voice, load_voice, read_voice, voice_from_sound
 from .dialogue import Moshi
 from .prompts import Prompt, make_prompt, persona_text
-
-VOICES = "voices"
-"""The folder of a model's voices, beside its weights."""
 
 _MOST_MEMBERS = 1000
 
