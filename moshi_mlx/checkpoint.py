@@ -17,18 +17,18 @@ from . import catalog
 from .arguments import path_of
 from .arrays import Weights
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
-from .config import MimiConfig, ModelConfig
+from .config import LmConfig, MimiConfig, ModelConfig
 from .errors import ArgumentError, CheckpointError, HubError, counted
 from .files import read_json, write_json
 from .hub import ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
-from .layouts import MIMI, detect_layout, require
+from .layouts import MIMI, detect_layout, require, whole_name
 from .lm import Lm
 from .mimi import Mimi
 from .published import read_config, read_lora_scaling, read_mimi_config
 from .safetensors import TensorInfo, check_files, read_header
 from .text import TextTokenizer
-from .weights import check, fitting, load_lm, read_lm, shaped_like
+from .weights import check, fitting, load_lm, read_lm, shaped_like, used_weights
 from .weights_mimi import load_mimi
 
 WEIGHTS = "model.safetensors"
@@ -45,6 +45,7 @@ class Checkpoint:
     name: as it was asked for.
     lora_scaling: what the adapter's part is multiplied by, if there is one.
     tensors: those of the weights files and the adapter, as the files name them.
+    stored: what the files have, where `config` says less; see `generating`.
     """
 
     name: str
@@ -54,6 +55,25 @@ class Checkpoint:
     text: TextTokenizer
     lora_scaling: float
     tensors: Mapping[str, TensorInfo]
+    stored: LmConfig | None = None
+
+    def generating(self, count: int) -> "Checkpoint":
+        """The same without what only streams after the first `count` generated ones need.
+
+        The same checkpoint where nothing can be left out.
+        """
+        lm, depth = self.config.lm.generating(count), self.config.lm.depth
+        if lm is self.config.lm or depth is None or lm.depth is None:
+            return self
+        if set(lm.depth.weight_sets) != set(range(len(lm.depth.transformers))):
+            return self  # its weight sets are used in another order
+        raw = {**self.config.raw, "dep_q": count}
+        if raw.get(schedule := "depformer_weights_per_step_schedule") is not None:
+            raw[schedule] = raw[schedule][:count]
+        if isinstance(widths := raw.get("depformer_dim_feedforward"), list):
+            raw["depformer_dim_feedforward"] = widths[: len(lm.depth.transformers)]
+        config = replace(self.config, lm=lm, raw=raw)
+        return replace(self, config=config, stored=self.stored or self.config.lm)
 
     @property
     def where(self) -> str:
@@ -87,7 +107,7 @@ class Checkpoint:
         """
         weights, beside = read_lm(
             self.files.weights,
-            self.config.lm,
+            self.stored or self.config.lm,
             lora=self.files.lora,
             lora_scaling=self.lora_scaling,
             verify=verify,
@@ -97,7 +117,7 @@ class Checkpoint:
                 f"{self.where}: is quantized, and an adapter can only be merged into full "
                 "precision; give the original as --base"
             )
-        return weights
+        return weights if self.stored is None else used_weights(weights, self.config.lm)
 
     def skeleton(self, *, verify: bool = False) -> Lm:
         """The language model without its values, checked against the files.
@@ -118,9 +138,9 @@ class Checkpoint:
         """
         _, weights, _ = fitting(
             self.files.weights,
-            self.config.lm,
+            self.stored or self.config.lm,
             quantization=self.config.quantization,
-            generated=generated,
+            generated=min(generated, self.config.lm.dep_q),
             verify=False,
         )
         return weights
@@ -135,9 +155,12 @@ class Checkpoint:
         Raises:
             CheckpointError: something doesn't match; names the tensor and the file.
         """
+        if self.stored is not None:
+            own = self.config.lm.dep_q
+            generated = own if generated is None else min(generated, own)
         return load_lm(
             self.files.weights,
-            self.config.lm,
+            self.stored or self.config.lm,
             dtype=dtype,
             quantization=self.config.quantization,
             lora=self.files.lora,
@@ -206,7 +229,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
             f"{files.mimi}: has codebooks of {mimi_config.quantizer.bins} entries, the model's "
             f"field 'card' is {config.lm.card}"
         )
-    tensors = check_files(files.weights)
+    tensors = check_files(files.weights, whole_name)
     detect_layout(tensors, str(files.weights[0]))
     if files.lora is not None:
         adapter = read_header(files.lora)

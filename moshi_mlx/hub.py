@@ -19,11 +19,16 @@ from .published import refuse_other_formats
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "model.q8.safetensors", "model.q4.safetensors")
+_OTHER_WEIGHTS = re.compile(
+    r"model(?!.*-\d+-of-\d+\.)[\w.-]*\.safetensors", re.ASCII
+)  # other converters'
 _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
-_MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
+_SPLIT = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")  # in parts
+_MIMI = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
 _TOKENIZER = "tokenizer_spm_32k_3.model"
 _LORA = "lora.safetensors"
 _VOICES = "voices.tgz"  # of PersonaPlex
+_VOICE = re.compile(r"voices/[\w.-]+\.(safetensors|pt)", re.ASCII)  # where they are in a folder
 _SPARE_BYTES = 100_000_000  # of the disk, beside what is fetched
 
 _REPOSITORY = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -139,6 +144,12 @@ class _Source(Protocol):
 
     def has(self, file: str) -> bool: ...
 
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        """Names of its files, none in another folder, that are as the pattern says."""
+
+    def voices(self) -> list[str]:
+        """Voices in a folder that must be fetched."""
+
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         """Raises HubError if the disk has no room for what must be fetched of these."""
 
@@ -162,6 +173,12 @@ class _Folder:
 
     def has(self, file: str) -> bool:
         return (self._folder / file).is_file()
+
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        return sorted(p.name for p in self._folder.iterdir() if pattern.fullmatch(p.name))
+
+    def voices(self) -> list[str]:
+        return []
 
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         pass
@@ -187,6 +204,12 @@ class _Repository:
 
     def has(self, file: str) -> bool:
         return file in self._sizes
+
+    def matching(self, pattern: re.Pattern[str]) -> list[str]:
+        return sorted(filter(pattern.fullmatch, self._sizes))
+
+    def voices(self) -> list[str]:
+        return self.matching(_VOICE)
 
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         from huggingface_hub import constants, try_to_load_from_cache
@@ -284,10 +307,13 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
         return HubError(f"{repo!r} is not a name that the hub can have. {catalog.suggestion(repo)}")
     if isinstance(error, errors.RevisionNotFoundError):
         return HubError(f"The repository {repo} has no revision {revision!r}.")
-    if isinstance(error, errors.GatedRepoError) or status == 403:
+    # What is published and refused is there: without a login, or with a wrong one.
+    gated = isinstance(error, errors.GatedRepoError) or status == 403
+    if gated or (status == 401 and catalog.find(repo) is not None):
         return HubError(
-            f"The repository {repo} is gated: its owner asks you to accept terms. Open its page "
-            "on the hub, accept them, then log in here with `hf auth login` and try again."
+            f"The repository {repo} is gated: its owner asks you to accept terms. Accept its "
+            f"licence on https://huggingface.co/{repo}, log in here with `hf auth login`, and try "
+            "again."
         )
     if isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
         return HubError(
@@ -322,9 +348,11 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     lora = _own_adapter(source, fields, named("lora_name")) if own_adapter else None
     # The small files first: what is missing shows before gigabytes are fetched.
     tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
-    mimi, parts = named("mimi_name") or _MIMI, shards(_inside(chosen, "weights", source.where))
+    mimi = named("mimi_name") or next((file for file in _MIMI if source.has(file)), _MIMI[0])
+    chosen = _inside(chosen, "weights", source.where)
+    parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)
     voices = _VOICES if source.has(_VOICES) else None
-    named_files = (tokenizer, mimi_config, mimi, lora, voices, *parts)
+    named_files = (tokenizer, mimi_config, mimi, lora, voices, *source.voices(), *parts)
     wanted = [file for file in named_files if file is not None]
     for file in wanted:
         if not source.has(file):
@@ -371,6 +399,9 @@ def _choose_weights(source: _Source) -> str:
     found = [file for file in _WEIGHTS if there(file)]
     if not found and there(_MERGED):
         found = [_MERGED]
+    if not found and any(map(source.has, _SPLIT)):
+        found = [_SPLIT[0]]
+    found = found or [file for file in source.matching(_OTHER_WEIGHTS) if source.has(file)]
     if len(found) == 1:
         return found[0]
     if found:

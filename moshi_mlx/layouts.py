@@ -68,6 +68,24 @@ def require(wanted: str, names: Iterable[str], where: str) -> None:
         raise CheckpointError(f"{where}: is {found}, not {wanted}{_ADVICE[found]}")
 
 
+_SPLIT = {"temporal.safetensors": "transformer.", "depformer.safetensors": "depformer."}
+"""Files of a model in parts → what its layers' names begin with in a whole file."""
+
+
+def whole_name(file: str, name: str) -> str:
+    """A tensor's name in a file of a model in parts → its PyTorch name; others stay as they are.
+
+    That layout is soniqo/speech-swift's, read from its converter and its loader: no published file
+    has been tried. `temporal`, `depformer` and `embeddings` have PyTorch's names and shapes, layers
+    without what the files differ in; scales and biases of a packed `in_proj_weight` are called
+    `in_proj_scales` and `in_proj_biases`.
+    """
+    start = _SPLIT.get(file)
+    if start is not None and name.startswith("layers."):
+        name = re.sub(r"\.(in|out)_proj_(weight|scales|biases)$", r".\1_proj.\2", start + name)
+    return name
+
+
 def detect_layout(weights: Iterable[str], where: str) -> str:
     """`mlx` or `pytorch`.
 

@@ -412,6 +412,43 @@ def refuse_other_formats(data: Mapping[str, Any], where: str) -> None:
         )
 
 
+def _joined(data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The config.json of a model in parts (see `layouts.whole_name`) → Kyutai's fields.
+
+    Its depth transformer's `dim_feedforward` is the width of the gated layer, and `n_q` counts the
+    streams of one side.
+    """
+    fields = _Fields(data, where)
+    model = dict(V0_1)
+    temporal, depth = fields.table("temporal"), fields.table("depformer")
+    for name in ("dim", "num_layers", "num_heads", "hidden_scale", "context", "max_period"):
+        model[name] = temporal.take(name, model[name])
+    for name in ("card", "text_card"):
+        model[name] = temporal.take(name, model[name])
+        if (other := depth.take(name, model[name])) != model[name]:
+            raise depth.fail(name, f"must be that of temporal, {model[name]}, is {shown(other)}")
+    for name in ("dim", "num_layers", "num_heads", "weights_per_step", "multi_linear", "context"):
+        model[f"depformer_{name}"] = depth.take(name, model[f"depformer_{name}"])
+    model["n_q"] = 2 * temporal.whole("n_q", 8, most=MOST // 2)
+    model["dep_q"] = depth.take("num_steps", 16)
+    gated = depth.whole("dim_feedforward", 2816, most=MOST // 2)
+    model["depformer_dim_feedforward"] = (3 * gated + 1) // 2
+    model["delays"] = fields.take("delays", model["delays"])
+    temporal.finish()
+    depth.finish()
+    if "sampling" in fields.left:
+        sampling = fields.table("sampling")
+        theirs = ("audio_temp", "text_temp", "audio_top_k", "text_top_k")
+        names = dict(zip(theirs, SamplingDefaults.__dataclass_fields__, strict=True))
+        model["lm_gen_config"] = {names[n]: v for n, v in sampling.left.items() if n in names}
+    if "quantization" in fields.left:
+        block = fields.table("quantization").left
+        model["quantization"] = {n: v for n, v in block.items() if n in ("bits", "group_size")}
+    for name in ("mimi", "voices", "base_model"):
+        fields.take(name, None)
+    return model | fields.left
+
+
 def read_config(
     data: Mapping[str, Any] | None = None, where: str = "config.json", preset: str = "moshi"
 ) -> ModelConfig:
@@ -427,6 +464,8 @@ def read_config(
     """
     raw = dict(data or {})
     refuse_other_formats(raw, where)
+    if "temporal" in raw and "depformer" in raw:
+        raw = _joined(raw, where)
     beside = {name: value for name, value in raw.items() if name in _BESIDE}
     model = {name: value for name, value in raw.items() if name not in _BESIDE}
     if not model and beside.get("model_type") in tuple(PRESETS):

@@ -10,7 +10,7 @@ import itertools
 import json
 import math
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -195,7 +195,13 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or str(error)
 
 
-def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
+Rename = Callable[[str, str], str]
+"""A file's name and a tensor's name in it → the tensor's name among those of all files."""
+
+
+def check_files(
+    paths: Iterable[Path], rename: Rename = lambda _, name: name
+) -> dict[str, TensorInfo]:
     """All tensors of several files, from their headers.
 
     Raises:
@@ -203,21 +209,27 @@ def check_files(paths: Iterable[Path]) -> dict[str, TensorInfo]:
     """
     tensors: dict[str, TensorInfo] = {}
     for path in paths:
-        header = read_header(path)
+        header: dict[str, TensorInfo] = {}
+        for name, info in read_header(path).items():
+            if (renamed := rename(path.name, name)) in header:
+                raise CheckpointError(f"{path}: has tensor {shown(name)} under two names")
+            header[renamed] = info
         if shared := tensors.keys() & header.keys():
             raise CheckpointError(f"{path}: tensor {shown(min(shared))} is in another file too")
         tensors |= header
     return tensors
 
 
-def read_safetensors(paths: str | Path | Sequence[str | Path]) -> Weights:
+def read_safetensors(
+    paths: str | Path | Sequence[str | Path], rename: Rename = lambda _, name: name
+) -> Weights:
     """All tensors of one or several safetensors files, lazily.
 
     Raises:
         CheckpointError: as `check_files`.
     """
     files = [Path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    check_files(files)
+    check_files(files, rename)
     weights: Weights = {}
     for path in files:
         try:
@@ -225,7 +237,7 @@ def read_safetensors(paths: str | Path | Sequence[str | Path]) -> Weights:
         except (RuntimeError, ValueError, OSError) as error:
             raise CheckpointError(f"{path}: MLX cannot read it: {error}") from error
         assert isinstance(tensors, dict)
-        weights.update(tensors)
+        weights |= {rename(path.name, name): tensor for name, tensor in tensors.items()}
     return weights
 
 

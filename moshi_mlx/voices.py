@@ -27,6 +27,8 @@ from .safetensors import read_metadata, read_safetensors, write_safetensors
 from .threads import mlx_work
 from .torch_files import LARGEST_FILE, read_torch
 
+VOICES = "voices"
+"""The folder of a model's voices, beside its weights."""
 VOICE_SUFFIXES = (".safetensors", ".pt")
 LOUDNESS = -24.0
 """LUFS of a voice's sound."""

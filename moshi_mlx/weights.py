@@ -16,7 +16,15 @@ from .arrays import Weights
 from .backend import default_dtype, on_gpu
 from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
 from .errors import CheckpointError, ConfigError, counted, listed
-from .layouts import ADAPTER, detect_layout, from_mlx, from_pytorch, module_name, require
+from .layouts import (
+    ADAPTER,
+    detect_layout,
+    from_mlx,
+    from_pytorch,
+    module_name,
+    require,
+    whole_name,
+)
 from .lm import Lm
 from .lora import adapter_pairs, attach
 from .safetensors import read_safetensors
@@ -157,7 +165,7 @@ def read_lm(
         CheckpointError: the files are not of a language model, or the adapter doesn't fit.
     """
     where = _where(paths)
-    weights = read_safetensors(paths)
+    weights = read_safetensors(paths, whole_name)
     layout = detect_layout(weights, where)
     try:
         if layout == "mlx":

@@ -12,10 +12,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import ArgumentError, CheckpointError, shown
 from ..hub import ModelFiles, is_folder_name, local_path
 from ..torch_files import LARGEST_FILE
-from ..voices import VOICE_SUFFIXES, Voice, load_voice, read_voice
-
-VOICES = "voices"
-"""The folder of a model's voices, beside its weights."""
+from ..voices import VOICE_SUFFIXES, VOICES, Voice, load_voice, read_voice
 
 _MOST_MEMBERS = 1000
 

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from moshi_mlx.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from moshi_mlx.errors import CheckpointError
-from moshi_mlx.families import Moshi
+from moshi_mlx.families import Moshi, generated_streams
 from moshi_mlx.files import check_new_folder, new_folder
 from moshi_mlx.hub import canonical, local_path
 from moshi_mlx.lm import Lm
@@ -30,10 +30,14 @@ LISTENED = 12  # evaluation dialogues whose replies are listened to
 
 @dataclass(frozen=True)
 class Result:
-    """What `quantize` made: the folder, how, and how good it is, if that was measured."""
+    """What `quantize` made: the folder, how, and how good it is, if that was measured.
+
+    left_out: bytes of the original's weights that a conversation does not use.
+    """
 
     folder: Path
     plan: Plan
+    left_out: int = 0
     figures: report.Figures | None = None
 
     @property
@@ -56,6 +60,7 @@ def quantize(
     link_mimi: bool = ...,
     dialogue: str | Path | None = ...,
     measured: bool = ...,
+    all_streams: bool = ...,
     progress: Progress | None = ...,
 ) -> Result: ...
 def quantize(
@@ -69,6 +74,7 @@ def quantize(
     link_mimi: bool = False,
     dialogue: str | Path | None = None,
     measured: bool = False,
+    all_streams: bool = False,
     progress: Progress | None = None,
 ) -> Lm | Result:
     """Quantizes.
@@ -88,6 +94,8 @@ def quantize(
         dialogue: tokens (.npz) or a recording, for recipes that measure or learn, and the report.
         measured: compare the result with the original; the figures go into its README.md and
             quality.json.
+        all_streams: keep the weights of streams that the model is given in use, as the other side
+            of a conversation; what is only converted keeps them always.
         progress: called with what is done, how much there is in all, and a name.
 
     Raises:
@@ -106,6 +114,9 @@ def quantize(
         if isinstance(model, Checkpoint)
         else open_checkpoint(model, base=base, offline=offline)
     )
+    whole = source
+    if chosen.quantizes and not all_streams:
+        source = source.generating(generated_streams(source.config, source.name))
     plan = make_plan(source, chosen, dtype)
     _check_early(plan, chosen, dialogue)
     folder = Path(target).expanduser()
@@ -135,7 +146,11 @@ def quantize(
             text = report.as_json(source.name, tokens, [figures])
             (fresh / "quality.json").write_text(text, encoding="utf-8")
         write_card(plan, chosen, fresh, quality)
-    return Result(folder, plan, figures)
+    return Result(folder, plan, _size(whole) - _size(source), figures)
+
+
+def _size(source: Checkpoint) -> int:
+    return sum(value.nbytes for value in source.weights().values())
 
 
 def _check_early(plan: Plan, chosen: Recipe, dialogue: str | Path | None) -> None:

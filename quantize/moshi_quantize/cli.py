@@ -134,6 +134,13 @@ def quantize_command(
     link_mimi: Annotated[
         bool, typer.Option("--link-mimi", help="Link the codec instead of copying it.")
     ] = False,
+    all_streams: Annotated[
+        bool,
+        typer.Option(
+            "--all-streams",
+            help="Also keep what would generate the other side of a conversation, for training.",
+        ),
+    ] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     upload: Annotated[
         str,
@@ -167,12 +174,17 @@ def quantize_command(
         result = run(
             source, chosen, target, dtype=_DTYPES[dtype], base=base or None, offline=offline,
             link_mimi=link_mimi, dialogue=dialogue,
-            measured=measured and chosen.quantizes, progress=progress,
+            measured=measured and chosen.quantizes, all_streams=all_streams, progress=progress,
         )  # fmt: skip
     if chosen.quantizes and result.plan.base is None:
         print("nothing is quantized: the recipe leaves every layer as it is")
     if result.figures is not None:
         print(report_of.table([result.figures]))
+    if result.left_out:
+        print(
+            f"left out, since no conversation uses it: {result.left_out / 1e6:.1f} MB of the "
+            "original that generates the other side; --all-streams keeps it"
+        )
     if upload:
         _upload(result.folder, upload)
     for layer in result.plan.skipped[:3]:
@@ -233,6 +245,8 @@ def report_command(
         report_of.plotter()  # before minutes of work
     source = open_checkpoint(original)
     models = [open_checkpoint(other) for other in others]
+    fewest = min(model.config.lm.dep_q for model in (source, *models))
+    source, *models = (model.generating(fewest) for model in (source, *models))
     with _interruptible():
         tokens = find_dialogues(source, dialogue or None, models[-1])
         if listen:

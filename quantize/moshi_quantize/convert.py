@@ -20,6 +20,7 @@ from moshi_mlx.errors import CheckpointError
 from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_parameters
+from moshi_mlx.voices import VOICE_SUFFIXES, VOICES
 from moshi_mlx.weights import check_finite
 from moshi_mlx.weights_mimi import check_mimi
 
@@ -212,5 +213,16 @@ def write_rest(plan: Plan, folder: Path, *, link_mimi: bool = False) -> None:
         link_mimi=link_mimi,
         reserved=_RESERVED,
     )
+    copy_voices(plan.source, folder)
     if card := plan.source.card:
         shutil.copyfile(card, folder / "SOURCE_CARD.md")
+
+
+def copy_voices(source: Checkpoint, folder: Path) -> None:
+    """The archive or the folder of voices, of models that come with them."""
+    if source.files.voices is not None:
+        shutil.copyfile(source.files.voices, folder / source.files.voices.name)
+    voices = [p for p in (source.folder / VOICES).glob("*") if p.suffix in VOICE_SUFFIXES]
+    for path in filter(Path.is_file, voices):
+        (folder / VOICES).mkdir(exist_ok=True)
+        shutil.copyfile(path, folder / VOICES / path.name)

@@ -303,6 +303,31 @@ def test_files_named_by_config_are_fetched(tmp_path: Path) -> None:
     assert answer.files == {"weights": ["L"], "mimi": "M", "tokenizer": "T", "config": config}
 
 
+def test_voices_in_a_folder_are_fetched(tmp_path: Path) -> None:
+    parts = ("temporal", "depformer", "embeddings", "mimi")
+    files = {f"{part}.safetensors": part.encode() for part in parts}
+    files |= {TOKENIZER: b"spm", "voices/NATF0.safetensors": b"voice", "other/x.safetensors": b"x"}
+    with hub_of({"me/parts": files}) as address:
+        answer = ask("me/parts", tmp_path, HF_ENDPOINT=address)
+    assert answer.files == {
+        "weights": list(parts[:3]), "mimi": "mimi", "tokenizer": "spm", "config": None,
+    }  # fmt: skip
+    assert [path.read_bytes() for path in tmp_path.rglob("NATF0.safetensors")] == [b"voice"]
+    assert not list(tmp_path.rglob("x.safetensors"))
+
+
+def test_weights_of_other_converters(tmp_path: Path) -> None:
+    files = {"model.moshi_mlx.safetensors": b"m", MIMI: b"mimi", TOKENIZER: b"spm"}
+    folder = fill(tmp_path / "one", files)
+    assert resolve(folder).weights == (folder / "model.moshi_mlx.safetensors",)
+    folder = fill(tmp_path / "two", {**files, "model.4bit.safetensors": b"4"})
+    with pytest.raises(HubError, match=r"several weights files.*4bit.*moshi_mlx.*Say which"):
+        resolve(folder)
+    shards = {"model-00001-of-00002.safetensors": b"1", MIMI: b"mimi", TOKENIZER: b"spm"}
+    with pytest.raises(HubError, match="There are no weights in"):
+        resolve(fill(tmp_path / "shards", shards))
+
+
 def test_what_the_hub_refuses(tmp_path: Path) -> None:
     with hub_of({"me/there": PUBLISHED, "me/empty": {"README.md": b"hi"}}) as address:
         missing = ask("kyutai/moshiko-mlx-q5", tmp_path, HF_ENDPOINT=address).error
@@ -315,6 +340,10 @@ def test_what_the_hub_refuses(tmp_path: Path) -> None:
     with hub_of({"me/closed": PUBLISHED}, gated=True) as address:
         gated = ask("me/closed", tmp_path, HF_ENDPOINT=address).error
     assert "me/closed is gated" in gated and "hf auth login" in gated
+    with hub_of({}) as address:  # which says 401 of what may not be seen
+        closed = ask("personaplex", tmp_path, HF_ENDPOINT=address).error
+    page = "https://huggingface.co/nvidia/personaplex-7b-v1"
+    assert f"Accept its licence on {page}, log in here with `hf auth login`" in closed
 
 
 def test_a_full_disk_is_told_before_anything_is_fetched(tmp_path: Path) -> None:
