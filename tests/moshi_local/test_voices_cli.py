@@ -20,6 +20,7 @@ from moshi_local.config_file import config_path
 from moshi_local.conversation import Conversation
 from moshi_local.events import FrameDone
 from moshi_local.observers.record import Recorder
+from moshi_local.options import SamplingFlags
 from moshi_local.role import LARGEST_PERSONA, own_voices
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.voices import Voice, load_voice
@@ -128,6 +129,15 @@ def test_a_warm_up_ends_after_the_prompt(
     monkeypatch.setattr(offline, "LONG_SECONDS", 0.1)
     assert main([*given, str(long)]) == 0
     assert short.read_bytes() == long.read_bytes()
+    moshi = moshi_mlx.load(model, verb="talk", codec="mlx")
+    flags = SamplingFlags(temperature=10.0, temperature_text=10.0)
+    text, audio = flags.text(moshi.text_sampling), flags.audio(moshi.audio_sampling)
+    pcm, _ = soundfile.read(heard, dtype="float32")
+    answer, _ = soundfile.read(short, dtype="float32")
+    frames = np.pad(pcm, (0, len(answer) - len(pcm))).reshape(-1, moshi.frame_size)
+    with moshi.session(persona=PERSONA, voice="ANNA", text=text, audio=audio) as session:
+        wanted = np.concatenate([session.step(frame).pcm for frame in frames])
+    np.testing.assert_allclose(answer, wanted.clip(-1, 1), atol=1e-4)
 
 
 def test_the_key_that_starts_over_comes_back_to_the_persona(model: Path) -> None:
