@@ -20,8 +20,8 @@ from moshi_mlx.errors import CheckpointError
 from moshi_mlx.layouts import to_mlx
 from moshi_mlx.lm import Lm
 from moshi_mlx.trees import named_parameters
-from moshi_mlx.weights import check_finite
 from moshi_mlx.voices import VOICE_SUFFIXES, VOICES
+from moshi_mlx.weights import check_finite
 from moshi_mlx.weights_mimi import check_mimi
 
 from .recipes import Assignment, Layer, Precision, Recipe, layers_of

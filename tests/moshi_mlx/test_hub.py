@@ -50,7 +50,7 @@ def test_aliases_are_the_published_repositories() -> None:
     repositories = {entry.name: entry.repository for entry in catalog.ENTRIES}
     assert repositories["moshiko-q4"] == "kyutai/moshiko-mlx-q4"
     assert repositories["moshika-bf16"] == "kyutai/moshika-mlx-bf16"
-    assert len(repositories) == 8
+    assert len(repositories) == 10
 
 
 def test_a_folder_without_config_is_moshi_as_published(tmp_path: Path) -> None:
