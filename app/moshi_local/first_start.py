@@ -25,7 +25,7 @@ from .platform import Machine, machine
 __all__ = ["first_model", "make_model"]
 
 _FETCHED = 12.5e6  # bytes per second, for an estimate: 100 Mbit/s
-_QUANTIZED = 150e6  # bytes per second: two cores of a server; see docs/persona.md
+_QUANTIZED = 150e6  # bytes per second of the original: read, quantized and written
 
 
 def first_model(
