@@ -30,8 +30,8 @@ class Entry:
     nbytes: all of its files together.
     licence: of the weights.
     repository: on the hub; None comes with the package, or is made here.
-    made_from: the name of the entry that it is quantized from on this machine, since nobody
-        publishes it; None where it is published.
+    made_from: the name of the entry that it is quantized from on this machine, since it is not
+        published; None where it is.
     revision: of the repository; None takes the newest.
     preset: the configuration that holds where the repository has no config.json, by its name in
         `published.PRESETS`; None where it has one.

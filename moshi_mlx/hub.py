@@ -155,7 +155,7 @@ def _made(entry: catalog.Entry) -> "_Folder":
     command = f"`{shlex.join(['moshi-quantize', *making(entry)])}`"
     if not folder.is_dir():
         raise HubError(
-            f"{entry.name} is published by nobody: it is made on this machine, once, from "
+            f"{entry.name} is not published: it is made on this machine, once, from "
             f"{entry.made_from}, by {command}, and keeps {entry.nbytes / 1e9:.1f} GB there"
         )
     return _Folder(folder, way_out=f"Delete {folder} and make it again: {command}.")

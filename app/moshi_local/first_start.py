@@ -1,4 +1,4 @@
-"""Questions before a model is there: whether to fetch a real one, or to make one that nobody has.
+"""Questions before a model is there: whether to fetch a real one, or to make one that is not published.
 
 Asks on a terminal only. Knows nothing of how models are run.
 """
@@ -102,7 +102,7 @@ def make_model(
     Args:
         name: of any model; others than those need nothing.
         notes: where to say things.
-        confirm: asks a question of yes or no; None where nobody can be asked: nothing is made.
+        confirm: asks a question of yes or no; None where there is no terminal: nothing is made.
         run: runs Python with these arguments and gives its exit code.
 
     Raises:
@@ -115,7 +115,7 @@ def make_model(
     fetched = 0 if local_files(source.name) is not None else source.nbytes
     minutes = (fetched / _FETCHED + source.nbytes / _QUANTIZED) / 60
     notes.print(
-        f"{name} is published by nobody: it is made on this machine, once, from {source.name} "
+        f"{name} is not published: it is made on this machine, once, from {source.name} "
         f"(licence {source.licence}). {gb(fetched)} to download, {gb(entry.nbytes)} to keep, about "
         f"{minutes:.0f} minutes at 100 Mbit/s.",
         soft_wrap=True,
