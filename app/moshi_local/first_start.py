@@ -1,4 +1,4 @@
-"""Questions before a model is there: whether to fetch a real one, or to make one that is not published.
+"""Questions before a model is there: whether to fetch it, or to make one that is not published.
 
 Asks on a terminal only. Knows nothing of how models are run.
 """
