@@ -29,11 +29,14 @@ class Entry:
     precision: of its weights.
     nbytes: all of its files together.
     licence: of the weights.
-    repository: on the hub; None comes with the package.
+    repository: on the hub; None comes with the package, or is made here.
+    made_from: the name of the entry that it is quantized from on this machine, since it is not
+        published; None where it is.
     revision: of the repository; None takes the newest.
     preset: the configuration that holds where the repository has no config.json, by its name in
         `published.PRESETS`; None where it has one.
-    series: the name without a precision, which stands for the best one that a machine can run.
+    series: the name without a precision, which stands for the best one that a machine can run;
+        the library takes it for the model of that name, if there is one.
     voices: names of its voices, or what its one voice is.
     languages: that it speaks or understands, as ISO 639-1 codes.
     aliases: shorter names.
@@ -52,6 +55,7 @@ class Entry:
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
     aliases: tuple[str, ...] = ()
+    made_from: str | None = None
 
     @property
     def bits(self) -> int:
@@ -61,7 +65,7 @@ class Entry:
     @property
     def bundled(self) -> bool:
         """Whether it comes with the package."""
-        return self.repository is None
+        return self.repository is None and self.made_from is None
 
 
 _MIMI_AND_TOKENIZER = 385_000_000
@@ -101,6 +105,30 @@ def _hibiki(
     )
 
 
+_PERSONAPLEX_BYTES: dict[PrecisionName, int] = {
+    "bf16": 16_742_874_000, "q8": 8_168_645_376, "q4": 4_805_385_728
+}  # fmt: skip
+
+
+def _personaplex(precision: PrecisionName) -> Entry:
+    """Only the original is published."""
+    name = "personaplex"
+    published = precision == "bf16"
+    return Entry(
+        name=name if published else f"{name}-{precision}",
+        about="Moshi with a persona and a voice of your choice",
+        family="personaplex",
+        precision=precision,
+        nbytes=_PERSONAPLEX_BYTES[precision] + _MIMI_AND_TOKENIZER,
+        licence="NVIDIA Open Model License",
+        repository="nvidia/personaplex-7b-v1" if published else None,
+        preset="personaplex",
+        series=name,
+        voices=_PERSONAPLEX_VOICES,
+        made_from=None if published else name,
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="nano",
@@ -113,17 +141,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     *(_moshi("moshiko", "male", precision) for precision in PRECISIONS),
     *(_moshi("moshika", "female", precision) for precision in PRECISIONS),
-    Entry(
-        name="personaplex",
-        about="Moshi with a persona and a voice of your choice",
-        family="personaplex",
-        precision="bf16",
-        nbytes=16_742_874_000 + _MIMI_AND_TOKENIZER,
-        licence="NVIDIA Open Model License",
-        repository="nvidia/personaplex-7b-v1",
-        preset="personaplex",
-        voices=_PERSONAPLEX_VOICES,
-    ),
+    *(_personaplex(precision) for precision in PRECISIONS),
     # Weights of the second and third: computed from their shapes.
     _hibiki("1b", "hibiki-1b-mlx-bf16", 3_600_000_000, "CC-BY 4.0", ("fr",), "hibiki"),
     _hibiki("2b", "hibiki-2b-mlx-bf16", 6_340_000_000, "CC-BY 4.0", ("fr",)),

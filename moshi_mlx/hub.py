@@ -5,6 +5,7 @@ nothing of what is in the weights. The hub's client is imported only for a name 
 """
 
 import re
+import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 
 from . import catalog
 from .errors import ConfigError, HubError, shown
-from .files import read_json
+from .files import cache_folder, read_json
 from .published import refuse_other_formats
 
 # What Moshi v0.1 was published with; it has no config.json.
@@ -78,7 +79,9 @@ def resolve(
     source: _Source
     entry = None if isinstance(name, Path) else catalog.find(text)
     try:
-        if entry is not None and entry.repository is None:
+        if entry is not None and entry.made_from is not None:
+            source = _made(entry)
+        elif entry is not None and entry.repository is None:
             source = _Folder(bundled_folder(text))
         elif entry is not None and entry.repository is not None:
             source = _open_repository(entry.repository, entry.revision, offline)
@@ -134,6 +137,28 @@ def _unreadable(error: OSError) -> HubError:
 def bundled_folder(name: str) -> Path:
     """The folder of a model that comes with the package."""
     return Path(__file__).parent / "bundled" / name
+
+
+def made_folder(entry: catalog.Entry) -> Path:
+    """Where a model that is made here is kept: there as a whole, or not at all."""
+    return cache_folder() / "models" / entry.name
+
+
+def making(entry: catalog.Entry) -> list[str]:
+    """The arguments of `moshi-quantize` that make a model which is made here."""
+    folder = str(made_folder(entry))
+    return [entry.made_from or "", folder, "--bits", str(entry.bits), "--no-report"]
+
+
+def _made(entry: catalog.Entry) -> "_Folder":
+    folder = made_folder(entry)
+    command = f"`{shlex.join(['moshi-quantize', *making(entry)])}`"
+    if not folder.is_dir():
+        raise HubError(
+            f"{entry.name} is not published: it is made on this machine, once, from "
+            f"{entry.made_from}, by {command}, and keeps {entry.nbytes / 1e9:.1f} GB there"
+        )
+    return _Folder(folder, way_out=f"Delete {folder} and make it again: {command}.")
 
 
 class _Source(Protocol):

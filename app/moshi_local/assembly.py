@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import typer
 from rich.console import Console
 
 import moshi_mlx
@@ -22,18 +23,24 @@ from moshi_mlx.families import Verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
+from .first_start import make_model
 from .machine.verdict import Verdict, check_before
 from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
 from .role import Role, files_of, own_voices, told
 
-__all__ = ["consoles", "inputs_of", "load_model", "open_session", "print_json"]
+__all__ = ["asked", "consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     """Where words go and where notes go; `stdout_is_taken` by JSON."""
     notes = Console(stderr=True, highlight=False)
     return (notes if stdout_is_taken else Console(highlight=False)), notes
+
+
+def asked(question: str) -> bool:
+    """The user's answer, yes or no, on a terminal."""
+    return typer.confirm(question, default=None, err=True)
 
 
 def inputs_of(source: ModelSource, persona: PersonaFlags | None = None) -> Iterator[Path]:
@@ -66,6 +73,8 @@ def load_model(
             "much for this machine",
             soft_wrap=True,
         )
+    on_terminal = sys.stdin.isatty() and sys.stderr.isatty()
+    make_model(verdict.model, notes, asked if on_terminal else None)
     entry = catalog.find(verdict.model)
     demonstration = None
     if entry is not None and entry.bundled:

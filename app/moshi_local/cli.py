@@ -20,7 +20,7 @@ from moshi_mlx.outputs import Output, check_outputs
 from moshi_mlx.program import refuse_empty, run_program
 
 from . import arguments as a
-from .assembly import inputs_of, load_model
+from .assembly import asked, inputs_of, load_model
 from .audio.devices import list_devices, print_devices
 from .chat import ChatOptions, chat
 from .config_file import config_folder, config_path, read_defaults
@@ -429,7 +429,7 @@ def _first() -> str:
     return first_model(
         Console(stderr=True, highlight=False),
         answers,
-        lambda question: typer.confirm(question, default=None, err=True),
+        asked,
     )
 
 

@@ -1,27 +1,32 @@
-"""The first start without a model's name: what nano is, and whether to fetch a real model.
+"""Questions before a model is there: whether to fetch it, or to make one that is not published.
 
-Asks once, on a terminal only, and remembers the answer. Knows nothing of how models are run.
+Asks on a terminal only. Knows nothing of how models are run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from rich.console import Console
 
-from moshi_mlx import MoshiError, catalog
+from moshi_mlx import HubError, MoshiError, catalog
 from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.files import read_json, write_json
 from moshi_mlx.footprint import gb
-from moshi_mlx.hub import resolve
+from moshi_mlx.hub import making, resolve
 
 from .machine.prediction import Shape, Speed, Speeds
 from .machine.verdict import Verdict, choose, local_files
 from .platform import Machine, machine
 
-__all__ = ["first_model"]
+__all__ = ["first_model", "make_model"]
+
+_FETCHED = 12.5e6  # bytes per second, for an estimate: 100 Mbit/s
+_QUANTIZED = 150e6  # bytes per second of the original: read, quantized and written
 
 
 def first_model(
@@ -83,6 +88,56 @@ def first_model(
     fetch(entry.name)
     _remember(answers, entry.name)
     return entry.name
+
+
+def make_model(
+    name: str,
+    notes: Console,
+    confirm: Callable[[str], bool] | None,
+    *,
+    run: Callable[[Sequence[str]], int] | None = None,
+) -> None:
+    """A model of the catalogue that is made here is made, if it is not there yet.
+
+    The app and the quantizer never import each other, so `moshi-quantize` runs as a program.
+
+    Args:
+        name: of any model; others than those need nothing.
+        notes: where to say things.
+        confirm: asks a question of yes or no; None where there is no terminal: nothing is made.
+        run: runs Python with these arguments and gives its exit code.
+
+    Raises:
+        HubError: making it failed, or the user doesn't want it.
+    """
+    entry = catalog.find(name)
+    source = None if entry is None else catalog.find(entry.made_from or "")
+    if entry is None or source is None or confirm is None or local_files(name) is not None:
+        return
+    fetched = 0 if local_files(source.name) is not None else source.nbytes
+    minutes = (fetched / _FETCHED + source.nbytes / _QUANTIZED) / 60
+    notes.print(
+        f"{name} is not published: it is made on this machine, once, from {source.name} "
+        f"(licence {source.licence}). {gb(fetched)} to download, {gb(entry.nbytes)} to keep, about "
+        f"{minutes:.0f} minutes at 100 Mbit/s.",
+        soft_wrap=True,
+    )
+    if not confirm(f"Make {name} now?"):
+        raise HubError(f"{name} is not made. Another model: moshi-local models")
+    if code := (run or _python)(["-m", "moshi_quantize", *making(entry)]):
+        raise HubError(f"{name} could not be made: moshi-quantize ended with {code}, see above")
+
+
+def _python(arguments: Sequence[str]) -> int:
+    """Runs Python; what ends this program ends that too, which then removes what it began."""
+    with subprocess.Popen([sys.executable, *arguments]) as child:
+        try:
+            return child.wait()
+        except KeyboardInterrupt:
+            raise  # the terminal tells both
+        except BaseException:
+            child.terminate()
+            raise
 
 
 def _speed(best: Verdict) -> str:

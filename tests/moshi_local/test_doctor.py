@@ -368,8 +368,9 @@ def test_a_model_that_is_here_goes_first(monkeypatch: pytest.MonkeyPatch) -> Non
     assert check_before("moshiko", here=MAC, speed_of=fast_enough_for(8)).model == "moshiko-q8"
 
 
-def test_series_are_no_models() -> None:
-    assert not set(catalog.all_series()) & set(catalog.names())
+def test_a_series_is_no_model_but_its_most_exact_one() -> None:
+    for name in set(catalog.all_series()) & set(catalog.names()):
+        assert catalog.series(name)[0].name == name
 
 
 @pytest.mark.gpu
@@ -518,6 +519,8 @@ def test_json_of_a_model_that_is_not_here(
         ("moshiko-q8", True),
         ("moshiko-q4", True),
         ("personaplex", False),
+        ("personaplex-q8", True),
+        ("personaplex-q4", True),
     ]
     if code:
         assert verdict["advice"] == "use --model moshika-q4, which is predicted to run in real time"

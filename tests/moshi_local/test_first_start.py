@@ -4,9 +4,10 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from huggingface_hub import constants
 from rich.console import Console
 
 from moshi_local import cli
-from moshi_local.first_start import first_model
+from moshi_local.first_start import first_model, make_model
 from moshi_local.machine.models import survey
 from moshi_local.machine.prediction import Shape, Speed, published_shape
 from moshi_local.platform import Machine
 from moshi_mlx import HubError, catalog
 from moshi_mlx.catalog import Entry
+from moshi_mlx.hub import resolve
+from tests.moshi_mlx.test_families import nano_as
 
 MAC = Machine(
     chip="Apple M4 Pro", cores=12, performance_cores=8, memory_total=24_000_000_000,
@@ -189,3 +192,57 @@ def test_a_row_is_all_that_a_model_needs(
     assert q8.holds is True
     assert q8.predicted is True
     assert found["moshiko-bf16"].verdict.fits is False
+
+
+# ------------------------------------------------------------------------------- made here
+
+
+def test_a_model_that_is_made_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for with what it costs, made by moshi-quantize, and never without a question."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    text, ran = io.StringIO(), list[Sequence[str]]()
+
+    def run(code: int) -> Callable[[Sequence[str]], int]:
+        def program(arguments: Sequence[str]) -> int:
+            ran.append(arguments)
+            return code
+
+        return program
+
+    def make(says: bool | None, code: int = 0, name: str = "personaplex-q4") -> None:
+        confirm = None if says is None else (lambda _: bool(says))
+        make_model(name, Console(file=text, width=500), confirm, run=run(code))
+
+    make(None)
+    make(True, name="moshiko-q4")
+    assert not ran and not text.getvalue()
+    with pytest.raises(HubError, match="personaplex-q4 is not made"):
+        make(False)
+    for words in ("17.1 GB to download, 5.2 GB to keep", "about 25 minutes", "NVIDIA Open Model"):
+        assert words in text.getvalue()
+    assert not ran
+    with pytest.raises(HubError, match="ended with 2, see above"):
+        make(True, code=2)
+    make(True)
+    folder = tmp_path / "cache" / "moshi-local" / "models" / "personaplex-q4"
+    arguments = ["personaplex", str(folder), "--bits", "4", "--no-report"]
+    assert ran == [["-m", "moshi_quantize", *arguments]] * 2
+    with pytest.raises(HubError, match=re.escape(" ".join(["`moshi-quantize", *arguments]))):
+        resolve("personaplex-q4")
+    folder.parent.mkdir(parents=True)
+    nano_as(folder)
+    make(True)
+    assert len(ran) == 2
+    assert resolve("personaplex-q4", offline=True).weights[0].parent == folder
+    (folder / "mimi.safetensors").unlink()
+    with pytest.raises(HubError, match="make it again: `moshi-quantize personaplex "):
+        resolve("personaplex-q4")
+
+
+def test_the_list_has_models_that_are_made_here() -> None:
+    rows = {row.entry.name: row for row in survey(MAC, None)}
+    assert rows["personaplex-q4"].verdict.fits and not rows["personaplex-q4"].local
+    assert not rows["personaplex-q4"].entry.bundled
+    assert [e.name for e in catalog.series("personaplex")] == [
+        "personaplex", "personaplex-q8", "personaplex-q4",
+    ]  # fmt: skip
