@@ -139,19 +139,19 @@ def bundled_folder(name: str) -> Path:
     return Path(__file__).parent / "bundled" / name
 
 
-def made_folder(entry: catalog.Entry) -> Path:
+def folder_made_here(entry: catalog.Entry) -> Path:
     """Where a model that is made here is kept: there as a whole, or not at all."""
     return cache_folder() / "models" / entry.name
 
 
 def making(entry: catalog.Entry) -> list[str]:
     """The arguments of `moshi-quantize` that make a model which is made here."""
-    folder = str(made_folder(entry))
+    folder = str(folder_made_here(entry))
     return [entry.made_from or "", folder, "--bits", str(entry.bits), "--no-report"]
 
 
 def _made(entry: catalog.Entry) -> "_Folder":
-    folder = made_folder(entry)
+    folder = folder_made_here(entry)
     command = f"`{shlex.join(['moshi-quantize', *making(entry)])}`"
     if not folder.is_dir():
         raise HubError(

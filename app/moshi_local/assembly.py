@@ -17,9 +17,10 @@ import typer
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Model, Moshi, MoshiError, Session, catalog
+from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, catalog
 from moshi_mlx.backend import slow_reason
 from moshi_mlx.families import Verb
+from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
@@ -61,6 +62,7 @@ def load_model(
     Raises:
         MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
     """
+    _check_verb(source.name, verb)
     if catalog.series(source.name):
         notes.print("measuring this machine …")
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
@@ -93,6 +95,17 @@ def load_model(
     )
     notes.print(f"codec {moshi.codec.name}")
     return moshi, verdict
+
+
+def _check_verb(name: str, verb: Verb) -> None:
+    """Refuses a published model that cannot do it, before anything is measured or fetched."""
+    entries = [entry for entry in (catalog.find(name), *catalog.series(name)) if entry]
+    kind = KINDS[entries[0].family] if entries else None
+    if kind is not None and kind.verb != verb:
+        able = [e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb]
+        raise VerbError(
+            f"{name} is {kind.what}: it can {kind.verb}, but not {verb}; {', '.join(able)} can"
+        )
 
 
 def open_session(

@@ -23,6 +23,7 @@ from moshi_mlx.arguments import real, whole
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.families.translate import LONGEST_TAIL
+from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile
 from moshi_mlx.sounds import Sound
@@ -102,7 +103,7 @@ def translate_file(options: TranslationOptions) -> None:
     heard = sound.read(model.sample_rate).mean(axis=0)
     began = time.monotonic()
     try:
-        with _progress(notes, sound.seconds) as progress:
+        with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, sound.seconds) as progress:
             speech: Speech = model.translate(
                 heard,
                 quality=options.flags.quality,
@@ -115,7 +116,7 @@ def translate_file(options: TranslationOptions) -> None:
                 kv_bits=verdict.kv_bits,
                 progress=progress,
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         notes.print(f"moshi-local: stopped; {options.target} was not written", soft_wrap=True)
         raise
     took = time.monotonic() - began

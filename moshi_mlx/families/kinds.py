@@ -40,6 +40,16 @@ KINDS = {
 """By `model_type`."""
 
 
+COMMANDS: dict[Verb, str] = {
+    "talk": "moshi-local",
+    "transcribe": "moshi-local transcribe FILE",
+    "speak": "moshi-local speak TEXT",
+    "translate": "moshi-local translate IN OUT",
+    "complete": "moshi-local complete PROMPT",
+}
+"""The command of each verb."""
+
+
 def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
     """What a model is for.
 

@@ -20,7 +20,7 @@ from ..arguments import finite, real, samples, whole
 from ..arrays import Codes, Pcm, Tokens
 from ..conditions import Condition
 from ..config import LmConfig
-from ..errors import ArgumentError, shown
+from ..errors import ArgumentError, SessionError, shown
 from ..generate import Generator
 from ..guidance import Guidance
 from ..lm import Lm
@@ -133,8 +133,13 @@ class Run:
 class TranslationSession(Session):
     """A live translation; made by `Hibiki.session`. Frames and events are those of `Session`."""
 
+    _ended = False
+
     def end(self, seconds: float = LONGEST_TAIL) -> Iterator[Frame]:
         """The source has ended: yields the frames that are still to come.
+
+        They are made as they are asked for. After the first one, nothing more can be heard before
+        a reset.
 
         Args:
             seconds: how many of them at most, should the model not end by itself.
@@ -147,7 +152,9 @@ class TranslationSession(Session):
         return self._ending(most)
 
     def _ending(self, most: int) -> Iterator[Frame]:
-        codes: Codes | None = end_of_input(self._generator)[:, None]
+        self._check_listening()
+        codes: Codes | None = self._do(lambda: end_of_input(self._generator)[:, None])
+        self._ended = True
         for _ in range(1 + most):
             self._not_streaming("end it there first")
             frame: Frame = self._do(partial(self._stepped, self._silence, False, codes))
@@ -155,6 +162,19 @@ class TranslationSession(Session):
             if frame.tokens is not None and int(frame.tokens[0]) == END:
                 return
             codes = None
+
+    def _step(self, pcm: npt.ArrayLike, hold_text: bool = False) -> Frame:
+        self._check_listening()
+        return super()._step(pcm, hold_text)
+
+    def _check_listening(self) -> None:
+        self._check_open()
+        if self._ended:
+            raise SessionError("the source has ended: reset this session, or make a new one")
+
+    def _start_over(self) -> None:
+        super()._start_over()
+        self._ended = False
 
     def _stepped(self, heard: Pcm, hold_text: bool, codes: Codes | None = None) -> Frame:
         if not self._index and codes is None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from moshi_mlx import catalog
 from moshi_mlx.checkpoint import WEIGHTS, Checkpoint
+from moshi_mlx.families.kinds import COMMANDS, kind_of
 
 from .convert import Plan
 from .recipes import Recipe
@@ -49,7 +50,7 @@ def card_text(plan: Plan, chosen: Recipe, quality: str | None) -> str:
     return (
         f"# {title}\n\nMade by `moshi-quantize` from {made_from}{adapter}: {files}.\n"
         f"Licence: {licence_of(source)}.\n\n"
-        "Run it: `moshi-local --model FOLDER`, FOLDER being this one.\n\n"
+        f"Run it: `{command_of(source)} --model FOLDER`, FOLDER being this one.\n\n"
         f"## Precisions\n{precisions}\n"
         f"`{WEIGHTS}` has {plan.nbytes} bytes of tensors.\n"
         + (f"\n## Quality, against the original\n{quality}\n" if quality else "")
@@ -59,3 +60,8 @@ def card_text(plan: Plan, chosen: Recipe, quality: str | None) -> str:
 def write_card(plan: Plan, chosen: Recipe, folder: Path, quality: str | None = None) -> None:
     """README.md."""
     (folder / "README.md").write_text(card_text(plan, chosen, quality), encoding="utf-8")
+
+
+def command_of(source: Checkpoint) -> str:
+    """The program that uses such a model."""
+    return COMMANDS[kind_of(source.config, source.name).verb]

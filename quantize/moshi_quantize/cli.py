@@ -33,6 +33,7 @@ from moshi_mlx.program import refuse_empty, run_program
 from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
+from .card import command_of
 from .dialogues import TOKENS, find_dialogues
 from .listening import recognizer
 from .recipes import RECIPES, Precision, Predicate, parse_precision
@@ -193,7 +194,8 @@ def quantize_command(
         )
     if len(result.plan.skipped) > 3:
         print(f"and {len(result.plan.skipped) - 3} more like these")
-    print(f"{target}: {result.nbytes / 1e6:.1f} MB. Try it: moshi-local --model {target}")
+    command = command_of(result.plan.source)
+    print(f"{target}: {result.nbytes / 1e6:.1f} MB. Try it: {command} --model {target}")
 
 
 @app.command("report")

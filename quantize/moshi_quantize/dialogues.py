@@ -68,7 +68,9 @@ def find_dialogues(
             if str(file["fingerprint"]) == codec_fingerprint(
                 source.files.mimi, source.files.tokenizer
             ):
-                return read_dialogues(SHIPPED)
+                shipped = read_dialogues(SHIPPED)
+                if shipped.evaluation.shape[1] == 1 + source.config.lm.n_q:
+                    return shipped
     recording = Path(given or QUESTION)
     codes = Speaker(speaker or source).hear(recording)
     made = Dialogues(codes, codes, f"the model's own answer to {recording.name}")

@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 import moshi_mlx
-from moshi_mlx import ArgumentError, MoshiError, Sampling, Speech, VerbError, catalog
+from moshi_mlx import ArgumentError, MoshiError, Sampling, SessionError, Speech, VerbError, catalog
 from moshi_mlx.families import translate
 from moshi_mlx.families.translate import END, Hibiki, Run, pieces
 from moshi_mlx.files import read_json, write_json
@@ -339,3 +339,19 @@ def test_the_catalogue_has_them() -> None:
     assert set(zero.languages) == {"fr", "es", "pt", "de", "en"}
     every = [name for e in catalog.ENTRIES for name in (e.name, *e.aliases)]
     assert len(set(every)) == len(every)
+
+
+def test_after_the_end_nothing_more_is_heard(hibiki: Hibiki) -> None:
+    silence = np.zeros(hibiki.frame_size, np.float32)
+    with hibiki.session() as session:
+        session.step(silence)
+        left = session.end(1.0)
+        next(left)
+        for more in (lambda: session.step(silence), lambda: next(session.end())):
+            with pytest.raises(SessionError, match="the source has ended"):
+                more()
+        list(left)
+        session.reset()
+        assert session.step(silence).index == 0
+    with pytest.raises(SessionError, match="is closed"):
+        next(session.end())
