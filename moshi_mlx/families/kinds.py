@@ -94,5 +94,6 @@ def takes_no(name: str, what: str) -> VerbError:
         name: of the model.
         what: "a persona" or "a voice".
     """
-    able = " or ".join(entry.name for entry in catalog.ENTRIES if KINDS[entry.family].persona)
+    names = [e.series or e.name for e in catalog.ENTRIES if KINDS[e.family].persona]
+    able = " or ".join(dict.fromkeys(names))
     return VerbError(f"{name} cannot be given {what}: use {able}")

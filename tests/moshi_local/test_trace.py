@@ -82,7 +82,6 @@ def test_places_that_cannot_be_written(tmp_path: Path) -> None:
     for path, reason in (
         (tmp_path, "it is a folder"),
         (tmp_path / "none" / "trace.json", "there is no folder .*none$"),
-        (Path("/dev/null"), "not a regular file"),
     ):
         with pytest.raises(MoshiError, match=reason):
             Trace(path)

@@ -242,7 +242,7 @@ def test_no_file_and_other_files(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=name):
             load_voice(tmp_path / name)
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"text\.pt: is a text, not safetensors"):
+    with pytest.raises(CheckpointError, match=r"text\.pt: is a text file, not safetensors"):
         load_voice(tmp_path / "text.pt")
 
 
