@@ -21,12 +21,14 @@ from .arguments import finite, integers, on_host, path_of, samples
 from .arrays import Codes, Pcm, Tokens
 from .codec import Codec
 from .errors import ArgumentError, CheckpointError, shown
-from .formats import is_zip
+from .formats import is_zip, what_is
 from .loudness import integrated_loudness
 from .safetensors import read_metadata, read_safetensors, write_safetensors
 from .threads import mlx_work
 from .torch_files import LARGEST_FILE, read_torch
 
+_QUIETEST = -70.0
+"""Loudness, LUFS, that a recording must have."""
 VOICES = "voices"
 """The folder of a model's voices, beside its weights."""
 VOICE_SUFFIXES = (".safetensors", ".pt")
@@ -149,6 +151,11 @@ def load_voice(path: str | Path) -> Voice:
     path = path_of("path", path)
     if is_zip(path):
         return voice_of(path.stem, read_torch(path, str(path)), str(path))
+    if path.is_file() and (what := what_is(path)) not in (None, "a safetensors file"):
+        raise CheckpointError(
+            f"{path}: is {what}, not a voice: that is a .safetensors file, as `moshi-local voices "
+            "add` makes of a sound, or the .pt file of a published one"
+        )
     tensors = read_safetensors(path)
     size = sum(array.nbytes for array in tensors.values())
     if size > LARGEST_FILE:
@@ -232,11 +239,15 @@ def voice_from_sound(
     seconds, (least, most) = len(trimmed) / rate, _SECONDS
     if not least <= seconds <= most:
         raise ArgumentError(
-            f"voice {name} needs {least:g} to {most:g} s of speech, the sound has {seconds:.1f} s"
+            f"voice {name} needs {least:g} to {most:g} s of speech, the sound has {seconds:.1f} s "
+            f"of it, in {len(sound) / rate:.1f} s"
         )
     if not accept_faults and (faults := recording_faults(trimmed, rate)):
         raise ArgumentError(f"voice {name}: {faults[0]}")
-    gain = 10 ** ((LOUDNESS - integrated_loudness(trimmed, rate)) / 20)
+    level = integrated_loudness(trimmed, rate)
+    if not level > _QUIETEST:  # what is below the gate of BS.1770 has none
+        raise ArgumentError(f"voice {name}: the recording is too quiet; record it louder")
+    gain = 10 ** ((LOUDNESS - level) / 20)
     leveled = (trimmed * gain).astype(np.float32)
     padded = np.pad(leveled, (0, -len(leveled) % codec.frame_size))
     state = codec.init_state()

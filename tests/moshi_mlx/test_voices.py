@@ -242,7 +242,7 @@ def test_no_file_and_other_files(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=name):
             load_voice(tmp_path / name)
     (tmp_path / "text.pt").write_text("hello")
-    with pytest.raises(CheckpointError, match=r"text\.pt: is a text file, not safetensors"):
+    with pytest.raises(CheckpointError, match=r"text\.pt: is a text file, not a voice"):
         load_voice(tmp_path / "text.pt")
 
 
@@ -321,6 +321,7 @@ def test_sound_is_trimmed_levelled_and_padded() -> None:
      (syllables(62.0), r"the sound has 6[12]\.\d s"),
      (np.clip(20 * syllables(2.0), -1, 1), "of the samples are clipped"),
      (0.1 * np.sin(np.arange(48000)), "pauses are only 0 dB below the speech"),
+     (3e-4 * syllables(2.0), "the recording is too quiet"),
      (syllables(2.0)[None], r"one channel \[samples\]"),
      (np.full(48000, np.nan), "must be finite")],
 )  # fmt: skip
