@@ -1,4 +1,4 @@
-"""Checks case folders against the reference's numbers: `python -m tests.conformance CASE…`.
+"""Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
 
 A case folder holds `config.json`, one weights file and `expected.safetensors`. Prints a line a
 case; exits with 1 if any failed.
@@ -12,6 +12,9 @@ from tempfile import TemporaryDirectory
 
 import mlx.core as mx
 import numpy as np
+
+if not __package__:  # as a script: its folder has a moshi_mlx too, of tests
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from moshi_mlx.config import UNGENERATED_TOKEN
 from moshi_mlx.errors import MoshiError

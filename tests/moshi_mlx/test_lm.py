@@ -1,6 +1,8 @@
 """The language model: the reference's numbers, and what holds for any numbers."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -219,3 +221,13 @@ def test_conditions_are_checked() -> None:
         Generator(lm, text=GREEDY, audio=GREEDY, conditions=[{"colour": "a"}])
     with pytest.raises(ValueError, match="no conditioners"):
         Generator(load("moshi"), text=GREEDY, audio=GREEDY, conditions=[{"mood": "a"}])
+
+
+def test_the_conformance_program_runs_as_a_script(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "conformance.py"
+    case = sorted((Path(__file__).parents[1] / "fixtures" / "personaplex").iterdir())[0]
+    done = subprocess.run(
+        [sys.executable, script, case], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("1 passed, 0 failed\n")
