@@ -6,9 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import whole
+from .arguments import truth, whole
 from .arrays import Pcm
-from .errors import ArgumentError
 from .events import Event, SpeechEnded, SpeechStarted
 
 SOUNDING = 0.005
@@ -79,7 +78,6 @@ class Activity:
     def restore(self, saved: Sequence[Any], frames: int) -> None:
         """Continues where `save` was called, after that many frames. Raises ArgumentError."""
         active, last = saved
-        if not isinstance(active, bool):
-            raise ArgumentError(f"whether {self.side} sounds must be true or false, is {active!r}")
+        active = truth(f"whether {self.side} sounds", active)
         self._last = whole(f"the last frame of {self.side}", last, 0, frames)
         self.active = active

@@ -161,6 +161,11 @@ def find(name: str) -> Entry | None:
     return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases)), None)
 
 
+def entry_of(name: str) -> Entry | None:
+    """The entry that a name stands for; the most exact one for the name of a series."""
+    return find(name) or next(iter(series(name)), None)
+
+
 def names() -> list[str]:
     """Of all entries, in the table's order."""
     return [entry.name for entry in ENTRIES]

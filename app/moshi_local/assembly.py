@@ -20,7 +20,7 @@ import moshi_mlx
 from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, catalog
 from moshi_mlx.backend import slow_reason
 from moshi_mlx.families import Verb
-from moshi_mlx.families.kinds import KINDS
+from moshi_mlx.families.kinds import KINDS, other_verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
@@ -99,13 +99,10 @@ def load_model(
 
 def _check_verb(name: str, verb: Verb) -> None:
     """Refuses a published model that cannot do it, before anything is measured or fetched."""
-    entries = [entry for entry in (catalog.find(name), *catalog.series(name)) if entry]
-    kind = KINDS[entries[0].family] if entries else None
-    if kind is not None and kind.verb != verb:
-        able = [e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb]
-        raise VerbError(
-            f"{name} is {kind.what}: it can {kind.verb}, but not {verb}; {', '.join(able)} can"
-        )
+    entry = catalog.entry_of(name)
+    if entry is not None and KINDS[entry.family].verb != verb:
+        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
+        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
 
 
 def open_session(

@@ -161,7 +161,7 @@ def _consent(voice: Voice) -> str:
 
 def _model_type(model: str, files: ModelFiles | None) -> str | None:
     """By the catalogue, or by the files where they are here."""
-    entry = catalog.find(model) or next(iter(catalog.series(model)), None)
+    entry = catalog.entry_of(model)
     if entry is not None:
         return entry.family
     return None if files is None else config_of(files).model_type

@@ -271,7 +271,7 @@ def _check_sound(source: Path, sound: Sound) -> None:
 
 def _check_model(model: str, name: str) -> None:
     """As far as that needs no file that is not here."""
-    entry = catalog.find(model) or next(iter(catalog.series(model)), None)
+    entry = catalog.entry_of(model)
     if entry is not None and not KINDS[entry.family].persona:
         raise takes_no(model, "a voice")
     known = () if entry is None else entry.voices

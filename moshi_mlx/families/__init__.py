@@ -10,6 +10,7 @@ from typing import Literal, overload
 
 import mlx.core as mx
 
+from ..arguments import truth
 from ..checkpoint import open_checkpoint
 from ..codec import CodecName
 from ..config import ModelConfig
@@ -92,8 +93,7 @@ def load(
         raise ArgumentError(f"name must be text or a path, is {name!r}")
     if dtype is not None and dtype not in (mx.float32, mx.bfloat16, mx.float16):
         raise ArgumentError(f"dtype must be float32, bfloat16 or float16, is {dtype}")
-    if not isinstance(offline, bool):
-        raise ArgumentError(f"offline must be true or false, is {offline!r}")
+    offline = truth("offline", offline)
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)

@@ -65,6 +65,11 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
     return kind
 
 
+def other_verb(verb: Verb, kind: Kind, where: str) -> str:
+    """What to say of a model, `where`, that is asked for what its kind cannot do."""
+    return f"{where} is {kind.what}: it can {kind.verb}, but not {verb}"
+
+
 def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
     """Refuses a model that cannot do what is asked of it.
 
@@ -79,7 +84,7 @@ def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
     """
     kind = kind_of(config, where)
     if kind.verb != verb:
-        raise VerbError(f"{where} is {kind.what}: it can {kind.verb}, but not {verb}")
+        raise VerbError(other_verb(verb, kind, where))
     if kind.module is None:
         raise VerbError(
             f"{where} is {kind.what} (model_type '{config.model_type}'), which this version of "

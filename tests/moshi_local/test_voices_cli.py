@@ -23,8 +23,8 @@ from moshi_local.observers.record import Recorder
 from moshi_local.options import SamplingFlags
 from moshi_local.role import LARGEST_PERSONA, own_voices
 from moshi_mlx.sounds import open_sound
-from moshi_mlx.voices import Voice, load_voice
-from tests.moshi_mlx.test_families import NANO, nano_as
+from moshi_mlx.voices import load_voice
+from tests.moshi_mlx.test_families import NANO, with_anna
 from tests.moshi_mlx.test_voices import packed, parts
 
 PERSONAPLEX = Path(__file__).parents[1] / "fixtures" / "personaplex" / "personaplex"
@@ -35,10 +35,7 @@ CONSENT = "Ada Example, made up, agreed on 3 May."
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nano as a model that takes a persona, with one voice, and one of another model."""
-    folder = nano_as(tmp_path_factory.mktemp("persona") / "model", model_type="personaplex")
-    (folder / "voices").mkdir()
-    codes = np.random.default_rng(1).integers(0, 512, (8, 9), dtype=np.int32)
-    Voice("ANNA", codes=codes).save(folder / "voices" / "ANNA.safetensors", consent="made up")
+    folder = with_anna(tmp_path_factory.mktemp("persona") / "model")
     (folder / "voices" / "OTHER.pt").symlink_to(PERSONAPLEX / "voice.pt")
     return folder
 

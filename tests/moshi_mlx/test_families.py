@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import moshi_mlx
@@ -14,6 +15,7 @@ from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.hub import bundled_folder
 from moshi_mlx.published import PRESETS, read_config
+from moshi_mlx.voices import Voice
 
 NANO = bundled_folder("nano")
 
@@ -26,6 +28,15 @@ def nano_as(folder: Path, **changes: Any) -> Path:
     config = json.loads((NANO / "config.json").read_text(encoding="utf-8")) | changes
     (folder / "config.json").unlink()
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return folder
+
+
+def with_anna(folder: Path) -> Path:
+    """Nano as a model that takes a persona, with one voice in its folder."""
+    nano_as(folder, model_type="personaplex")
+    (folder / "voices").mkdir()
+    codes = np.random.default_rng(1).integers(0, 512, (8, 9), dtype=np.int32)
+    Voice("ANNA", codes=codes).save(folder / "voices" / "ANNA.safetensors", consent="made up")
     return folder
 
 

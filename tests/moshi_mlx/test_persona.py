@@ -25,7 +25,7 @@ from moshi_mlx.trees import named_parameters
 from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
 from tests import conformance
-from tests.moshi_mlx.test_families import NANO, nano_as
+from tests.moshi_mlx.test_families import NANO, nano_as, with_anna
 
 CASES = Path(__file__).parents[1] / "fixtures" / "personaplex"
 PERSONA = "You are a friendly teacher."
@@ -35,10 +35,7 @@ HOT = Sampling(temperature=10.0, top_k=200)  # nano is sure of silence
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nano as a model that takes a persona, with a voice in its folder and two in its archive."""
-    folder = nano_as(tmp_path_factory.mktemp("persona") / "model", model_type="personaplex")
-    (folder / "voices").mkdir()
-    codes = np.random.default_rng(1).integers(0, 512, (8, 9), dtype=np.int32)
-    Voice("ANNA", codes=codes).save(folder / "voices" / "ANNA.safetensors", consent="made up")
+    folder = with_anna(tmp_path_factory.mktemp("persona") / "model")
     with tarfile.open(folder / "voices.tgz", "w:gz") as tar:
         for name in ("NATF0", "NATF1"):
             tar.add(CASES / "personaplex" / "voice.pt", f"voices/{name}.pt")
