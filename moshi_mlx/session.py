@@ -146,7 +146,7 @@ class Session(Closing):
 
     def _begin(self) -> None:
         self._codec_state = self._codec.init_state()
-        self._words = _word_stream(
+        self._words = word_stream(
             self._tokenizer, self._generator.lm.config, frame_rate=self.frame_rate
         )
         config = self._generator.lm.config
@@ -417,7 +417,8 @@ def _closed() -> SessionError:
     return SessionError("this session is closed: make a new one")
 
 
-def _word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:
+def word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:
+    """For the text of a model of that configuration."""
     return WordStream(
         tokenizer,
         epad=config.text_end_padding_id,

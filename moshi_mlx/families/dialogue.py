@@ -133,13 +133,11 @@ class Moshi(Model):
             raise ArgumentError("keep_persona needs a persona or a voice: give one of them")
 
         def begun() -> tuple[Generator, Opening | None]:
-            generator = Generator(
-                self.lm,
-                text=self.text_sampling if text is None else text,
-                audio=self.audio_sampling if audio is None else audio,
+            generator = self.generator(
+                text=text,
+                audio=audio,
                 seed=seed,
                 conditions=None if conditions is None else [conditions],
-                generated=self.generated_streams(self.lm.config),
                 kv_bits=kv_bits,
             )
             if prompt is None:

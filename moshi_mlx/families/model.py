@@ -12,6 +12,7 @@ from ..checkpoint import Checkpoint
 from ..codec import CodecName, MlxCodec, RustCodec
 from ..config import LmConfig, ModelConfig
 from ..errors import VerbError
+from ..generate import Generator
 from ..hub import ModelFiles
 from ..lm import Lm
 from ..mimi import Mimi
@@ -114,6 +115,16 @@ class Model:
         """How the model's makers draw codes."""
         defaults = self.config.sampling
         return Sampling(temperature=defaults.temp, top_k=defaults.top_k)
+
+    def generator(self, *, text: Sampling | None, audio: Sampling | None, **rest: Any) -> Generator:
+        """A generator of the model's streams, drawn its own way where None; on its thread."""
+        return Generator(
+            self.lm,
+            text=self.text_sampling if text is None else text,
+            audio=self.audio_sampling if audio is None else audio,
+            generated=self.generated_streams(self.lm.config),
+            **rest,
+        )
 
     def session(self, *args: Any, **kwargs: Any) -> Any:
         """A conversation. Raises VerbError: this model cannot talk."""

@@ -25,11 +25,11 @@ from ..generate import Generator
 from ..guidance import Guidance
 from ..lm import Lm
 from ..sampling import Sampling
-from ..session import Frame, Session
+from ..session import Frame, Session, word_stream
 from ..sounds import open_sound
 from ..speech import Speech
 from ..state import SavedState, state_from
-from ..text import Word, WordStream
+from ..text import Word
 from .model import Model
 
 END = 2
@@ -319,16 +319,11 @@ class Hibiki(Model):
             raise ArgumentError(
                 f"{wrong}, but {self.name} was trained without ratings of quality: leave it out"
             )
-        text, audio = rest.pop("text"), rest.pop("audio")
-        return Generator(
-            self.lm,
+        return self.generator(
             batch=batch,
-            text=text or self.text_sampling,
-            audio=audio or self.audio_sampling,
             conditions=conditions,
             guidance=guidance,
             null_conditions=negatives,
-            generated=self.generated_streams(self.lm.config),
             **rest,
         )
 
@@ -388,13 +383,8 @@ class Hibiki(Model):
 
     def _spoken(self, tokens: Tokens, state: Any) -> Speech:
         """Sound and words of int32 [1 + generated, frames]."""
-        config, length = self.lm.config, tokens.shape[1]
-        stream = WordStream(
-            self.text,
-            epad=config.text_end_padding_id,
-            pad=config.text_padding_id,
-            frame_rate=self.frame_rate,
-        )
+        length = tokens.shape[1]
+        stream = word_stream(self.text, self.lm.config, frame_rate=self.frame_rate)
         words = [word for token in tokens[0] for word in stream.step(int(token))]
         words += stream.flush()
         cuts = [*range(0, length, _DECODED_AT_ONCE), length]
