@@ -1,9 +1,9 @@
-"""Steps per second of a small transcriber beside the reference's, in turn, on the CPU.
+"""Steps per second of a small transcriber beside those of the reference, on the CPU.
 
     python -m benchmarks.stt_speed --torch PYTHON
 
-PYTHON has `torch` and `moshi` 0.2.13; without it only ours are measured. Each round is a process of
-its own with random weights in float32, codes in and tokens on the host, without the codec; rounds
+PYTHON has `torch` and `moshi` 0.2.13; without it only ours are measured. Each round is a separate
+process with random weights in float32, codes in and tokens on the host, without the codec; rounds
 of both alternate, with the same number of threads. Prints the median step of each round, and the
 ratio of the best ones.
 """
