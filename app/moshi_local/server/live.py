@@ -1,0 +1,257 @@
+"""OpenAI's GPT-Live protocol, `/v1/live/sessions`: JSON messages, sound both ways all the time.
+
+It fits a model that listens while it speaks: no turns, nothing to cancel. Every frame is sent,
+exact zeros while the model is silent, since clients find turns in the sound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from aiohttp import WSMessage, WSMsgType, web
+
+from moshi_mlx import Event, Frame, WordSpoken
+
+from .formats import AudioFormat, Decoder, Encoder, FormatName
+from .gate import Gate
+from .room import Room, Wishes, converse
+from .talk import Outbox, Steps, TalkError
+
+__all__ = ["live"]
+
+MOST_UNHEARD_SECONDS = 2.0
+LARGEST_MESSAGE = 2**20
+_RATES: dict[FormatName, tuple[int, ...]] = {
+    "audio/pcm": (16_000, 24_000), "audio/pcmu": (8000,), "audio/pcma": (8000,),
+}  # fmt: skip
+_LONGEST_PERSONA = 8000
+_USAGE_SECONDS = 10.0
+_DAY = 86_400
+_DISCLOSURE = "This is an AI voice, running on the machine of this server. It may be wrong."
+_TEXT_IN = ("session.instructions.append", "session.thinking.append", "session.commentary.append")
+_MUTES = {"session.input_audio.mute": True, "session.input_audio.unmute": False}
+
+
+class _EventError(Exception):
+    """A message that cannot be served; the session goes on."""
+
+    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.param = code, param
+
+
+class Live:
+    """One socket."""
+
+    def __init__(self, room: Room, outbox: Outbox) -> None:
+        self.wanted: asyncio.Future[Wishes] = asyncio.get_running_loop().create_future()
+        self.talk = room.talk(fills=True, most_seconds=MOST_UNHEARD_SECONDS)
+        self._room, self._outbox = room, outbox
+        self._gate = Gate(room.sample_rate, room.frame_size)
+        self._session: dict[str, Any] = {}
+        self._decoder: Decoder | None = None
+        self._encoder: Encoder | None = None
+        self._steps: Steps | None = None
+        self._muted = False
+        self._asked_to_close = False
+        self._frames = self._told = 0
+        self._dropped = 0
+
+    # ------------------------------------------------------------------- from the client
+
+    def receive(self, message: WSMessage) -> None:
+        """One event of the client. What is wrong with it is answered; the session goes on."""
+        event_id: str | None = None
+        try:
+            event = _event(message)
+            event_id = event.get("event_id") if isinstance(event.get("event_id"), str) else None
+            self._take(event)
+        except _EventError as error:
+            self._error("invalid_request_error", error.code, str(error), error.param, event_id)
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        kind = event["type"]
+        if kind == "session.start":
+            self._start(event.get("session"))
+            return
+        if not self._session:
+            raise _EventError("session.start comes first", "session_not_started")
+        if kind == "session.input_audio.append":
+            self._hear(event.get("audio"))
+        elif kind in _MUTES:
+            self._mute(_MUTES[kind])
+        elif kind == "session.update":
+            self._send({"type": "session.updated", "session": self._session})
+        elif kind == "session.close":
+            self._asked_to_close = True
+            self.talk.end()
+        elif kind in _TEXT_IN:
+            raise _EventError("this model takes no text while it talks", "unsupported")
+        else:
+            raise _EventError(f"{kind[:60]} is not served here", "unsupported")
+
+    def _start(self, asked: Any) -> None:
+        if self._session:
+            raise _EventError("the session has been started already", "session_already_started")
+        if not isinstance(asked, Mapping):
+            raise _EventError("session must be an object", param="session")
+        audio = _object(asked.get("audio"))
+        format = _format(audio.get("format"))
+        voice = _object(audio.get("output")).get("voice") if self._room.takes_persona else None
+        persona = asked.get("instructions") if self._room.takes_persona else None
+        if not isinstance(persona, str | None):
+            raise _EventError("instructions must be text", param="session.instructions")
+        voice = voice if voice in self._room.voices else None  # that of another service
+        self._decoder = Decoder(format, self._room.sample_rate)
+        self._encoder = Encoder(format, self._room.sample_rate)
+        persona = (persona or "").strip()[:_LONGEST_PERSONA] or None
+        self._session = {
+            "id": f"sess_{uuid.uuid4().hex}",
+            "object": "live.session",
+            "model": self._room.name,
+            "status": "active",
+            "expires_at": int(time.time() + 60 * (self._room.minutes or _DAY / 60)),
+            "audio": {
+                "format": {"type": format.type, "rate": format.rate},
+                "output": {"voice": voice or "default"},
+            },
+            "instructions": persona or "",
+            "delegation": None,
+        }
+        self.wanted.set_result(Wishes(persona=persona, voice=voice))
+
+    def _hear(self, audio: Any) -> None:
+        try:
+            data = base64.b64decode(audio, validate=True)
+        except (TypeError, ValueError, binascii.Error):
+            raise _EventError("audio must be base64", param="audio") from None
+        assert self._decoder is not None
+        self.talk.hear(self._decoder.decode(data))
+        if self.talk.dropped > self._dropped:
+            seconds = (self.talk.dropped - self._dropped) / self.talk.sample_rate
+            self._dropped = self.talk.dropped
+            self._inform("input_dropped", f"{seconds:.2f} s of sound came too fast and were lost")
+
+    def _mute(self, muted: bool) -> None:
+        self._muted = muted
+        if self._steps is not None:
+            self._steps.controls.mute(muted)
+        self._send({"type": f"session.input_audio.{'muted' if muted else 'unmuted'}"})
+
+    # --------------------------------------------------------------------- to the client
+
+    def begin(self, steps: Steps) -> None:
+        """The session has started; clients send sound from here on."""
+        self._steps = steps
+        steps.controls.mute(self._muted)
+        self._send({"type": "session.started", "session": self._session})
+        self._inform("ai_voice", _DISCLOSURE)
+
+    def say(self, frame: Frame | None, events: Sequence[Event]) -> None:
+        """The frame's sound, and the words that it finished."""
+        assert self._encoder is not None
+        data = self._encoder.encode(self._gate(frame))
+        delta = base64.b64encode(data).decode()
+        sound = {"type": "session.output_audio.delta", "delta": delta}
+        self._outbox.put(json.dumps(sound), self.talk.frame_seconds)
+        for event in events:
+            if isinstance(event, WordSpoken):
+                self._send(
+                    {
+                        "type": "session.output_transcript.delta",
+                        "delta": f" {event.word.text}",
+                        "start_ms": round(1000 * event.word.start),
+                        "end_ms": round(1000 * event.word.end),
+                    }
+                )
+        self._frames += 1
+        if self._seconds - self._told >= _USAGE_SECONDS:
+            self._told = int(self._seconds)
+            self._send({"type": "session.usage.updated", "usage": {"seconds": self._told}})
+
+    def end(self, why: TalkError | None) -> None:
+        """What went wrong, if anything, and that it is over."""
+        if why is not None and why.code != "expired":
+            kind = "server_error" if why.code == "server_error" else "invalid_request_error"
+            self._error(kind, why.code, str(why), None, None)
+        if self._steps is None:
+            return
+        reason = "close_requested" if self._asked_to_close else "connection_lost"
+        if why is not None and why.code == "expired":
+            reason = "expired"
+        self._send(
+            {
+                "type": "session.closed",
+                "reason": reason,
+                "session": {**self._session, "status": "closed"},
+                "usage": {"seconds": round(self._seconds, 2)},
+            }
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return self._frames * self.talk.frame_seconds
+
+    def _inform(self, code: str, message: str) -> None:
+        self._send({"type": "info", "code": code, "message": message})
+
+    def _error(
+        self, kind: str, code: str, message: str, param: str | None, event_id: str | None
+    ) -> None:
+        error = {"type": kind, "code": code, "message": message, "param": param}
+        self._send({"type": "error", "error": {**error, "client_event_id": event_id}})
+
+    def _send(self, event: Mapping[str, Any]) -> None:
+        self._outbox.put(json.dumps({"event_id": f"event_{uuid.uuid4().hex}", **event}))
+
+
+async def live(request: web.Request, room: Room) -> web.WebSocketResponse:
+    """Answers a request for this protocol."""
+    socket = web.WebSocketResponse(
+        max_msg_size=LARGEST_MESSAGE, heartbeat=20.0, compress=False, protocols=("realtime",)
+    )
+    await socket.prepare(request)
+    outbox = Outbox()
+    protocol = Live(room, outbox)
+    await converse(socket, room, protocol, protocol.talk, outbox)
+    return socket
+
+
+def _event(message: WSMessage) -> Mapping[str, Any]:
+    """The JSON object of a message."""
+    if message.type is not WSMsgType.TEXT:
+        raise _EventError("messages are JSON text", "invalid_json")
+    try:
+        event = json.loads(message.data)
+    except (ValueError, RecursionError):
+        raise _EventError("this is not JSON", "invalid_json") from None
+    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
+        raise _EventError("an event is an object with a type", "invalid_json", "type")
+    return event
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """A JSON object, empty where there is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _format(asked: Any) -> AudioFormat:
+    if asked is None:
+        return AudioFormat()
+    kind = next((name for name in _RATES if name == _object(asked).get("type")), None)
+    if kind is None:
+        known = ", ".join(_RATES)
+        raise _EventError(f"the type is one of {known}", param="session.audio.format.type")
+    rates = _RATES[kind]
+    rate = asked.get("rate", rates[-1])
+    if rate not in rates or isinstance(rate, bool):
+        known = " or ".join(map(str, rates))
+        raise _EventError(f"the rate of {kind} is {known}", param="session.audio.format.rate")
+    return AudioFormat(kind, rate)
