@@ -18,6 +18,7 @@ from .access import Access, Refused
 from .kyutai import chat
 from .live import live
 from .opus import opus_problem
+from .realtime import realtime
 from .room import Room
 
 __all__ = ["make_app"]
@@ -26,7 +27,7 @@ _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _OPEN_TO_ALL = {"/", "/health"}
 """What needs no token: it tells nothing."""
 _LARGEST_BODY = 25 * 2**20
-_SERVED = "/api/chat, /v1/live/sessions, /v1/models, /health"
+_SERVED = "/api/chat, /v1/live/sessions, /v1/realtime, /v1/models, /health"
 
 _log = logging.getLogger("moshi_local.server")
 
@@ -57,6 +58,9 @@ def make_app(room: Room, access: Access) -> web.Application:
     async def openai_live(request: web.Request) -> web.StreamResponse:
         return await live(request, room)
 
+    async def openai_realtime(request: web.Request) -> web.StreamResponse:
+        return await realtime(request, room)
+
     async def build_info(_: web.Request) -> web.Response:
         return web.json_response({"build_info": {"version": __version__}})
 
@@ -66,6 +70,7 @@ def make_app(room: Room, access: Access) -> web.Application:
     for path in ("/api/chat", "//api/chat"):
         app.router.add_get(path, kyutai)
     app.router.add_get("/v1/live/sessions", openai_live)
+    app.router.add_get("/v1/realtime", openai_realtime)
     return app
 
 

@@ -17,6 +17,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from moshi_mlx import Event, Frame, MoshiError, __version__
 
+from .messages import LONGEST_PERSONA
 from .opus import OpusReader, OpusWriter
 from .room import Room, Wishes, converse
 from .talk import Outbox, Steps, TalkError
@@ -27,7 +28,6 @@ MOST_UNHEARD_SECONDS = 2.0
 _LARGEST_MESSAGE = 2**20
 _HANDSHAKE = bytes(8)  # u32 version of the protocol and u32 of the model, both 0
 _LARGEST_SEED = 2**32 - 1
-_LONGEST_PERSONA = 8000
 
 
 class Kind(IntEnum):
@@ -77,7 +77,7 @@ def wishes_of(query: Mapping[str, str], room: Room) -> Wishes:
         seed = int(min(given, _LARGEST_SEED))
     persona = voice = None
     if room.takes_persona:
-        persona = _bare(query.get("text_prompt", ""))[:_LONGEST_PERSONA] or None
+        persona = _bare(query.get("text_prompt", ""))[:LONGEST_PERSONA] or None
         voice = query.get("voice_prompt", "").removesuffix(".pt") or None
         if voice is not None and voice not in room.voices:
             raise TalkError(f"there is no voice {voice[:60]}; there are {', '.join(room.voices)}")

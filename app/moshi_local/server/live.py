@@ -8,19 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from aiohttp import WSMessage, WSMsgType, web
+from aiohttp import WSMessage, web
 
 from moshi_mlx import Event, Frame, WordSpoken
 
-from .formats import AudioFormat, Decoder, Encoder, FormatName
+from .formats import Decoder, Encoder, FormatName
 from .gate import Gate
+from .messages import (
+    DISCLOSURE,
+    LONGEST_PERSONA,
+    EventError,
+    as_object,
+    audio_format,
+    event_of,
+    id_of_event,
+    new_id,
+    sound_of,
+)
 from .room import Room, Wishes, converse
 from .talk import Outbox, Steps, TalkError
 
@@ -31,20 +40,10 @@ LARGEST_MESSAGE = 2**20
 _RATES: dict[FormatName, tuple[int, ...]] = {
     "audio/pcm": (16_000, 24_000), "audio/pcmu": (8000,), "audio/pcma": (8000,),
 }  # fmt: skip
-_LONGEST_PERSONA = 8000
 _USAGE_SECONDS = 10.0
 _DAY = 86_400
-_DISCLOSURE = "This is an AI voice, running on the machine of this server. It may be wrong."
 _TEXT_IN = ("session.instructions.append", "session.thinking.append", "session.commentary.append")
 _MUTES = {"session.input_audio.mute": True, "session.input_audio.unmute": False}
-
-
-class _EventError(Exception):
-    """A message that cannot be served; the session goes on."""
-
-    def __init__(self, message: str, code: str = "invalid_value", param: str | None = None) -> None:
-        super().__init__(message)
-        self.code, self.param = code, param
 
 
 class Live:
@@ -70,10 +69,10 @@ class Live:
         """One event of the client. What is wrong with it is answered; the session goes on."""
         event_id: str | None = None
         try:
-            event = _event(message)
-            event_id = event.get("event_id") if isinstance(event.get("event_id"), str) else None
+            event = event_of(message)
+            event_id = id_of_event(event)
             self._take(event)
-        except _EventError as error:
+        except EventError as error:
             self._error("invalid_request_error", error.code, str(error), error.param, event_id)
 
     def _take(self, event: Mapping[str, Any]) -> None:
@@ -82,7 +81,7 @@ class Live:
             self._start(event.get("session"))
             return
         if not self._session:
-            raise _EventError("session.start comes first", "session_not_started")
+            raise EventError("session.start comes first", "session_not_started")
         if kind == "session.input_audio.append":
             self._hear(event.get("audio"))
         elif kind in _MUTES:
@@ -93,27 +92,27 @@ class Live:
             self._asked_to_close = True
             self.talk.end()
         elif kind in _TEXT_IN:
-            raise _EventError("this model takes no text while it talks", "unsupported")
+            raise EventError("this model takes no text while it talks", "unsupported")
         else:
-            raise _EventError(f"{kind[:60]} is not served here", "unsupported")
+            raise EventError(f"{kind[:60]} is not served here", "unsupported")
 
     def _start(self, asked: Any) -> None:
         if self._session:
-            raise _EventError("the session has been started already", "session_already_started")
+            raise EventError("the session has been started already", "session_already_started")
         if not isinstance(asked, Mapping):
-            raise _EventError("session must be an object", param="session")
-        audio = _object(asked.get("audio"))
-        format = _format(audio.get("format"))
-        voice = _object(audio.get("output")).get("voice") if self._room.takes_persona else None
+            raise EventError("session must be an object", param="session")
+        audio = as_object(asked.get("audio"))
+        format = audio_format(audio.get("format"), _RATES, "session.audio.format")
+        voice = as_object(audio.get("output")).get("voice") if self._room.takes_persona else None
         persona = asked.get("instructions") if self._room.takes_persona else None
         if not isinstance(persona, str | None):
-            raise _EventError("instructions must be text", param="session.instructions")
+            raise EventError("instructions must be text", param="session.instructions")
         voice = voice if voice in self._room.voices else None  # that of another service
         self._decoder = Decoder(format, self._room.sample_rate)
         self._encoder = Encoder(format, self._room.sample_rate)
-        persona = (persona or "").strip()[:_LONGEST_PERSONA] or None
+        persona = (persona or "").strip()[:LONGEST_PERSONA] or None
         self._session = {
-            "id": f"sess_{uuid.uuid4().hex}",
+            "id": new_id("sess"),
             "object": "live.session",
             "model": self._room.name,
             "status": "active",
@@ -128,12 +127,8 @@ class Live:
         self.wanted.set_result(Wishes(persona=persona, voice=voice))
 
     def _hear(self, audio: Any) -> None:
-        try:
-            data = base64.b64decode(audio, validate=True)
-        except (TypeError, ValueError, binascii.Error):
-            raise _EventError("audio must be base64", param="audio") from None
         assert self._decoder is not None
-        self.talk.hear(self._decoder.decode(data))
+        self.talk.hear(self._decoder.decode(sound_of(audio)))
         if self.talk.dropped > self._dropped:
             seconds = (self.talk.dropped - self._dropped) / self.talk.sample_rate
             self._dropped = self.talk.dropped
@@ -152,7 +147,7 @@ class Live:
         self._steps = steps
         steps.controls.mute(self._muted)
         self._send({"type": "session.started", "session": self._session})
-        self._inform("ai_voice", _DISCLOSURE)
+        self._inform("ai_voice", DISCLOSURE)
 
     def say(self, frame: Frame | None, events: Sequence[Event]) -> None:
         """The frame's sound, and the words that it finished."""
@@ -209,7 +204,7 @@ class Live:
         self._send({"type": "error", "error": {**error, "client_event_id": event_id}})
 
     def _send(self, event: Mapping[str, Any]) -> None:
-        self._outbox.put(json.dumps({"event_id": f"event_{uuid.uuid4().hex}", **event}))
+        self._outbox.put(json.dumps({"event_id": new_id("event"), **event}))
 
 
 async def live(request: web.Request, room: Room) -> web.WebSocketResponse:
@@ -222,36 +217,3 @@ async def live(request: web.Request, room: Room) -> web.WebSocketResponse:
     protocol = Live(room, outbox)
     await converse(socket, room, protocol, protocol.talk, outbox)
     return socket
-
-
-def _event(message: WSMessage) -> Mapping[str, Any]:
-    """The JSON object of a message."""
-    if message.type is not WSMsgType.TEXT:
-        raise _EventError("messages are JSON text", "invalid_json")
-    try:
-        event = json.loads(message.data)
-    except (ValueError, RecursionError):
-        raise _EventError("this is not JSON", "invalid_json") from None
-    if not isinstance(event, dict) or not isinstance(event.get("type"), str):
-        raise _EventError("an event is an object with a type", "invalid_json", "type")
-    return event
-
-
-def _object(value: Any) -> Mapping[str, Any]:
-    """A JSON object, empty where there is none."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def _format(asked: Any) -> AudioFormat:
-    if asked is None:
-        return AudioFormat()
-    kind = next((name for name in _RATES if name == _object(asked).get("type")), None)
-    if kind is None:
-        known = ", ".join(_RATES)
-        raise _EventError(f"the type is one of {known}", param="session.audio.format.type")
-    rates = _RATES[kind]
-    rate = asked.get("rate", rates[-1])
-    if rate not in rates or isinstance(rate, bool):
-        known = " or ".join(map(str, rates))
-        raise _EventError(f"the rate of {kind} is {known}", param="session.audio.format.rate")
-    return AudioFormat(kind, rate)

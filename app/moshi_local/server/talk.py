@@ -39,6 +39,9 @@ class Controls(Protocol):
     def ask_reset(self) -> None:
         """Start over at the next frame."""
 
+    def hush(self) -> None:
+        """Say no new word until the model is silent."""
+
 
 class Steps(Protocol):
     """A conversation, as the engine has it."""
