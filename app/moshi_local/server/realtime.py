@@ -87,8 +87,6 @@ class Realtime:
         self._last_item: str | None = None
         self._previous: dict[str, str | None] = {}  # of items that are not done
         self._conversation = new_id("conv")
-        self._previous: dict[str, str | None] = {}  # of items that are not done
-        self._conversation = new_id("conv")
         self._user_item = ""
         self._uncommitted = False
         self._response: _Response | None = None
