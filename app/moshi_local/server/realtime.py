@@ -82,6 +82,7 @@ class Realtime:
         self._decoder = Decoder(AudioFormat(), room.sample_rate)
         self._encoder = Encoder(AudioFormat(), room.sample_rate)
         self._steps: Steps | None = None
+        self._early: list[tuple[str, float]] = []  # answers that come after session.created
         self._frames = self._heard = 0  # of the session, and of it since the last response
         self._items: dict[str, dict[str, Any]] = {}
         self._last_item: str | None = None
@@ -153,8 +154,10 @@ class Realtime:
         merged["audio"] = {
             side: _merged(old, as_object(audio.get(side))) for side, old in before["audio"].items()
         }
+        for name, side in merged["audio"].items():  # a format is one thing: never half of each
+            side["format"] = as_object(audio.get(name)).get("format", side["format"])
         formats = {
-            name: audio_format(side.get("format"), _RATES, f"session.audio.{name}.format")
+            name: audio_format(side["format"], _RATES, f"session.audio.{name}.format")
             for name, side in merged["audio"].items()
         }
         for name, format in formats.items():
@@ -251,6 +254,8 @@ class Realtime:
         """The session has been created."""
         self._steps = steps
         self._send("session.created", session=self._session)
+        for event, seconds in self._early:
+            self._outbox.put(event, seconds)
 
     def say(self, frame: Frame | None, events: Sequence[Event]) -> None:
         """A step: turns that begin, sound and words, turns that end."""
@@ -405,8 +410,11 @@ class Realtime:
         self._send("error", error={**error, "event_id": event_id})
 
     def _send(self, kind: str, seconds: float = 0.0, **fields: Any) -> None:
-        event = {"type": kind, "event_id": new_id("event"), **fields}
-        self._outbox.put(json.dumps(event), seconds)
+        event = json.dumps({"type": kind, "event_id": new_id("event"), **fields})
+        if self._steps is None and kind != "error":
+            self._early.append((event, seconds))
+        else:
+            self._outbox.put(event, seconds)
 
 
 async def realtime(request: web.Request, room: Room) -> web.WebSocketResponse:
