@@ -1,6 +1,6 @@
 """`moshi-local serve`: the model, its places for conversations and the sockets, put together.
 
-Knows every part and decides nothing that a part can decide. Imports aiohttp when it begins.
+Knows every part and decides nothing that a part can decide.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ __all__ = ["ServeOptions", "serve", "serve_command"]
 SERVER = "Server"
 PORT = 8998
 """Where Kyutai's clients look for a server."""
-STOP_SECONDS = 2.0
+SHUTDOWN_SECONDS = 2.0
 """In which conversations end when the server is stopped."""
 _WARM_UP_FRAMES = 12
 _MOST_SESSIONS = 64
@@ -81,12 +81,11 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> None:
-    """Serves until Ctrl-C or SIGTERM; conversations then end within STOP_SECONDS.
+    """Serves until Ctrl-C or SIGTERM; conversations then end within SHUTDOWN_SECONDS.
 
     Raises:
         MoshiError: a part is missing, the model cannot talk, or the address cannot be used.
     """
-    _require_aiohttp()
     _, notes = consoles(stdout_is_taken=True)
     tls = None if options.tls is None else tls_of(options.tls)
     access = _access(options)
@@ -123,15 +122,6 @@ def tls_of(folder: Path) -> ssl.SSLContext:
             "mkcert makes both for this machine"
         ) from error
     return context
-
-
-def _require_aiohttp() -> None:
-    try:
-        import aiohttp  # noqa: F401
-    except ImportError:
-        raise MoshiError(
-            "serve needs the package aiohttp: pip install 'moshi-local[serve]'"
-        ) from None
 
 
 def _access(options: ServeOptions) -> Access:
@@ -212,7 +202,9 @@ async def _serve(
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, stop.set)
-    runner = web.AppRunner(make_app(room, access), access_log=None, shutdown_timeout=STOP_SECONDS)
+    runner = web.AppRunner(
+        make_app(room, access), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+    )
     await runner.setup()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)

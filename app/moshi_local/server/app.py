@@ -15,10 +15,10 @@ from aiohttp.typedefs import Middleware
 from moshi_mlx import __version__
 
 from .access import Access, Refused
-from .kyutai import chat
-from .live import live
+from .kyutai import serve_chat
+from .live import serve_live
 from .opus import opus_problem
-from .realtime import realtime
+from .realtime import serve_realtime
 from .room import Room
 
 __all__ = ["make_app"]
@@ -53,13 +53,13 @@ def make_app(room: Room, access: Access) -> web.Application:
     async def kyutai(request: web.Request) -> web.StreamResponse:
         if problem := opus_problem():
             return _json(Refused(501, "no_opus", f"/api/chat is not served here: {problem}"))
-        return await chat(request, room)
+        return await serve_chat(request, room)
 
     async def openai_live(request: web.Request) -> web.StreamResponse:
-        return await live(request, room)
+        return await serve_live(request, room)
 
     async def openai_realtime(request: web.Request) -> web.StreamResponse:
-        return await realtime(request, room)
+        return await serve_realtime(request, room)
 
     async def build_info(_: web.Request) -> web.Response:
         return web.json_response({"build_info": {"version": __version__}})

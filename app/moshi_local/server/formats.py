@@ -14,14 +14,14 @@ import soxr
 
 from moshi_mlx.arrays import Pcm
 
-__all__ = ["AudioFormat", "Decoder", "Encoder", "FormatName"]
+__all__ = ["SampleFormat", "SampleDecoder", "SampleEncoder", "FormatName"]
 
 FormatName = Literal["audio/pcm", "audio/pcmu", "audio/pcma"]
 _FULL = 32768.0
 
 
 @dataclass(frozen=True, slots=True)
-class AudioFormat:
+class SampleFormat:
     """What a client sends or wants: little-endian 16-bit samples, µ-law or A-law; Hz."""
 
     type: FormatName = "audio/pcm"
@@ -48,10 +48,10 @@ def _a_law() -> npt.NDArray[np.int16]:
 _TABLES = {"audio/pcmu": _mu_law(), "audio/pcma": _a_law()}
 
 
-class Decoder:
+class SampleDecoder:
     """Bytes as they come → sound of the model; half a sample waits for the rest."""
 
-    def __init__(self, format: AudioFormat, sample_rate: int) -> None:
+    def __init__(self, format: SampleFormat, sample_rate: int) -> None:
         self._table = _TABLES.get(format.type)
         self._odd = b""
         self._resampler = _resampler(format.rate, sample_rate)
@@ -68,10 +68,10 @@ class Decoder:
         return pcm if self._resampler is None else self._resampler.resample_chunk(pcm)
 
 
-class Encoder:
+class SampleEncoder:
     """Sound of the model → bytes."""
 
-    def __init__(self, format: AudioFormat, sample_rate: int) -> None:
+    def __init__(self, format: SampleFormat, sample_rate: int) -> None:
         table = _TABLES.get(format.type)
         self._codes: npt.NDArray[np.uint8] | None = None
         if table is not None:

@@ -20,17 +20,17 @@ from moshi_mlx import Event, Frame, MoshiError, __version__
 from .messages import LONGEST_PERSONA
 from .opus import OpusReader, OpusWriter
 from .room import Room, Wishes, converse
-from .talk import Outbox, Steps, TalkError
+from .talk import Outbox, SocketSteps, TalkError
 
-__all__ = ["chat", "wishes_of"]
+__all__ = ["serve_chat", "wishes_of"]
 
-MOST_UNHEARD_SECONDS = 2.0
+_MOST_UNHEARD_SECONDS = 2.0
 _LARGEST_MESSAGE = 2**20
 _HANDSHAKE = bytes(8)  # u32 version of the protocol and u32 of the model, both 0
 _LARGEST_SEED = 2**32 - 1
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """The first byte of a message."""
 
     HANDSHAKE = 0
@@ -104,33 +104,33 @@ class Chat:
 
     def __init__(self, room: Room, query: Mapping[str, str], outbox: Outbox) -> None:
         self.wanted: asyncio.Future[Wishes] = asyncio.get_running_loop().create_future()
-        self.talk = room.talk(fills=False, most_seconds=MOST_UNHEARD_SECONDS)
+        self.talk = room.talk(fills=False, most_seconds=_MOST_UNHEARD_SECONDS)
         self._room, self._outbox = room, outbox
         self._reader = OpusReader(room.sample_rate)
         self._writer = OpusWriter(room.sample_rate)
         self._silence = np.zeros(room.frame_size, np.float32)
-        self._steps: Steps | None = None
+        self._steps: SocketSteps | None = None
         self.wanted.set_result(wishes_of(query, room))
 
-    def begin(self, steps: Steps) -> None:
+    def begin(self, steps: SocketSteps) -> None:
         """Metadata, then the handshake, which says that the model listens."""
         self._steps = steps
-        self._send(Kind.METADATA, json.dumps(_metadata(self._room)).encode())
-        self._send(Kind.HANDSHAKE, _HANDSHAKE)
+        self._send(MessageKind.METADATA, json.dumps(_metadata(self._room)).encode())
+        self._send(MessageKind.HANDSHAKE, _HANDSHAKE)
 
     def receive(self, message: WSMessage) -> None:
         """Sound and control; kinds that are not for us are passed over."""
         if message.type is not WSMsgType.BINARY or not message.data:
             return
         kind, payload = message.data[0], message.data[1:]
-        if kind == Kind.AUDIO:
+        if kind == MessageKind.AUDIO:
             try:
                 pcm = self._reader.read(payload)
             except MoshiError as error:
                 raise TalkError(str(error), close=WSCloseCode.UNSUPPORTED_DATA) from error
             if self._steps is not None or len(pcm):
                 self.talk.hear(pcm)
-        elif kind == Kind.CONTROL and len(payload) == 1 and self._steps is not None:
+        elif kind == MessageKind.CONTROL and len(payload) == 1 and self._steps is not None:
             controls = self._steps.controls
             if payload[0] == Control.RESTART:
                 controls.ask_reset()
@@ -140,28 +140,28 @@ class Chat:
     def say(self, frame: Frame | None, events: Sequence[Event]) -> None:
         """A frame of sound, and a piece of text if there is one."""
         pcm = self._silence if frame is None else frame.pcm
-        self._send(Kind.AUDIO, self._writer.write(pcm), self.talk.frame_seconds)
+        self._send(MessageKind.AUDIO, self._writer.write(pcm), self.talk.frame_seconds)
         if frame is not None and frame.text:
-            self._send(Kind.TEXT, frame.text.encode())
+            self._send(MessageKind.TEXT, frame.text.encode())
 
     def end(self, why: TalkError | None) -> None:
         """The reason, since the close code reaches few users."""
         if why is not None:
-            self._send(Kind.ERROR, str(why).encode())
+            self._send(MessageKind.ERROR, str(why).encode())
 
-    def _send(self, kind: Kind, payload: bytes, seconds: float = 0.0) -> None:
+    def _send(self, kind: MessageKind, payload: bytes, seconds: float = 0.0) -> None:
         self._outbox.put(bytes([kind]) + payload, seconds)
 
 
-async def chat(request: web.Request, room: Room) -> web.WebSocketResponse:
+async def serve_chat(request: web.Request, room: Room) -> web.WebSocketResponse:
     """Answers a request for this protocol."""
     socket = web.WebSocketResponse(max_msg_size=_LARGEST_MESSAGE, heartbeat=20.0, compress=False)
     await socket.prepare(request)
-    outbox = Outbox(ping=bytes([Kind.PING]))
+    outbox = Outbox(ping=bytes([MessageKind.PING]))
     try:
         protocol = Chat(room, request.query, outbox)
     except TalkError as error:
-        await socket.send_bytes(bytes([Kind.ERROR]) + str(error).encode())
+        await socket.send_bytes(bytes([MessageKind.ERROR]) + str(error).encode())
         await socket.close(code=error.close, message=str(error).encode()[:120])
         return socket
     await converse(socket, room, protocol, protocol.talk, outbox)

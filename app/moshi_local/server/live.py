@@ -17,7 +17,7 @@ from aiohttp import WSMessage, web
 
 from moshi_mlx import Event, Frame, WordSpoken
 
-from .formats import Decoder, Encoder, FormatName
+from .formats import FormatName, SampleDecoder, SampleEncoder
 from .gate import Gate
 from .messages import (
     DISCLOSURE,
@@ -31,12 +31,12 @@ from .messages import (
     sound_of,
 )
 from .room import Room, Wishes, converse
-from .talk import Outbox, Steps, TalkError
+from .talk import Outbox, SocketSteps, TalkError
 
-__all__ = ["live"]
+__all__ = ["serve_live"]
 
-MOST_UNHEARD_SECONDS = 2.0
-LARGEST_MESSAGE = 2**20
+_MOST_UNHEARD_SECONDS = 2.0
+_LARGEST_MESSAGE = 2**20
 _RATES: dict[FormatName, tuple[int, ...]] = {
     "audio/pcm": (16_000, 24_000), "audio/pcmu": (8000,), "audio/pcma": (8000,),
 }  # fmt: skip
@@ -51,13 +51,13 @@ class Live:
 
     def __init__(self, room: Room, outbox: Outbox) -> None:
         self.wanted: asyncio.Future[Wishes] = asyncio.get_running_loop().create_future()
-        self.talk = room.talk(fills=True, most_seconds=MOST_UNHEARD_SECONDS)
+        self.talk = room.talk(fills=True, most_seconds=_MOST_UNHEARD_SECONDS)
         self._room, self._outbox = room, outbox
         self._gate = Gate(room.sample_rate, room.frame_size)
         self._session: dict[str, Any] = {}
-        self._decoder: Decoder | None = None
-        self._encoder: Encoder | None = None
-        self._steps: Steps | None = None
+        self._decoder: SampleDecoder | None = None
+        self._encoder: SampleEncoder | None = None
+        self._steps: SocketSteps | None = None
         self._muted = False
         self._asked_to_close = False
         self._frames = self._told = 0
@@ -108,8 +108,8 @@ class Live:
         if not isinstance(persona, str | None):
             raise EventError("instructions must be text", param="session.instructions")
         voice = voice if voice in self._room.voices else None  # that of another service
-        self._decoder = Decoder(format, self._room.sample_rate)
-        self._encoder = Encoder(format, self._room.sample_rate)
+        self._decoder = SampleDecoder(format, self._room.sample_rate)
+        self._encoder = SampleEncoder(format, self._room.sample_rate)
         persona = (persona or "").strip()[:LONGEST_PERSONA] or None
         self._session = {
             "id": new_id("sess"),
@@ -142,7 +142,7 @@ class Live:
 
     # --------------------------------------------------------------------- to the client
 
-    def begin(self, steps: Steps) -> None:
+    def begin(self, steps: SocketSteps) -> None:
         """The session has started; clients send sound from here on."""
         self._steps = steps
         steps.controls.mute(self._muted)
@@ -207,10 +207,10 @@ class Live:
         self._outbox.put(json.dumps({"event_id": new_id("event"), **event}))
 
 
-async def live(request: web.Request, room: Room) -> web.WebSocketResponse:
+async def serve_live(request: web.Request, room: Room) -> web.WebSocketResponse:
     """Answers a request for this protocol."""
     socket = web.WebSocketResponse(
-        max_msg_size=LARGEST_MESSAGE, heartbeat=20.0, compress=False, protocols=("realtime",)
+        max_msg_size=_LARGEST_MESSAGE, heartbeat=20.0, compress=False, protocols=("realtime",)
     )
     await socket.prepare(request)
     outbox = Outbox()

@@ -14,7 +14,7 @@ from typing import Any
 
 from aiohttp import WSMessage, WSMsgType
 
-from .formats import AudioFormat, FormatName
+from .formats import FormatName, SampleFormat
 
 __all__ = [
     "EventError",
@@ -81,7 +81,7 @@ def sound_of(text: Any) -> bytes:
 
 def audio_format(
     asked: Any, rates: Mapping[FormatName, tuple[int, ...]], param: str
-) -> AudioFormat:
+) -> SampleFormat:
     """The format that a client asks for; without a word the usual one. Raises EventError.
 
     Args:
@@ -90,7 +90,7 @@ def audio_format(
         param: where it stands, for the error.
     """
     if asked is None:
-        return AudioFormat()
+        return SampleFormat()
     kind = next((name for name in rates if name == as_object(asked).get("type")), None)
     if kind is None:
         raise EventError(f"the type is one of {', '.join(rates)}", param=f"{param}.type")
@@ -98,4 +98,4 @@ def audio_format(
     if rate not in rates[kind] or isinstance(rate, bool):
         known = " or ".join(map(str, rates[kind]))
         raise EventError(f"the rate of {kind} is {known}", param=f"{param}.rate")
-    return AudioFormat(kind, rate)
+    return SampleFormat(kind, rate)

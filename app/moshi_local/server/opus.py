@@ -24,7 +24,7 @@ def opus_problem() -> str | None:
     try:
         import sphn  # noqa: F401
     except ImportError:
-        return "it needs the package sphn: pip install 'moshi-local[serve]'"
+        return "it needs the package sphn"
     return None
 
 

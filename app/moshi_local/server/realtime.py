@@ -17,7 +17,7 @@ from aiohttp import WSMessage, web
 
 from moshi_mlx import Event, Frame, WordSpoken
 
-from .formats import AudioFormat, Decoder, Encoder, FormatName
+from .formats import FormatName, SampleDecoder, SampleEncoder, SampleFormat
 from .gate import Gate
 from .messages import (
     LONGEST_PERSONA,
@@ -30,14 +30,14 @@ from .messages import (
     sound_of,
 )
 from .room import Room, Wishes, converse
-from .talk import Outbox, Steps, TalkError
-from .turns import Turn, Turns
+from .talk import Outbox, SocketSteps, TalkError
+from .turns import TurnEdge, TurnFinder
 
-__all__ = ["realtime"]
+__all__ = ["serve_realtime"]
 
-MOST_UNHEARD_SECONDS = 60.0
+_MOST_UNHEARD_SECONDS = 60.0
 """A client may send a whole file at once."""
-LARGEST_MESSAGE = 16 * 2**20
+_LARGEST_MESSAGE = 16 * 2**20
 _RATES: dict[FormatName, tuple[int, ...]] = {
     "audio/pcm": (24_000,), "audio/pcmu": (8000,), "audio/pcma": (8000,),
 }  # fmt: skip
@@ -74,14 +74,14 @@ class Realtime:
     def __init__(self, room: Room, outbox: Outbox) -> None:
         loop = asyncio.get_running_loop()
         self.wanted: asyncio.Future[Wishes] = loop.create_future()
-        self.talk = room.talk(fills=True, most_seconds=MOST_UNHEARD_SECONDS)
+        self.talk = room.talk(fills=True, most_seconds=_MOST_UNHEARD_SECONDS)
         self._room, self._outbox = room, outbox
         self._gate = Gate(room.sample_rate, room.frame_size)
-        self._turns = Turns(1 / self.talk.frame_seconds)
+        self._turns = TurnFinder(1 / self.talk.frame_seconds)
         self._session = _session(room)
-        self._decoder = Decoder(AudioFormat(), room.sample_rate)
-        self._encoder = Encoder(AudioFormat(), room.sample_rate)
-        self._steps: Steps | None = None
+        self._decoder = SampleDecoder(SampleFormat(), room.sample_rate)
+        self._encoder = SampleEncoder(SampleFormat(), room.sample_rate)
+        self._steps: SocketSteps | None = None
         self._early: list[tuple[str, float]] = []  # answers that come after session.created
         self._frames = self._heard = 0  # of the session, and of it since the last response
         self._items: dict[str, dict[str, Any]] = {}
@@ -172,9 +172,9 @@ class Realtime:
             merged["instructions"] = ""
         merged["instructions"] = merged["instructions"][:LONGEST_PERSONA]
         if formats["input"] != _format_of(before, "input"):
-            self._decoder = Decoder(formats["input"], self._room.sample_rate)
+            self._decoder = SampleDecoder(formats["input"], self._room.sample_rate)
         if formats["output"] != _format_of(before, "output"):
-            self._encoder = Encoder(formats["output"], self._room.sample_rate)
+            self._encoder = SampleEncoder(formats["output"], self._room.sample_rate)
         self._session = merged
         self._want()
         self._send("session.updated", session=self._session)
@@ -250,7 +250,7 @@ class Realtime:
 
     # --------------------------------------------------------------------- to the client
 
-    def begin(self, steps: Steps) -> None:
+    def begin(self, steps: SocketSteps) -> None:
         """The session has been created."""
         self._steps = steps
         self._send("session.created", session=self._session)
@@ -265,11 +265,11 @@ class Realtime:
         self._heard += 1
         for turn in turns:
             match turn:
-                case Turn.USER_BEGINS:
+                case TurnEdge.USER_BEGINS:
                     self._user_begins()
-                case Turn.USER_ENDS:
+                case TurnEdge.USER_ENDS:
                     self._user_ends()
-                case Turn.MODEL_BEGINS if self._response is None:
+                case TurnEdge.MODEL_BEGINS if self._response is None:
                     self._response = _Response()
                     self._send("response.created", response=self._described("in_progress"))
         pcm = self._gate(frame)
@@ -284,7 +284,7 @@ class Realtime:
                 delta = f" {word}" if response.transcript else word
                 response.transcript += delta
                 self._part("response.output_audio_transcript.delta", delta=delta)
-        if Turn.MODEL_ENDS in turns:
+        if TurnEdge.MODEL_ENDS in turns:
             self._finish("completed")
 
     def end(self, why: TalkError | None) -> None:
@@ -417,10 +417,10 @@ class Realtime:
             self._outbox.put(event, seconds)
 
 
-async def realtime(request: web.Request, room: Room) -> web.WebSocketResponse:
+async def serve_realtime(request: web.Request, room: Room) -> web.WebSocketResponse:
     """Answers a request for this protocol."""
     socket = web.WebSocketResponse(
-        max_msg_size=LARGEST_MESSAGE, heartbeat=20.0, compress=False, protocols=("realtime",)
+        max_msg_size=_LARGEST_MESSAGE, heartbeat=20.0, compress=False, protocols=("realtime",)
     )
     await socket.prepare(request)
     outbox = Outbox()
@@ -463,8 +463,8 @@ def _session(room: Room) -> dict[str, Any]:
     }
 
 
-def _format_of(session: Mapping[str, Any], side: str) -> AudioFormat:
-    return AudioFormat(**session["audio"][side]["format"])
+def _format_of(session: Mapping[str, Any], side: str) -> SampleFormat:
+    return SampleFormat(**session["audio"][side]["format"])
 
 
 def _merged(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:

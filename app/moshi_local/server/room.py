@@ -16,7 +16,7 @@ from aiohttp import WSCloseCode, WSMessage, WSMsgType, web
 
 from moshi_mlx import Event, Frame, MoshiError
 
-from .talk import Outbox, Steps, Talk, TalkError
+from .talk import Outbox, SocketSteps, Talk, TalkError
 
 __all__ = ["Room", "SocketProtocol", "Wishes", "converse"]
 
@@ -24,7 +24,7 @@ OPENING_SECONDS = 10.0
 """In which a client must say what it wants."""
 FLUSH_SECONDS = 2.0
 """In which it must have read the last messages."""
-CLOSE_SECONDS = 5.0
+LETTING_GO_SECONDS = 5.0
 
 _log = logging.getLogger("moshi_local.server")
 
@@ -48,7 +48,7 @@ class SocketProtocol(Protocol):
     wanted: asyncio.Future[Wishes]
     """Done when the client has said what it wants."""
 
-    def begin(self, steps: Steps) -> None:
+    def begin(self, steps: SocketSteps) -> None:
         """The conversation is ready."""
 
     def receive(self, message: WSMessage) -> None:
@@ -80,7 +80,7 @@ class Room:
         name: str,
         sample_rate: int,
         frame_size: int,
-        open: Callable[[Wishes], Steps],
+        open: Callable[[Wishes], SocketSteps],
         *,
         places: int = 1,
         takes_persona: bool = False,
@@ -105,7 +105,7 @@ class Room:
         return Talk(self.sample_rate, self.frame_size, fills=fills, most_seconds=most_seconds)
 
     @asynccontextmanager
-    async def place(self, wishes: Wishes) -> AsyncIterator[Steps]:
+    async def place(self, wishes: Wishes) -> AsyncIterator[SocketSteps]:
         """A conversation in a free place, which is free again at once when this ends.
 
         Raises:
@@ -130,11 +130,11 @@ class Room:
             self.taken -= 1
             self._keep(self._closing, self._closed(opening))
 
-    async def _closed(self, opening: asyncio.Future[Steps]) -> None:
+    async def _closed(self, opening: asyncio.Future[SocketSteps]) -> None:
         """Ends a conversation, even one that is still being made for nobody."""
         with suppress(Exception):
             steps = await opening
-            await asyncio.to_thread(steps.close, CLOSE_SECONDS)
+            await asyncio.to_thread(steps.close, LETTING_GO_SECONDS)
 
     def _keep(self, among: set[asyncio.Task[Any]], work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -18,11 +18,11 @@ from aiohttp import WSCloseCode, web
 from moshi_mlx import Event, Frame, MoshiError
 from moshi_mlx.arrays import Pcm
 
-__all__ = ["Controls", "TalkError", "Outbox", "Steps", "Talk"]
+__all__ = ["Controls", "TalkError", "Outbox", "SocketSteps", "Talk"]
 
 PATIENCE_SECONDS = 0.12
 """So long the model waits for a client's sound; then it hears silence, in real time."""
-REST_SECONDS = 30.0
+IDLE_SECONDS = 30.0
 """So long it goes on by itself while nobody speaks."""
 MOST_UNSENT_SECONDS = 5.0
 """Sound that may wait for a client that reads slowly."""
@@ -43,7 +43,7 @@ class Controls(Protocol):
         """Say no new word until the model is silent."""
 
 
-class Steps(Protocol):
+class SocketSteps(Protocol):
     """A conversation, as the engine has it."""
 
     @property
@@ -114,15 +114,17 @@ class Talk:
         self._ended = True
         self._came.set()
 
-    async def frames(self, steps: Steps) -> AsyncIterator[tuple[Frame | None, Sequence[Event]]]:
-        """Steps a conversation through the sound as it comes."""
+    async def frames(
+        self, steps: SocketSteps
+    ) -> AsyncIterator[tuple[Frame | None, Sequence[Event]]]:
+        """SocketSteps a conversation through the sound as it comes."""
         loop = asyncio.get_running_loop()
         due = loop.time() + PATIENCE_SECONDS  # when the model hears silence instead
         quiet = 0.0  # seconds filled while nobody spoke
         while True:
             filled = False
             if self._samples < self.frame_size and not self._ended:
-                rests = not self._fills or quiet >= REST_SECONDS
+                rests = not self._fills or quiet >= IDLE_SECONDS
                 filled = await self._nothing_by(None if rests else due)
                 if not filled:
                     continue

@@ -1,4 +1,4 @@
-"""Turns of a model that has none: when the user's and the model's begin and end.
+"""TurnFinder of a model that has none: when the user's and the model's begin and end.
 
 Pure: frames in, turns out, all counted in frames. Knows nothing of messages.
 """
@@ -11,7 +11,7 @@ from enum import Enum, auto
 
 from moshi_mlx import Frame
 
-__all__ = ["Turn", "Turns"]
+__all__ = ["TurnEdge", "TurnFinder"]
 
 _BEGIN_SECONDS = 0.16
 _INTERRUPT_SECONDS = 0.4
@@ -22,7 +22,7 @@ _CREATED_SECONDS = 4.0
 """So long a turn that a client has asked for waits for the model's first word."""
 
 
-class Turn(Enum):
+class TurnEdge(Enum):
     """What begins or ends with a frame."""
 
     USER_BEGINS = auto()
@@ -32,8 +32,8 @@ class Turn(Enum):
 
 
 @dataclass
-class Turns:
-    """Turns of one conversation.
+class TurnFinder:
+    """TurnFinder of one conversation.
 
     frame_rate: frames per second.
     silence_seconds: after which the user's turn is over.
@@ -49,7 +49,7 @@ class Turns:
     _waits_until: int = 0  # a turn that was asked for ends without a word then
     _shut: bool = False  # the model's turn was ended from outside, and it has not been silent since
 
-    def step(self, index: int, frame: Frame | None, words: bool) -> list[Turn]:
+    def step(self, index: int, frame: Frame | None, words: bool) -> list[TurnEdge]:
         """What begins or ends with frame `index`; None: the model rests. `words`: it has any."""
         found = self._of_user(index, frame is not None and frame.user_speaking)
         return found + self._of_model(index, frame is not None and frame.speaking, words)
@@ -63,20 +63,20 @@ class Turns:
         """The model's turn is over, and what it still says is none until it has been silent."""
         self.model, self._shut, self._silence = False, True, 0
 
-    def _of_user(self, index: int, speaks: bool) -> list[Turn]:
+    def _of_user(self, index: int, speaks: bool) -> list[TurnEdge]:
         self._speech = self._speech + 1 if speaks != self.user else 0
         if self.user:
             if self._speech >= self._frames(self.silence_seconds):
                 self.user, self._speech = False, 0
-                return [Turn.USER_ENDS]
+                return [TurnEdge.USER_ENDS]
             return []
         needed = self._frames(_INTERRUPT_SECONDS if self.model else _BEGIN_SECONDS)
         if self._speech < needed:
             return []
         self.user, self.user_began, self._speech = True, index + 1 - needed, 0
-        return [Turn.USER_BEGINS]
+        return [TurnEdge.USER_BEGINS]
 
-    def _of_model(self, index: int, speaks: bool, words: bool) -> list[Turn]:
+    def _of_model(self, index: int, speaks: bool, words: bool) -> list[TurnEdge]:
         active = speaks or words
         if self._shut:
             self._shut = active
@@ -85,14 +85,14 @@ class Turns:
             if not active:
                 return []
             self.model, self._silence, self._waits_until = True, 0, 0
-            return [Turn.MODEL_BEGINS]
+            return [TurnEdge.MODEL_BEGINS]
         self._silence = 0 if active else self._silence + 1
         if active:
             self._waits_until = 0
         if self._silence < self._frames(_END_SECONDS) or index < self._waits_until:
             return []
         self.model = False
-        return [Turn.MODEL_ENDS]
+        return [TurnEdge.MODEL_ENDS]
 
     def _frames(self, seconds: float) -> int:
         return max(1, math.ceil(seconds * self.frame_rate - 1e-9))
