@@ -44,7 +44,7 @@ __all__ = ["ServeOptions", "serve", "serve_command"]
 SERVER = "Server"
 PORT = 8998
 """Where Kyutai's clients look for a server."""
-SHUTDOWN_SECONDS = 2.0
+STOPPING_SECONDS = 2.0
 """In which conversations end when the server is stopped."""
 _WARM_UP_FRAMES = 12
 _MOST_SESSIONS = 64
@@ -81,7 +81,7 @@ class ServeOptions:
 
 
 def serve(options: ServeOptions) -> None:
-    """Serves until Ctrl-C or SIGTERM; conversations then end within SHUTDOWN_SECONDS.
+    """Serves until Ctrl-C or SIGTERM; conversations then end within STOPPING_SECONDS.
 
     Raises:
         MoshiError: a part is missing, the model cannot talk, or the address cannot be used.
@@ -203,7 +203,7 @@ async def _serve(
         with suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        make_app(room, access), access_log=None, shutdown_timeout=SHUTDOWN_SECONDS
+        make_app(room, access), access_log=None, shutdown_timeout=STOPPING_SECONDS
     )
     await runner.setup()
     async with AsyncExitStack() as stack:

@@ -117,7 +117,7 @@ async def kyutai(client: aiohttp.ClientSession, query: str = "") -> tuple[str, f
                 page = writer.append_pcm(frame)
                 for part in (page[:7], page[7:]):  # in pieces, as proxies cut them
                     await socket.send_bytes(b"\x01" + part)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.04)
 
         sending = asyncio.create_task(send())
         while (message := await socket.receive_bytes(timeout=20))[0] != 6:  # a ping: it is quiet
@@ -222,7 +222,7 @@ def test_a_question_over_gpt_live(server: Server) -> None:
                 await socket.send_json(
                     {"type": "session.input_audio.append", "audio": as_text(frame)}
                 )
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.04)
             await socket.send_json({"type": "session.close"})
             sound, words = [], []
             async for event in events(socket):

@@ -117,7 +117,7 @@ class Talk:
     async def frames(
         self, steps: SocketSteps
     ) -> AsyncIterator[tuple[Frame | None, Sequence[Event]]]:
-        """SocketSteps a conversation through the sound as it comes."""
+        """Steps a conversation through the sound as it comes."""
         loop = asyncio.get_running_loop()
         due = loop.time() + PATIENCE_SECONDS  # when the model hears silence instead
         quiet = 0.0  # seconds filled while nobody spoke
