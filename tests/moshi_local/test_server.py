@@ -209,6 +209,21 @@ def test_a_second_client_is_told_busy_at_once_and_has_the_place_when_it_is_free(
 # --------------------------------------------------------------------- /v1/live/sessions
 
 
+def test_the_example_of_a_client(server: Server, tmp_path: Path) -> None:
+    example = ROOT / "examples" / "talk_over_a_socket.py"
+    target = tmp_path / "answer.wav"
+    done = subprocess.run(
+        [sys.executable, example, QUESTION, target, server.url],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    words = " ".join(line.split(" s ")[1].strip() for line in done.stdout.splitlines())
+    assert words.startswith(ANSWER)
+    assert open_sound(target).seconds > open_sound(QUESTION).seconds
+
+
 def test_a_question_over_gpt_live(server: Server) -> None:
     async def work(client: aiohttp.ClientSession) -> None:
         async with client.ws_connect("/v1/live/sessions") as socket:
