@@ -4,7 +4,7 @@
     build/clients/bin/pip install openai openai-agents moshi==0.2.13 soundfile soxr
     python -m benchmarks.clients --python build/clients/bin/python
 
-Each asks nano a spoken question, in a process of its own with that Python. The client of Kyutai's
+Each asks nano a spoken question, in its own process with that Python. The client of Kyutai's
 package wants a sound card; its two streams are replaced by the question and by a counter.
 """
 

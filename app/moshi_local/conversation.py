@@ -165,7 +165,7 @@ class Conversation:
         self._reset_asked = True
 
     def hush(self) -> None:
-        """Let Moshi say no new word until it is silent: somebody else has the floor."""
+        """Let Moshi say no new word until it is silent: another has the floor."""
         self._hush_asked = True
 
     # --------------------------------------------------------------- on the loop's thread

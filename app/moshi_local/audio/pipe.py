@@ -69,7 +69,7 @@ class PipeAudio:
     def write(self, pcm: Pcm) -> None:
         """The answer to the frame that was read last, as long as that was. Raises AudioFileError.
 
-        When nobody reads any more, the next `read` ends.
+        When no one reads any more, the next `read` ends.
         """
         samples = np.clip(np.rint(pcm * _FULL), -_FULL, _FULL - 1).astype("<i2")
         data = samples.tobytes()[: self._owed]

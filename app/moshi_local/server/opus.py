@@ -32,7 +32,7 @@ class OpusReader:
     """Bytes of an Ogg-Opus stream → sound.
 
     Pages before the first beginning are those of a stream that another connection began: they are
-    passed over. A second beginning starts the decoder anew.
+    passed over. At a second beginning a new decoder starts.
 
     Args:
         sample_rate: of the sound, Hz.

@@ -68,7 +68,7 @@ class Room:
         name: of the model, as clients are told it.
         sample_rate: Hz.
         frame_size: samples.
-        open: makes a conversation; it may take seconds, and runs on a thread of its own.
+        open: makes a conversation; it may take seconds, and has its own thread.
         places: conversations at the same time.
         takes_persona: it can be given a persona and a voice.
         voices: names of those that it can be given.
@@ -131,7 +131,7 @@ class Room:
             self._keep(self._closing, self._closed(opening))
 
     async def _closed(self, opening: asyncio.Future[SocketSteps]) -> None:
-        """Ends a conversation, even one that is still being made for nobody."""
+        """Ends a conversation, even one that is still being made when its client has gone."""
         with suppress(Exception):
             steps = await opening
             await asyncio.to_thread(steps.close, LETTING_GO_SECONDS)

@@ -23,7 +23,7 @@ __all__ = ["Controls", "TalkError", "Outbox", "SocketSteps", "Talk"]
 PATIENCE_SECONDS = 0.12
 """So long the model waits for a client's sound; then it hears silence, in real time."""
 IDLE_SECONDS = 30.0
-"""So long it goes on by itself while nobody speaks."""
+"""So long it goes on by itself while no one speaks."""
 MOST_UNSENT_SECONDS = 5.0
 """Sound that may wait for a client that reads slowly."""
 MOST_UNSENT_MESSAGES = 2000
@@ -120,7 +120,7 @@ class Talk:
         """Steps a conversation through the sound as it comes."""
         loop = asyncio.get_running_loop()
         due = loop.time() + PATIENCE_SECONDS  # when the model hears silence instead
-        quiet = 0.0  # seconds filled while nobody spoke
+        quiet = 0.0  # seconds filled while no one spoke
         while True:
             filled = False
             if self._samples < self.frame_size and not self._ended:
