@@ -4,8 +4,10 @@
     build/clients/bin/pip install openai openai-agents moshi==0.2.13 soundfile soxr
     python -m benchmarks.clients --python build/clients/bin/python
 
-Each asks nano a spoken question, in its own process with that Python. The client of Kyutai's
-package wants a sound card; its two streams are replaced by the question and by a counter.
+Each asks nano a spoken question, in its own process with that Python; those that it lacks are told
+as missing. LiveKit's (livekit-plugins-nvidia[personaplex], livekit-plugins-openai) and pipecat's
+(pipecat-ai[openai]) want other environments. The client of Kyutai's package wants a sound
+card; its two streams are replaced by the question and by a counter.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,17 +169,137 @@ async def kyutai(url: str) -> dict[str, Any]:
     return {"text": said.getvalue().strip(), "frames": sounding}
 
 
+async def livekit_personaplex(url: str) -> dict[str, Any]:
+    """LiveKit's plugin for PersonaPlex."""
+    import aiohttp
+    from livekit import rtc
+    from livekit.plugins.nvidia.experimental import realtime
+
+    words: list[str] = []
+    sound = 0
+    reading: set[asyncio.Task[None]] = set()
+
+    async def read_text(message: Any) -> None:
+        words.extend([piece async for piece in message.text_stream])
+
+    async def read_sound(message: Any) -> None:
+        nonlocal sound
+        async for _ in message.audio_stream:
+            sound += 1
+
+    async def read(generation: Any) -> None:
+        async for message in generation.message_stream:
+            await asyncio.gather(read_text(message), read_sound(message))
+
+    async with aiohttp.ClientSession() as http:
+        session = realtime.RealtimeModel(base_url=url, http_session=http).session()
+        session.on("generation_created", lambda g: reading.add(asyncio.create_task(read(g))))
+        for piece in pieces():
+            session.push_audio(rtc.AudioFrame(piece, _RATE, 1, _FRAME))
+            await asyncio.sleep(PACE)
+        await asyncio.sleep(1)
+        await session.aclose()
+    return {"text": "".join(words).strip(), "frames": sound}
+
+
+async def livekit_live(url: str) -> dict[str, Any]:
+    """LiveKit's GPT-Live; an agent's session begins it as here."""
+    import aiohttp
+    from livekit import rtc
+    from livekit.plugins.openai.realtime import GPTLiveModel
+
+    words: list[str] = []
+    sound = 0
+    async with aiohttp.ClientSession() as http:
+        session = GPTLiveModel(api_key="any", base_url=f"{url}/v1", http_session=http).session()
+        session.on("transcript_delta", lambda delta: words.append(delta.text))
+
+        async def read() -> None:
+            nonlocal sound
+            async for _ in session.audio_stream:
+                sound += 1
+
+        await session._update_session(instructions="", tools=[])
+        reading = asyncio.create_task(read())
+        for piece in pieces():
+            session.push_audio(rtc.AudioFrame(piece, _RATE, 1, _FRAME))
+            await asyncio.sleep(PACE)
+        await session.aclose()
+        reading.cancel()
+    return {"text": "".join(words).strip(), "frames": sound}
+
+
+async def pipecat(url: str, live: bool) -> dict[str, Any]:
+    """A pipeline of pipecat with one of its services for OpenAI."""
+    from pipecat.frames.frames import (
+        EndFrame,
+        InputAudioRawFrame,
+        LLMContextFrame,
+        OutputAudioRawFrame,
+        TTSTextFrame,
+    )
+    from pipecat.pipeline.pipeline import Pipeline
+    from pipecat.pipeline.worker import PipelineParams, PipelineWorker
+    from pipecat.processors.aggregators.llm_context import LLMContext
+    from pipecat.processors.frame_processor import FrameProcessor
+    from pipecat.services.openai.live.llm import OpenAILiveLLMService
+    from pipecat.services.openai.realtime.llm import OpenAIRealtimeLLMService
+    from pipecat.workers.runner import WorkerRunner
+
+    words: list[str] = []
+    sound = 0
+
+    class Sink(FrameProcessor):
+        async def process_frame(self, frame: Any, direction: Any) -> None:
+            nonlocal sound
+            await super().process_frame(frame, direction)
+            sound += isinstance(frame, OutputAudioRawFrame)
+            words.extend([frame.text] if isinstance(frame, TTSTextFrame) else [])
+            await self.push_frame(frame, direction)
+
+    where = url.replace("http", "ws", 1)
+    if live:
+        service = OpenAILiveLLMService(api_key="any", base_url=f"{where}/v1/live/sessions")
+    else:
+        service = OpenAIRealtimeLLMService(api_key="any", base_url=f"{where}/v1/realtime")
+    params = PipelineParams(audio_in_sample_rate=_RATE, audio_out_sample_rate=_RATE)
+    worker = PipelineWorker(Pipeline([service, Sink()]), params=params)
+
+    async def send() -> None:
+        await asyncio.sleep(0.5)
+        if live:
+            await worker.queue_frame(LLMContextFrame(context=LLMContext()))
+        for piece in pieces():
+            await worker.queue_frame(
+                InputAudioRawFrame(audio=piece, sample_rate=_RATE, num_channels=1)
+            )
+            await asyncio.sleep(PACE)
+        await asyncio.sleep(1)
+        await worker.queue_frame(EndFrame())
+
+    sending = asyncio.create_task(send())
+    runner = WorkerRunner()
+    await runner.add_workers(worker)
+    await runner.run()
+    await sending
+    return {"text": " ".join(word.strip() for word in words), "frames": sound}
+
+
 CLIENTS: dict[str, Callable[[str], Awaitable[dict[str, Any]]]] = {
     "openai-live": openai_live,
     "openai-realtime": openai_realtime,
     "openai-agents": openai_agents,
     "moshi-client": kyutai,
+    "livekit-personaplex": livekit_personaplex,
+    "livekit-live": livekit_live,
+    "pipecat-realtime": partial(pipecat, live=False),
+    "pipecat-live": partial(pipecat, live=True),
 }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--python", help="of an environment that has the clients")
+    parser.add_argument("--python", help="of an environment that has clients")
     parser.add_argument("--client", choices=CLIENTS, help="run this one alone, here")
     parser.add_argument("--url", help="of a server, with --client")
     args = parser.parse_args()
@@ -197,10 +320,10 @@ def main() -> None:
                 check=False,
             )
             if done.returncode:
-                print(f"{name:16} failed: {done.stderr.strip().splitlines()[-1]}")
+                print(f"{name:20} {done.stderr.strip().splitlines()[-1]}")
                 continue
             result = json.loads(done.stdout.strip().splitlines()[-1])
-            print(f"{name:16} {result['frames']:3} frames  {result['text']}")
+            print(f"{name:20} {result['frames']:3} frames  {result['text']}")
     finally:
         server.terminate()
         server.wait()
