@@ -125,6 +125,7 @@ class Conversation:
         self._muted = False
         self._talking = False
         self._reset_asked = False
+        self._hush_asked = False
         # Of the loop's thread.
         self._closed = False
         self._ending: Iterator[Frame] | None = None
@@ -136,6 +137,7 @@ class Conversation:
         self._quiet = 0  # frames since the microphone is closed and Moshi silent
         self._hold_until = 0  # the first frame that may have a new word again
         self._greeting = False
+        self._hushed = False
         if self._guard:
             self._guard.clear()
 
@@ -161,6 +163,10 @@ class Conversation:
     def ask_reset(self) -> None:
         """Start over at the next frame."""
         self._reset_asked = True
+
+    def hush(self) -> None:
+        """Let Moshi say no new word until it is silent: another has the floor."""
+        self._hush_asked = True
 
     # --------------------------------------------------------------- on the loop's thread
 
@@ -190,7 +196,9 @@ class Conversation:
         if self._paused:
             return None
         greets = self._greeting_frames > 0 and not self._frames
-        hold = greets or self._greeting or self._frames < self._hold_until
+        if self._hush_asked:
+            self._hush_asked, self._hushed = False, True
+        hold = greets or self._greeting or self._hushed or self._frames < self._hold_until
         frame = self._session.step(pcm, hold_text=hold)
         self._frames += 1
         if greets:
@@ -254,6 +262,7 @@ class Conversation:
     def _after(self, frame: Frame) -> None:
         """What follows from a frame, for those after it."""
         self._quiet = self._quiet + 1 if self._closed and not frame.speaking else 0
+        self._hushed = self._hushed and frame.speaking
         if self._greeting and (frame.user_speaking or self._frames >= self._greeting_frames):
             self._greeting = False
             self._events.append(GreetingHeld(self.seconds, held=False))
