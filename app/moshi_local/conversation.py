@@ -187,6 +187,20 @@ class Conversation:
         """
         if self._ending is not None:
             return self._last(pcm)
+        hold = self.begin_step(pcm)
+        if hold is None:
+            return None
+        frame = self._session.step(pcm, hold_text=hold)
+        self.end_step(frame)
+        return frame
+
+    @property
+    def ending(self) -> bool:
+        """Its input has ended: `step` gives its last frames, and cannot be taken apart."""
+        return self._ending is not None
+
+    def begin_step(self, pcm: Pcm) -> bool | None:
+        """The first half of `step`: whether the session may say no new word; None: it rests."""
         if self._reset_asked:
             self._reset()
         self._open_or_close()
@@ -198,15 +212,16 @@ class Conversation:
         greets = self._greeting_frames > 0 and not self._frames
         if self._hush_asked:
             self._hush_asked, self._hushed = False, True
-        hold = greets or self._greeting or self._hushed or self._frames < self._hold_until
-        frame = self._session.step(pcm, hold_text=hold)
-        self._frames += 1
-        if greets:
+        return greets or self._greeting or self._hushed or self._frames < self._hold_until
+
+    def end_step(self, frame: Frame) -> None:
+        """The other half: what the session said."""
+        if self._greeting_frames > 0 and not self._frames:
             self._greeting = True
             self._events.append(GreetingHeld(0.0, held=True))
+        self._frames += 1
         self._events += frame.events
         self._after(frame)
-        return frame
 
     def end(self) -> bool:
         """The input has ended. Whether frames are still to come: `step` gives them, then None."""
