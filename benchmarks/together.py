@@ -59,7 +59,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         raw, where = read_json(args.config), str(args.config)
         path, config = write_random_model(Path(folder), raw, args.bits, where)
-        lm = load_lm(path, config.lm, quantization=config.quantization)
+        lm = load_lm(path, config)
     print("conversations  one by one    together     ratio   (median ms of a frame of all)")
     for count in args.counts:
         alone, together = map(statistics.median, rounds(lm, count, args.frames))
