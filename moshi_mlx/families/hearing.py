@@ -1,7 +1,7 @@
 """Sounds side by side through a transcriber's generator, and what becomes of each of them.
 
 `Hearing` keeps the alignment that the models were trained with; `Hearer` turns one sound's frames
-into words, and notices when the model has to begin anew. Knows nothing of files and threads.
+into words, and notices when the model has to start afresh. Knows nothing of files and threads.
 """
 
 import math
@@ -26,6 +26,7 @@ from .stall import StallRule, StallWatch
 from .turns import TurnRule, TurnWatch
 from .words_heard import Pauses, WordsHeard
 
+_MOST_AGAIN = 60.0  # seconds of a sound that are kept to be heard again
 _LEAD = 6  # quiet frames that are heard again in front of the first sound
 
 
@@ -136,7 +137,7 @@ class Hearer:
         stt: its times.
         frame_rate: frames per second.
         quiet: int32 [frames, n_q], the codes of the silence before a sound.
-        stall: when to begin anew.
+        stall: when to start afresh.
         turn: when a turn has ended.
     """
 
@@ -162,7 +163,8 @@ class Hearer:
         self._stall = StallWatch(stall, stt.audio_delay_seconds, frame_rate, context)
         self._turns = TurnWatch(turn, frame_rate)
         self._user = Activity("user", frame_rate)
-        self._heard: deque[Fed] = deque(maxlen=context)  # of the sound, since the last word's end
+        # Of the sound, since the last word's end.
+        self._heard: deque[Fed] = deque(maxlen=math.ceil(_MOST_AGAIN * frame_rate))
         self._again = -math.inf  # up to where it was heard again, and nothing written since
         self._new = 0  # frames of the sound that were heard for the first time
         self._frame = 0
@@ -187,16 +189,16 @@ class Hearer:
         """Takes what the model wrote when it had heard a frame; None if that is not of the sound.
 
         Returns:
-            What that brought, and whether the model has to begin anew: see `renewed`.
+            What that brought, and whether the model has to start afresh: see `renewed`.
         """
         until = min((fed.moment + fed.of_sound) / self._rate, self.length)
         self.seconds = max(self.seconds, until)
         frame, self._frame = self._frame, self._frame + 1
         if token is None:
             token = self._padding
-        wrote = self._words.writes(token)
-        if wrote:
+        if self._words.writes(token):
             self._again = -math.inf
+            self._stall.wrote()
         words = self._words.step(frame, token, pauses, self.seconds)
         events: list[Event] = []
         new = fed.of_sound and fed.moment >= self._new
@@ -211,15 +213,17 @@ class Hearer:
             events += self._turns.step(math.floor(fed.moment), pauses)
         if new or pauses is None:
             self.pauses = pauses
-        anew = False
+        afresh = False
         if fed.of_sound and fed.moment > -1:
             self._heard.append(fed)
             self._forget()
-            anew = self._stall.step(_loud(fed), not self.speaking, wrote)
-        return Said(tuple(words), tuple(events)), anew
+            if new:  # what is heard again is heard to its end
+                paused = not (self.speaking or self.partial)
+                afresh = self._stall.step(_loud(fed), paused)
+        return Said(tuple(words), tuple(events)), afresh
 
     def renewed(self) -> Said:
-        """The model has begun anew: what it had not written down waits in front of the rest."""
+        """The model has started afresh: what it had not written down waits in front of the rest."""
         words = self._words.flush(self.seconds)
         self._forget()
         again = self._unwritten()
