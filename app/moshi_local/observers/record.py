@@ -30,7 +30,7 @@ from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
 from .wav import BYTES_PER_SAMPLE, MAX_BYTES, WavWriter, to_pcm16
 
-__all__ = ["Recorder", "is_recording", "recording_output"]
+__all__ = ["SOFTWARE", "Recorder", "is_recording", "recording_output"]
 
 CHANNELS = ("user", "moshi")
 SAVE_SECONDS = 5.0
@@ -45,7 +45,8 @@ ROOM_BYTES = 3 * 4096
 """What the end of a recording needs of a full disk beside the words and events."""
 FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
-_SOFTWARE = "moshi-local"
+SOFTWARE = "moshi-local"
+"""In the tags of every sound file that this program makes."""
 
 
 def recording_output(folder: Path) -> Output:
@@ -57,7 +58,7 @@ def is_recording(path: Path) -> bool:
     """Whether a sound file is one that this program made, by its tags."""
     try:
         with soundfile.SoundFile(path) as file:
-            return file.software.startswith(_SOFTWARE) or f"made with {_SOFTWARE}" in file.comment
+            return file.software.startswith(SOFTWARE) or f"made with {SOFTWARE}" in file.comment
     except (soundfile.SoundFileError, OSError):
         return False
 
@@ -120,7 +121,7 @@ class Recorder:
         self._max_bytes = max_bytes
         self._tag = (
             f"right channel: synthetic speech by Moshi ({model}), left channel: the user; "
-            f"made with {_SOFTWARE} {__version__}"
+            f"made with {SOFTWARE} {__version__}"
         )
         self._made = ExitStack()  # its folder
         self._lock = threading.RLock()
@@ -219,7 +220,7 @@ class Recorder:
         tags = {
             "ICMT": self._tag,
             "INAM": "Conversation with Moshi",
-            "ISFT": f"{_SOFTWARE} {__version__}",
+            "ISFT": f"{SOFTWARE} {__version__}",
             "ICRD": f"{self._started:%Y-%m-%d}",
         }
         wav = WavWriter(
@@ -381,7 +382,7 @@ class Recorder:
             ) as file:
                 file.comment = self._tag
                 file.title = "Conversation with Moshi"
-                file.software = f"{_SOFTWARE} {__version__}"
+                file.software = f"{SOFTWARE} {__version__}"
                 file.date = f"{self._started:%Y-%m-%d}"
                 for part in self._parts:
                     for block in soundfile.blocks(part.path, FLAC_SAMPLES, dtype="int16"):
