@@ -189,7 +189,7 @@ class _Code:
         (["--persona", "@."], "cannot be read: Is a directory"),
         (["--persona", "@evil.pt"], "the file is a pickle"),
         (["--persona", "@latin.txt"], "the file is not text in UTF-8: give a text file"),
-        (["--persona", "@large.txt"], "has more than 100 kB, which is too much for a persona"),
+        (["--persona", "@large.txt"], "has more than 100 kB, which is too much"),
         (["--persona", "@empty.txt"], "--persona @empty.txt: the file has no text"),
         (["--keep-persona"], "--keep-persona goes with --persona or --voice"),
         (["--persona", PERSONA, "--keep-persona", "--kv-bits", "8"],

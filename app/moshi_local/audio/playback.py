@@ -25,11 +25,11 @@ from .portaudio import Flags, SoundDevice, StreamInfo
 from .resample import Resampler
 from .ring import Ring
 
-__all__ = ["Speaker"]
+__all__ = ["Playback"]
 
-CUSHION_SECONDS = 0.1
+FIRST_SECONDS = 0.1
 """So much must wait before sound begins, at first and after a pause."""
-CUSHION_MAX_SECONDS = 3.2
+MOST_FIRST_SECONDS = 3.2
 AHEAD_SECONDS = 20.0
 """More than this never waits."""
 LOST_SECONDS = 30.0
@@ -37,7 +37,7 @@ LOST_SECONDS = 30.0
 _POLL_SECONDS = 0.05
 
 
-class Speaker:
+class Playback:
     """Plays what it is given through a `SoundDevice` that has no microphone.
 
     A context manager: entering it opens the device. A device that is lost is opened again.
@@ -64,8 +64,8 @@ class Speaker:
         self.first_sound_at: float | None = None
         """When the first sample is at the speaker, by `clock` (seconds); None before it."""
         self._device, self._rate, self._clock = device, sample_rate, clock
-        self._cushion = CUSHION_SECONDS
-        self._ring = Ring(0)
+        self._cushion = FIRST_SECONDS
+        self._ring = Ring(1)
         self._resampler: Resampler | None = None
         self._rate_out = 0
         self._played = threading.Event()
@@ -75,7 +75,7 @@ class Speaker:
         # Of the sound card's thread, but for `_settled`.
         self._held, self._settled = True, False
 
-    def __enter__(self) -> Speaker:
+    def __enter__(self) -> Playback:
         self._open()
         return self
 
@@ -91,6 +91,7 @@ class Speaker:
             AudioDeviceError: the device is lost.
         """
         self._settled = False
+        self._watch()
         piece = round(self._rate * AHEAD_SECONDS / 4)
         for start in range(0, len(pcm), piece):
             part = pcm[start : start + piece]
@@ -142,7 +143,7 @@ class Speaker:
             self._held = True
             if not self._settled:
                 self.counters.gaps += 1
-                self._cushion = min(2 * self._cushion, CUSHION_MAX_SECONDS)
+                self._cushion = min(2 * self._cushion, MOST_FIRST_SECONDS)
         self._played.set()
 
     # ------------------------------------------------------------------------ the device
