@@ -227,9 +227,7 @@ VOICE_FOLDERS = (
     VoiceFolder("cml-tts/fr", "French, of the CML-TTS dataset", "CC BY 4.0"),
     VoiceFolder("ears", "107 speakers of the EARS dataset", "CC BY-NC 4.0"),
     VoiceFolder("expresso", "acted conversations of the Expresso dataset", "CC BY-NC 4.0"),
-    VoiceFolder(
-        "unmute-prod-website", "of the demonstration at unmute.sh", "see its card"
-    ),
+    VoiceFolder("unmute-prod-website", "of the demonstration at unmute.sh", "see its card"),
     VoiceFolder("vctk", "speakers of the VCTK dataset", "CC BY 4.0"),
     VoiceFolder("voice-donations", "228 volunteers", "CC0"),
     VoiceFolder("voice-zero", "readers of LibriVox", "CC0"),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -89,6 +90,10 @@ class Arriving:
         waits: Callable[[], None] = lambda: None,
         comes: Callable[[], None] = lambda: None,
     ) -> None:
+        self.ended = False
+        """Whether all of it has come."""
+        self.first_at: float | None = None
+        """When the first of it came (seconds, monotonic)."""
         self._descriptor, self._name = descriptor, name
         self._waits, self._comes = waits, comes
 
@@ -104,6 +109,8 @@ class Arriving:
         while data:
             self._waits()
             data = os.read(self._descriptor, _PIECE_BYTES)
+            self.ended = not data
+            self.first_at = self.first_at or time.monotonic()
             self._comes()
             try:
                 text = decoder.decode(data, final=not data)

@@ -36,8 +36,9 @@ def test_it_is_cut_where_it_is_quiet() -> None:
 def test_what_comes_in_order_is_the_same() -> None:
     words, rng = WholeWords(RATE), np.random.default_rng(0)
     pcm = rng.standard_normal(5000).astype(np.float32)
-    out, ends = [], [0.3, 0.31, 1.7, 2.0, 4.9]
-    for at in range(0, 5000, 80):
-        out.append(words.add(pcm[at : at + 80], [e for e in ends if at <= e * RATE < at + 80]))
-    out.append(words.rest())
-    np.testing.assert_array_equal(np.concatenate(out), pcm)
+    ends = [0.3, 0.31, 1.7, 2.0, 4.9]
+    out = [
+        words.add(pcm[at : at + 80], [end for end in ends if at <= end * RATE < at + 80])
+        for at in range(0, 5000, 80)
+    ]
+    np.testing.assert_array_equal(np.concatenate([*out, words.rest()]), pcm)

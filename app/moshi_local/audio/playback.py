@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 
 import numpy as np
@@ -18,14 +19,15 @@ import soxr
 from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 
-from ..platform import bluetooth, first_callback_seconds
+from ..platform import bluetooth, first_callback_seconds, keep_awake_and_fast, quick_switches
 from .card import CALLBACK_SECONDS, REOPEN_SECONDS, SILENT_STARTS
 from .counters import DeviceCounters
-from .portaudio import Flags, SoundDevice, StreamInfo
+from .portaudio import Flags, PortAudioDevice, SoundDevice, StreamInfo
+from .quiet import quiet_libraries
 from .resample import Resampler
 from .ring import Ring
 
-__all__ = ["Playback"]
+__all__ = ["Playback", "playback_on"]
 
 FIRST_SECONDS = 0.1
 """So much must wait before sound begins, at first and after a pause."""
@@ -90,7 +92,7 @@ class Playback:
         Raises:
             AudioDeviceError: the device is lost.
         """
-        self._settled = False
+        self.expect()
         self._watch()
         piece = round(self._rate * AHEAD_SECONDS / 4)
         for start in range(0, len(pcm), piece):
@@ -101,6 +103,10 @@ class Playback:
     def settle(self) -> None:
         """Nothing more comes for now: what waits is played to its end, and no gap is counted."""
         self._settled = True
+
+    def expect(self) -> None:
+        """More comes soon."""
+        self._settled = False
 
     def finish(self) -> None:
         """Waits until all has been heard.
@@ -201,6 +207,28 @@ class Playback:
                 if self._clock() >= deadline:
                     raise
             time.sleep(REOPEN_SECONDS)
+
+
+@contextmanager
+def playback_on(output: str | None, rate: int | None, sample_rate: int) -> Iterator[Playback]:
+    """The system's speaker, or the one asked for, while the block runs.
+
+    Args:
+        output: its number or a part of its name; None is the system's own.
+        rate: to open it at (Hz); None leaves that to the device.
+        sample_rate: of what it will be given (Hz).
+
+    Raises:
+        AudioDeviceError: it cannot be opened.
+    """
+    device = PortAudioDevice(None, output, sample_rate, rate=rate, microphone=False, refresh=True)
+    with (
+        keep_awake_and_fast("speech"),
+        quick_switches(),
+        quiet_libraries(),
+        Playback(device, sample_rate=sample_rate) as playback,
+    ):
+        yield playback
 
 
 def _ignore(heard: Pcm, age: float, flags: Flags | None) -> None:
