@@ -40,9 +40,9 @@ class WholeWords:
         """
         self._held = np.concatenate([self._held, pcm])
         made = self._start + len(self._held)
-        ends = [*self._ends, *(round(end * self._rate) for end in ends)]
-        self._ends = [end for end in ends if end > made]
-        cut = max((end for end in ends if self._start < end <= made), default=self._start)
+        known = [*self._ends, *(round(end * self._rate) for end in ends)]
+        self._ends = [end for end in known if end > made]
+        cut = max((end for end in known if self._start < end <= made), default=self._start)
         return self._take(self._quietest(cut - self._start))
 
     def rest(self) -> Pcm:
