@@ -31,7 +31,7 @@ from .assembly import consoles, first_that_can, inputs_of, load_model
 from .audio.devices import choose_device
 from .audio.files import SPEECH_FORMATS, SoundTags, SoundWriter
 from .audio.playback import Playback, playback_on
-from .observers.record import SOFTWARE
+from .observers.record import SOFTWARE, SPEECH_TAG
 from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .observers.wav import streamed_header, to_pcm16
 from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
@@ -281,7 +281,7 @@ def _tags(model: str) -> SoundTags:
     made = f"made with {SOFTWARE} {__version__}"
     return SoundTags(
         title="Synthetic speech",
-        comment=f"synthetic speech by {model}; {made}",
+        comment=f"{SPEECH_TAG} {model}; {made}",
         software=f"{SOFTWARE} {__version__}",
         date=f"{datetime.now().astimezone():%Y-%m-%d}",
     )

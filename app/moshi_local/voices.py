@@ -35,7 +35,7 @@ from . import arguments as a
 from .audio.files import SPEECH_FORMATS, write_sound
 from .audio.playback import playback_on
 from .machine.verdict import local_files
-from .observers.record import is_recording
+from .observers.record import made_here
 from .role import one_short_line, own_voices
 
 __all__ = ["add_voice", "heard", "listing", "voices_app"]
@@ -401,10 +401,16 @@ def _takers() -> list[str]:
 
 
 def _check_sound(source: Path, sound: Sound) -> None:
-    if is_recording(source):
+    made = made_here(source)
+    if made == "a conversation":
         raise MoshiError(
             f"{source} is a recording that moshi-local made of a conversation, and whoever speaks "
             "there has not recorded it to give away a voice: record the speaker for this"
+        )
+    if made is not None:
+        raise MoshiError(
+            f"{source} is synthetic speech that moshi-local made, of a voice whose speaker agreed "
+            "to that voice alone: record the speaker for this"
         )
     if sound.seconds > MOST_SECONDS:
         raise MoshiError(

@@ -30,7 +30,7 @@ from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
 from .wav import BYTES_PER_SAMPLE, MAX_BYTES, WavWriter, to_pcm16
 
-__all__ = ["SOFTWARE", "Recorder", "is_recording", "recording_output"]
+__all__ = ["SOFTWARE", "Recorder", "SPEECH_TAG", "made_here", "recording_output"]
 
 CHANNELS = ("user", "moshi")
 SAVE_SECONDS = 5.0
@@ -47,6 +47,8 @@ FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
 SOFTWARE = "moshi-local"
 """In the tags of every sound file that this program makes."""
+SPEECH_TAG = "synthetic speech by"
+"""So the comment of speech without a conversation begins."""
 
 
 def recording_output(folder: Path) -> Output:
@@ -54,13 +56,17 @@ def recording_output(folder: Path) -> Output:
     return Output(folder, "the recording into", kind="folder", private=True)
 
 
-def is_recording(path: Path) -> bool:
-    """Whether a sound file is one that this program made, by its tags."""
+def made_here(path: Path) -> Literal["a conversation", "speech"] | None:
+    """What this program made a sound file of, by its tags; None if it did not make it."""
     try:
         with soundfile.SoundFile(path) as file:
-            return file.software.startswith(SOFTWARE) or f"made with {SOFTWARE}" in file.comment
+            software, comment = file.software, file.comment
     except (soundfile.SoundFileError, OSError):
-        return False
+        return None
+    if comment.startswith(SPEECH_TAG) and SOFTWARE in comment:
+        return "speech"
+    ours = software.startswith(SOFTWARE) or f"made with {SOFTWARE}" in comment
+    return "a conversation" if ours else None
 
 
 def _now() -> datetime.datetime:
