@@ -30,15 +30,7 @@ from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
 from .role import Role, files_of, own_voices, told
 
-__all__ = [
-    "asked",
-    "consoles",
-    "first_that_can",
-    "inputs_of",
-    "load_model",
-    "open_session",
-    "print_json",
-]
+__all__ = ["asked", "consoles", "inputs_of", "load_model", "open_session", "print_json"]
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
@@ -103,12 +95,6 @@ def load_model(
     )
     notes.print(f"codec {moshi.codec.name}")
     return moshi, verdict
-
-
-def first_that_can(verb: Verb) -> str:
-    """The name of the catalogue's first model for a verb, the shortest that it has."""
-    entry = next(e for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
-    return (*entry.aliases, entry.name)[0]
 
 
 def _check_verb(name: str, verb: Verb) -> None:

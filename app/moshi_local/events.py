@@ -42,7 +42,7 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Opened(Event):
-    """The sound devices with these names are open, at these rates (Hz); no microphone is ""."""
+    """The sound devices with these names are open, at these rates (Hz)."""
 
     input: str
     output: str

@@ -27,7 +27,7 @@ from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
 
 from . import arguments as a
-from .assembly import consoles, first_that_can, inputs_of, load_model
+from .assembly import consoles, inputs_of, load_model
 from .audio.devices import choose_device
 from .audio.files import SPEECH_FORMATS, SoundTags, SoundWriter
 from .audio.playback import Playback, playback_on
@@ -433,7 +433,7 @@ def speak_command(
             metavar="NAME",
             help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
             "Hugging Face hub.",
-            show_default=first_that_can("speak"),
+            show_default=a.default_of("speak"),
             rich_help_panel=a.MODEL,
         ),
     ] = None,
@@ -461,16 +461,13 @@ def speak_command(
     voice is synthetic, and the file says so.
     """
     if save is not None:
-        for parameter in context.command.params:
-            given = context.get_parameter_source(str(parameter.name))
-            if parameter.name in _SPEAKER_ONLY and given and given.name == "COMMANDLINE":
-                raise typer.BadParameter(f"{parameter.opts[0]} goes with the speaker, not with -o")
+        a.refuse_given(context, _SPEAKER_ONLY, "goes with the speaker, not with -o")
     speak(
         SpeakingOptions(
             text=text,
             target=save,
             model=ModelSource(
-                canonical(model or first_that_can("speak")), codec, lora, float16, force
+                canonical(model or a.default_of("speak")), codec, lora, float16, force
             ),
             voices=tuple(voice or ()),
             flags=SpeakingFlags(speed, cfg, normalize),

@@ -18,9 +18,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moshi_mlx import Model, Speech
+from moshi_mlx import Model, Speech, catalog
 from moshi_mlx.arguments import real, whole
 from moshi_mlx.arrays import Pcm
+from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.families.translate import LONGEST_TAIL
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
@@ -28,7 +29,7 @@ from moshi_mlx.outputs import Output, WholeFile
 from moshi_mlx.sounds import Sound
 
 from . import arguments as a
-from .assembly import consoles, first_that_can, inputs_of, load_model
+from .assembly import consoles, inputs_of, load_model
 from .audio.files import check_sound_files, write_sound
 from .chat import ChatOptions, chat
 from .observers.event_log import STDOUT
@@ -201,6 +202,12 @@ _LIVE_ONLY = {"input", "output", "rate", "echo", "noise_suppression", "record", 
 _LIVE_ONLY |= {"events", "trace", "seconds", "plain", "push_to_talk"}
 
 
+def _default_model() -> str:
+    """The first of the catalogue that translates."""
+    entry = next(e for e in catalog.ENTRIES if KINDS[e.family].verb == "translate")
+    return (*entry.aliases, entry.name)[0]
+
+
 def _text_file(suffix: str, what: str) -> Any:
     return typer.Option(
         f"--{suffix}",
@@ -270,7 +277,7 @@ def translate_command(
             metavar="NAME",
             help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
             "Hugging Face hub.",
-            show_default=first_that_can("translate"),
+            show_default=_default_model(),
             rich_help_panel=a.MODEL,
         ),
     ] = None,
@@ -316,9 +323,7 @@ def translate_command(
     end with q or Ctrl-C: the last words still come.
     """
     _refuse_other_options(context, live)
-    model_source = ModelSource(
-        canonical(model or first_that_can("translate")), codec, lora, float16, force
-    )
+    model_source = ModelSource(canonical(model or _default_model()), codec, lora, float16, force)
     sampling = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
     flags = TranslationFlags(quality, real("--cfg", cfg, 0, 100))
     if live:

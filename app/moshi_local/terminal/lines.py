@@ -91,8 +91,6 @@ def describe(event: Event) -> str | None:
     match event:
         case Notice(_, text):
             return text
-        case Opened(_, "", output):
-            return f'playing: output "{output}"'
         case Opened(_, input, output, echo_cancelled=cancelled):
             echo = ", echo cancelled" if cancelled else ""
             return f'listening: input "{input}", output "{output}"{echo}'
