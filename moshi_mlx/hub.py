@@ -128,7 +128,8 @@ def file_of_repository(repo: str, file: str, *, offline: bool = False) -> Path:
         return Path(cached)
     source = _open_repository(repo, None, offline)
     if not source.has(file):
-        close = difflib.get_close_matches(file, source.files(), n=3, cutoff=0.6)
+        alike = [each for each in source.files() if each.endswith(PurePosixPath(file).suffix)]
+        close = difflib.get_close_matches(file, alike, n=3, cutoff=0.6)
         hint = f": did you mean {' or '.join(close)}?" if close else ""
         raise HubError(f"{source.where} has no file {file}{hint}")
     return source.get(file)
