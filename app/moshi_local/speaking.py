@@ -141,7 +141,8 @@ def speak(options: SpeakingOptions) -> None:
             kept = "" if options.target is None else f"; {options.target} was not written"
             notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
             raise
-    _write_texts(options, model, made)
+    played = {} if playback is None else playback.statistics()
+    _write_texts(options, _summary(options, model, made) | played, made.words)
     for line in _told(options, made, playback):
         notes.print(line, markup=False, soft_wrap=True)
 
@@ -314,14 +315,14 @@ def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> I
         yield ", ".join(counted(int(port[f"{name}s"]), name) for name in names)
 
 
-def _write_texts(options: SpeakingOptions, model: Model, made: _Made) -> None:
-    spoken = [word for word in made.words if word.text]
+def _write_texts(
+    options: SpeakingOptions, summary: dict[str, object], words: Sequence[Word]
+) -> None:
+    spoken = [word for word in words if word.text]
     contents: dict[str, Callable[[], str]] = {
         ".srt": lambda: subtitles_as_srt(spoken),
         ".vtt": lambda: subtitles_as_vtt(spoken),
-        ".json": lambda: (
-            json.dumps(_summary(options, model, made), ensure_ascii=False, indent=1) + "\n"
-        ),
+        ".json": lambda: json.dumps(summary, ensure_ascii=False, indent=1) + "\n",
     }
     for output in options.texts():
         content = contents[output.suffixes[0]]()
