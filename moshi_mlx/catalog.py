@@ -105,6 +105,23 @@ def _hibiki(
     )
 
 
+def _tts(
+    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+) -> Entry:
+    """Speech from text; `nbytes` of the weights are computed from their shapes."""
+    return Entry(
+        name=f"tts-{size}",
+        about="speech from text",
+        family="tts",
+        precision="bf16",
+        nbytes=nbytes + _MIMI_AND_TOKENIZER,
+        licence="CC-BY 4.0",
+        repository=f"kyutai/{repository}",
+        languages=languages,
+        aliases=aliases,
+    )
+
+
 _PERSONAPLEX_BYTES: dict[PrecisionName, int] = {
     "bf16": 16_742_874_000, "q8": 8_168_645_376, "q4": 4_805_385_728
 }  # fmt: skip
@@ -152,6 +169,8 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC-SA 4.0",
         ("fr", "es", "pt", "de"),
     ),
+    _tts("1.6b", "tts-1.6b-en_fr", 3_700_000_000, ("en", "fr"), "tts"),
+    _tts("0.75b", "tts-0.75b-en-public", 1_900_000_000, ("en",)),
 )
 """All of them, the bundled ones first."""
 

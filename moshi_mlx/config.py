@@ -249,12 +249,45 @@ class LoraConfig:
 
 
 @dataclass(frozen=True)
+class TtsConfig:
+    """`tts_config`: how a text-to-speech model lays speech beside its text.
+
+    audio_delay: seconds from a text token to its sound.
+    second_stream_ahead: words by which the second text stream is ahead; 0: there is none.
+    multistream: two speakers in two halves of the codebooks, each with a codec stream of its own.
+    max_speakers: voices that it can be given at once.
+    """
+
+    audio_delay: float
+    second_stream_ahead: int = 0
+    multistream: bool = False
+    max_speakers: int = 5
+
+    def delay_steps(self, frame_rate: float) -> int:
+        """The delay in whole frames, cut off as the reference does: 1.28 s are 16."""
+        return int(self.audio_delay * frame_rate)
+
+
+@dataclass(frozen=True)
+class ModelId:
+    """`model_id`: what files made for a model, such as voices, say they are for."""
+
+    sig: str
+    epoch: int
+
+    def __str__(self) -> str:
+        return f"{self.sig}@{self.epoch}"
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """A whole `config.json`: the language model, and what stands beside it in the file."""
 
     lm: LmConfig
     model_type: str = "moshi"
     sampling: SamplingDefaults = SamplingDefaults()
+    tts: TtsConfig | None = None
+    model_id: ModelId | None = None
     lora: LoraConfig | None = None
     quantization: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)

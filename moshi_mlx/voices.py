@@ -38,7 +38,7 @@ RING = 4
 """Positions of the ring that a file of embeddings has: position p at p mod 4."""
 
 _FORMAT = "moshi-local voice 1"
-_CODEBOOKS = 8
+_CODEBOOKS, _MOST_CODEBOOKS = 8, 64
 _MOST = 3000  # frames
 _LARGEST_CODE = 2**20
 _SECONDS = (1.0, 60.0)
@@ -52,7 +52,7 @@ class Voice:
     """A voice: either `codes`, or `embeddings` and `cache`.
 
     name: for messages and files.
-    codes: int32 [8, V], the codec's, frame by frame.
+    codes: int32 [codebooks, V], the codec's, frame by frame.
     embeddings: float32 [V − 1, dim]: the model's input at positions 0 … V − 2.
     cache: int32 [streams, 4]: the tokens of the last positions, position p at p mod 4.
     about: what its file says: consent, date, source.
@@ -67,9 +67,11 @@ class Voice:
     def __post_init__(self) -> None:
         if self.codes is not None and self.embeddings is None and self.cache is None:
             codes = integers(f"codes of voice {self.name}", self.codes, 0, _LARGEST_CODE)
-            if codes.ndim != 2 or len(codes) != _CODEBOOKS or not 1 <= codes.shape[1] <= _MOST:
+            good = codes.ndim == 2 and 1 <= len(codes) <= _MOST_CODEBOOKS
+            if not good or not 1 <= codes.shape[1] <= _MOST:
                 raise ArgumentError(
-                    f"voice {self.name}: codes must be [8, 1 to {_MOST}], are {list(codes.shape)}"
+                    f"voice {self.name}: codes must be [1 to {_MOST_CODEBOOKS}, 1 to {_MOST}], are "
+                    f"{list(codes.shape)}"
                 )
             object.__setattr__(self, "codes", codes)
             return
@@ -211,7 +213,12 @@ def _flat(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 
 def voice_from_sound(
-    codec: Codec[Any], pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
+    codec: Codec[Any],
+    pcm: npt.ArrayLike,
+    *,
+    name: str,
+    accept_faults: bool = False,
+    codebooks: int = _CODEBOOKS,
 ) -> Voice:
     """The voice of a recording of one speaker.
 
@@ -223,18 +230,13 @@ def voice_from_sound(
         pcm: sound [samples] of one channel at the codec's rate: floats in −1 … 1, int16 or int32.
         name: of the voice.
         accept_faults: also take a recording that clips or is noisy.
+        codebooks: of the codec's, that the model takes.
 
     Raises:
         ArgumentError: there is less than 1 s or more than 60 s of voice, or the recording clips or
             is noisy.
     """
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ArgumentError(f"name must be a voice's name, is {name!r}")
-    sound = samples(pcm)
-    if sound.ndim != 1:
-        raise ArgumentError(f"a voice is made of one channel [samples], this has {sound.shape}")
-    finite("sound", sound)
-    rate = codec.sample_rate
+    sound, rate = _one_channel(pcm, name), codec.sample_rate
     trimmed = _trimmed(sound, rate)
     seconds, (least, most) = len(trimmed) / rate, _SECONDS
     if not least <= seconds <= most:
@@ -249,11 +251,46 @@ def voice_from_sound(
         raise ArgumentError(f"voice {name}: the recording is too quiet; record it louder")
     gain = 10 ** ((LOUDNESS - level) / 20)
     leveled = (trimmed * gain).astype(np.float32)
-    padded = np.pad(leveled, (0, -len(leveled) % codec.frame_size))
+    return Voice(name, codes=_encoded(codec, leveled)[:codebooks])
+
+
+def voice_of_recording(codec: Codec[Any], pcm: npt.ArrayLike, *, name: str) -> Voice:
+    """The voice of a recording as it is, in all of the codec's codebooks.
+
+    Args:
+        codec: of the model.
+        pcm: sound [samples] of one channel at the codec's rate: floats in −1 … 1, int16 or int32.
+        name: of the voice.
+
+    Raises:
+        ArgumentError: there is no sound, or more than a voice can have.
+    """
+    sound, most = _one_channel(pcm, name), _MOST * codec.frame_size
+    if not 0 < len(sound) <= most:
+        raise ArgumentError(
+            f"voice {name}: a recording has up to {most / codec.sample_rate:.0f} s of sound, this "
+            f"one {len(sound) / codec.sample_rate:.1f} s"
+        )
+    return Voice(name, codes=_encoded(codec, sound))
+
+
+def _one_channel(pcm: npt.ArrayLike, name: str) -> Pcm:
+    """A recording, and the name of its voice, checked."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ArgumentError(f"name must be a voice's name, is {name!r}")
+    sound = samples(pcm)
+    if sound.ndim != 1:
+        raise ArgumentError(f"a voice is made of one channel [samples], this has {sound.shape}")
+    finite("sound", sound)
+    return sound
+
+
+def _encoded(codec: Codec[Any], pcm: Pcm) -> Codes:
+    """Codes [codebooks, frames] of a sound from its beginning."""
+    padded = np.pad(pcm, (0, -len(pcm) % codec.frame_size))
     state = codec.init_state()
     frames = padded.reshape(-1, codec.frame_size)
-    codes = [codec.encode_step(frame, state) for frame in frames]
-    return Voice(name, codes=np.concatenate(codes, axis=1)[:_CODEBOOKS])
+    return np.concatenate([codec.encode_step(frame, state) for frame in frames], axis=1)
 
 
 def recording_faults(pcm: Pcm, rate: float) -> list[str]:

@@ -43,7 +43,7 @@ class Model:
         config = checkpoint.config.lm
         own = cls.generated_streams(config)
         checkpoint.fitting(own)  # what doesn't fit shows before anything is read
-        chosen = checkpoint.choose_codec(codec, max(own, config.n_q - own))
+        chosen = checkpoint.choose_codec(codec, cls.codebooks(checkpoint.config))
         lm = checkpoint.load_lm(dtype, own)
         cls.amend(lm)
         return cls(checkpoint, lm, chosen)
@@ -56,6 +56,12 @@ class Model:
     def generated_streams(cls, config: LmConfig) -> int:
         """Audio streams that the model generates in use; those after them are given to it."""
         return config.dep_q
+
+    @classmethod
+    def codebooks(cls, config: ModelConfig) -> int:
+        """Of its codec, which serves both sides."""
+        own = cls.generated_streams(config.lm)
+        return max(own, config.lm.n_q - own)
 
     @property
     def name(self) -> str:
