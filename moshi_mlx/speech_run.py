@@ -155,7 +155,7 @@ class SpeechRun:
 
     def _null_mask(self, step: int) -> npt.NDArray[np.bool_]:
         """Streams that the null half doesn't read in a step: bool [B, 1 + n_q]."""
-        frames = np.array(self.prefix_frames)[:, None]
-        ends = self._delays + frames + self._delay
-        masked = (step > self._delays) & (step <= ends)
-        return np.concatenate([np.zeros((len(frames), 1), np.bool_), masked], axis=1)
+        delays = np.array(self._generator.lm.config.delays)
+        ends = delays + np.array(self.prefix_frames)[:, None] + self._delay
+        masked: npt.NDArray[np.bool_] = (step > delays) & (step <= ends)
+        return masked

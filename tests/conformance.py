@@ -1,7 +1,7 @@
 """Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
 
-A case folder holds `config.json`, one weights file and `expected.safetensors`. Prints a line a
-case; exits with 1 if any failed.
+A case folder holds `config.json`, one weights file and `expected.safetensors`; `machine.json` and
+`scripts.json` of speech models are cases too. Prints a line a case; exits with 1 if any failed.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
+from tests.conformance_speech import run_file, run_speech
 from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
@@ -163,7 +164,11 @@ def run_personaplex(folder: Path, expected: dict[str, np.ndarray]) -> dict[str, 
 
 def run_case(folder: Path) -> dict[str, float]:
     """Every quantity that the case's expectations name, with its largest difference."""
+    if folder.is_file():
+        return run_file(folder)
     lm, expected, given = load_case(folder)
+    if any(name.endswith(".logged") for name in expected):
+        return run_speech(folder, expected)
     result: dict[str, float] = {}
     if "forward.codes" in expected:
         result |= run_forward(lm, expected, given)

@@ -46,6 +46,8 @@ _CFG, _CONTROL, _CONTROLLED = "cfg", "control", "ok"
 _USUAL_CFG = 2.0
 _DROPPED = 2
 """Frames at a recording's end that are not given to a model: they are of its edge."""
+_USUAL_VOICE = 125
+"""Frames of a published voice: 10 s."""
 _TOP_K_TEXT, _TOP_K = 25, 250
 _SPEEDS = -2.0, 2.0
 _MOST_AT_ONCE = 64
@@ -63,6 +65,7 @@ class SpeakSettings:
     codebooks: to generate, of all that the model has; fewer are faster. None: all.
     guided_text: with two passes, guide the text too.
     guided_prefix: with two passes, let the second one hear the voice too.
+    without_cfg: leave out the condition by which a model of one pass is told the cfg.
     both_slots: give a single voice to the other speaker too.
     exact: know pauses in the makers' one spelling, and nothing else.
     paragraph_pause: seconds of pause at an empty line of a text; 0: none.
@@ -76,6 +79,7 @@ class SpeakSettings:
     codebooks: int | None = None
     guided_text: bool = False
     guided_prefix: bool = False
+    without_cfg: bool = False
     both_slots: bool = False
     exact: bool = False
     paragraph_pause: float = 0.0
@@ -85,7 +89,7 @@ class SpeakSettings:
             object.__setattr__(self, name, whole(name, getattr(self, name), 0, 10_000))
         real("padding_bonus", self.padding_bonus, -100, 100)
         real("paragraph_pause", self.paragraph_pause, 0, 60)
-        for name in ("guided_text", "guided_prefix", "both_slots", "exact"):
+        for name in ("guided_text", "guided_prefix", "without_cfg", "both_slots", "exact"):
             truth(name, getattr(self, name))
 
 
@@ -190,6 +194,15 @@ class Tts(Model):
     def _voices(self) -> SpeakerVoices:
         folder = self.checkpoint.folder
         return SpeakerVoices(self.name, folder, self.config.model_id, self._speaker_dim)
+
+    @cached_property
+    def _voice_frames(self) -> int:
+        """Length of a voice, which a slot without one has too."""
+        for name in self.voices():
+            voice = self.voice(name)
+            if isinstance(voice, SpeakerVoice):
+                return len(voice.latents)
+        return _USUAL_VOICE
 
     @property
     def _speaker_dim(self) -> int | None:
@@ -384,7 +397,8 @@ class Tts(Model):
                         "second pass would be the first one"
                     )
         if config.conditioners:
-            distilled = None if _CFG not in config.conditioners else self._cfg_condition(wanted)
+            told = _CFG in config.conditioners and not settings.without_cfg
+            distilled = self._cfg_condition(wanted) if told else None
             values = self._conditions(given, distilled, settings)
         return _Plan(settings, values, prefixes, guidance)
 
@@ -466,7 +480,9 @@ class Tts(Model):
         lengths = sorted({len(each) for row in rows for each in row})
         if len(lengths) > 1:
             raise ArgumentError(f"all voices must have the same length: these have {lengths}")
-        spoken = [_slots(row, slots) if row else None for row in rows]
+        length = lengths[0] if lengths else self._voice_frames
+        dim = conditioners[LATENTS].dim
+        spoken = [_slots(row, slots, length, dim) for row in rows]
         return [fixed | {LATENTS: voices} for voices in spoken]
 
     def _run_generator(self, plan: _Plan, batch: int, drawing: Mapping[str, Any]) -> Generator:
@@ -607,9 +623,8 @@ def _tts_of(config: ModelConfig, where: str | Path) -> TtsConfig:
 
 
 @mlx_work
-def _slots(voices: Sequence[mx.array], slots: int) -> Masked:
-    """Voices [L, dim] in the first of so many slots, the others masked."""
-    length, dim = voices[0].shape
+def _slots(voices: Sequence[mx.array], slots: int, length: int, dim: int) -> Masked:
+    """Voices [length, dim] in the first of so many slots, the others masked."""
     empty = [mx.zeros((length, dim))] * (slots - len(voices))
     mask = np.arange(slots * length) < len(voices) * length
     filled = Masked(mx.concatenate([*voices, *empty]), mx.array(mask))
