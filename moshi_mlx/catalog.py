@@ -200,3 +200,41 @@ def suggestion(name: str) -> str:
         close = difflib.get_close_matches(wanted, names(), n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}A model is one of {', '.join(names())}, a folder, or org/repo on the hub."
+
+
+# ------------------------------------------------------------------------- published voices
+
+VOICE_REPOSITORY = "kyutai/tts-voices"
+"""On the hub: recordings, and beside each what a text-to-speech model reads of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceFolder:
+    """A folder of VOICE_REPOSITORY.
+
+    name: its path; the voices in it are called NAME/FILE.wav.
+    about: whose voices they are.
+    licence: of its files, by the repository's card.
+    """
+
+    name: str
+    about: str
+    licence: str
+
+
+VOICE_FOLDERS = (
+    VoiceFolder("alba-mackenna", "characters of one voice actor", "CC BY 4.0"),
+    VoiceFolder("cml-tts/fr", "French, of the CML-TTS dataset", "CC BY 4.0"),
+    VoiceFolder("ears", "107 speakers of the EARS dataset", "CC BY-NC 4.0"),
+    VoiceFolder("expresso", "acted conversations of the Expresso dataset", "CC BY-NC 4.0"),
+    VoiceFolder("unmute-prod-website", "of the demonstration at unmute.sh", "see its card"),
+    VoiceFolder("vctk", "speakers of the VCTK dataset", "CC BY 4.0"),
+    VoiceFolder("voice-donations", "228 volunteers", "CC0"),
+    VoiceFolder("voice-zero", "readers of LibriVox", "CC0"),
+)
+
+
+def voice_licence(name: str) -> str:
+    """The licence of a published voice, by the folder in its name."""
+    folder = next((f for f in VOICE_FOLDERS if name.startswith(f"{f.name}/")), None)
+    return "see its folder's card" if folder is None else folder.licence

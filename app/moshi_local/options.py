@@ -16,6 +16,7 @@ __all__ = [
     "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
+    "SpeakingFlags",
     "TranslationFlags",
 ]
 
@@ -99,6 +100,20 @@ class TranslationFlags:
 
     quality: str = "very_good"
     cfg: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingFlags:
+    """What only speech from text has.
+
+    speed: from −2, slower, to 2, faster.
+    cfg: how closely to keep to the voice; None is the model's own.
+    normalize: write numbers, units and abbreviations out before they are spoken.
+    """
+
+    speed: float = 0.0
+    cfg: float | None = None
+    normalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)
