@@ -1,7 +1,7 @@
 """What is to be spoken: text, turns and breaks → entries of tokens with the pauses after them.
 
-The rules are those of Kyutai's TTS; beyond them, breaks may be spelt in every usual way, and scripts
-may be written as lines "A: …" or as JSON. Knows nothing of models and sound.
+The rules are those of Kyutai's TTS. Beyond them, breaks may be spelt in every usual way, and
+scripts may be written as lines "A: …" or as JSON. Knows nothing of models and sound.
 """
 
 import json
