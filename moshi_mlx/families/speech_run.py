@@ -47,7 +47,7 @@ class SpeechRun:
         self.prefixes = [empty] * len(self.machines) if prefixes is None else list(prefixes)
         if any(len(prefix) != streams for prefix in self.prefixes):
             raise ArgumentError(f"a prefix must have {streams} codebooks, as the model makes")
-        self.prefix_frames = [prefix.shape[1] for prefix in self.prefixes]
+        self.prefix_frames: list[int] = [prefix.shape[1] for prefix in self.prefixes]
         self._guide_prefix = guide_prefix
         config = generator.lm.config
         self._delays = np.array(config.delays[1 : 1 + streams])
@@ -58,7 +58,8 @@ class SpeechRun:
     @property
     def steps(self) -> int:
         """Made so far."""
-        return self._generator.steps
+        made: int = self._generator.steps
+        return made
 
     @property
     def done(self) -> bool:
@@ -78,7 +79,7 @@ class SpeechRun:
     def frame(self) -> int:
         """The number of the frame that the last step completed."""
         latest: int = max(self._generator.lm.config.delays)
-        return int(self.steps) - 1 - latest
+        return self.steps - 1 - latest
 
     def first_sound(self, row: int) -> int:
         """The number of the first frame that is heard of a text."""
