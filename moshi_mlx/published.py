@@ -25,6 +25,7 @@ from .config import (
     SamplingDefaults,
     SeanetConfig,
     TransformerConfig,
+    TtsConfig,
 )
 from .errors import ConfigError, shown
 
@@ -93,6 +94,7 @@ MOST_CONTEXT = 100_000
 MOST_DELAY = 10_000
 """Frames, 13 minutes."""
 _MOST_OF_SEANET = 10_000
+_MOST_AHEAD, _MOST_SPEAKERS = 100, 100
 
 
 class _Fields:
@@ -377,6 +379,8 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
         return SamplingDefaults()
     table = fields.table("lm_gen_config")
     values: dict[str, Any] = {}
+    if "text_temp" in table.left and "temp_text" not in table.left:  # as speaking models spell it
+        table.left["temp_text"] = table.take("text_temp")
     for name in SamplingDefaults.__dataclass_fields__:
         if name not in table.left:
             continue
@@ -387,6 +391,21 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
             raise table.fail(name, f"must be a number from 0, is {shown(value)}")
         values[name] = value
     return SamplingDefaults(**values)
+
+
+def _read_tts(fields: _Fields) -> TtsConfig | None:
+    """`tts_config`."""
+    if fields.none("tts_config"):
+        return None
+    table = fields.table("tts_config")
+    config = TtsConfig(
+        audio_delay=table.number("audio_delay", most=MOST_DELAY),
+        second_stream_ahead=table.whole("second_stream_ahead", 0, least=0, most=_MOST_AHEAD),
+        multistream=table.flag("multistream", False),
+        max_speakers=table.whole("max_speakers", 5, most=_MOST_SPEAKERS),
+    )
+    table.finish()
+    return config
 
 
 def read_lora_scaling(data: Mapping[str, Any], where: str) -> float:
@@ -488,6 +507,7 @@ def read_config(
         model_type=model_type,
         sampling=_read_sampling(around),
         lora=lora,
+        tts=_read_tts(around),
         quantization=quantization,
         raw=raw if model else {**PRESETS[preset], **raw},
     )
