@@ -105,6 +105,22 @@ def _hibiki(
     )
 
 
+def _tts(
+    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+) -> Entry:
+    return Entry(
+        name=f"tts-{size}",
+        about=f"speech from text, {' and '.join(languages)}",
+        family="tts",
+        precision="bf16",
+        nbytes=nbytes + _MIMI_AND_TOKENIZER,
+        licence="CC-BY 4.0",
+        repository=f"kyutai/{repository}",
+        languages=languages,
+        aliases=aliases,
+    )
+
+
 _PERSONAPLEX_BYTES: dict[PrecisionName, int] = {
     "bf16": 16_742_874_000, "q8": 8_168_645_376, "q4": 4_805_385_728
 }  # fmt: skip
@@ -152,6 +168,9 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC-SA 4.0",
         ("fr", "es", "pt", "de"),
     ),
+    # Weights of the first: computed from their shapes; of the second: by its name.
+    _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
 )
 """All of them, the bundled ones first."""
 

@@ -18,12 +18,12 @@ from typing import Annotated, Any, BinaryIO, Protocol
 
 import numpy as np
 import typer
-from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from rich.console import Console
 
 from moshi_mlx import ArgumentError, Model, Word, __version__
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.errors import counted
+from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
