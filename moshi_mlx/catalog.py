@@ -108,10 +108,9 @@ def _hibiki(
 def _tts(
     size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
 ) -> Entry:
-    """Speech from text; `nbytes` of the weights are computed from their shapes."""
     return Entry(
         name=f"tts-{size}",
-        about="speech from text",
+        about=f"speech from text, {' and '.join(languages)}",
         family="tts",
         precision="bf16",
         nbytes=nbytes + _MIMI_AND_TOKENIZER,
@@ -169,8 +168,9 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC-SA 4.0",
         ("fr", "es", "pt", "de"),
     ),
-    _tts("1.6b", "tts-1.6b-en_fr", 3_700_000_000, ("en", "fr"), "tts"),
-    _tts("0.75b", "tts-0.75b-en-public", 1_900_000_000, ("en",)),
+    # Weights of the first: computed from their shapes; of the second: by its name.
+    _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
 )
 """All of them, the bundled ones first."""
 

@@ -241,21 +241,13 @@ class SamplingDefaults:
 
 
 @dataclass(frozen=True)
-class LoraConfig:
-    """`lora_rank` and `lora_scaling` of a low-rank adapter: W + scaling · B·A."""
-
-    rank: int = 128
-    scaling: float = 2.0
-
-
-@dataclass(frozen=True)
 class TtsConfig:
-    """`tts_config`: how a text-to-speech model lays speech beside its text.
+    """`tts_config`: how a text-to-speech model writes.
 
-    audio_delay: seconds from a text token to its sound.
+    audio_delay: seconds by which the sound is behind the text.
     second_stream_ahead: words by which the second text stream is ahead; 0: there is none.
-    multistream: two speakers in two halves of the codebooks, each with a codec stream of its own.
-    max_speakers: voices that it can be given at once.
+    multistream: the second speaker has the second half of the codebooks.
+    max_speakers: voices that the model can be given.
     """
 
     audio_delay: float
@@ -263,20 +255,13 @@ class TtsConfig:
     multistream: bool = False
     max_speakers: int = 5
 
-    def delay_steps(self, frame_rate: float) -> int:
-        """The delay in whole frames, cut off as the reference does: 1.28 s are 16."""
-        return int(self.audio_delay * frame_rate)
-
 
 @dataclass(frozen=True)
-class ModelId:
-    """`model_id`: what files made for a model, such as voices, say they are for."""
+class LoraConfig:
+    """`lora_rank` and `lora_scaling` of a low-rank adapter: W + scaling · B·A."""
 
-    sig: str
-    epoch: int
-
-    def __str__(self) -> str:
-        return f"{self.sig}@{self.epoch}"
+    rank: int = 128
+    scaling: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -286,8 +271,7 @@ class ModelConfig:
     lm: LmConfig
     model_type: str = "moshi"
     sampling: SamplingDefaults = SamplingDefaults()
-    tts: TtsConfig | None = None
-    model_id: ModelId | None = None
     lora: LoraConfig | None = None
+    tts: TtsConfig | None = None
     quantization: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)

@@ -13,7 +13,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from .arguments import callable_or_none, finite, integers, on_host, real, seed_of, whole
+from .arguments import callable_or_none, finite, integers, on_host, seed_of, whole
 from .arrays import Tokens
 from .backend import compile_by_default, kv_bits_problem, on_gpu
 from .conditions import Condition
@@ -96,7 +96,6 @@ class Generator:
         null_conditions: with guidance, what it moves away from, in place of no conditions.
         compiled: let MLX fuse what a frame computes; the numbers are the same. On a GPU if None.
         kv_bits: quantize the temporal transformer's keys and values to 8 or 4 bits; None: no.
-        padding_bonus: added to the logit of the text's padding token before it is drawn.
 
     Raises:
         ArgumentError: an argument has an impossible value.
@@ -118,7 +117,6 @@ class Generator:
         null_conditions: Sequence[Mapping[str, Condition]] | None = None,
         compiled: bool | None = None,
         kv_bits: int | None = None,
-        padding_bonus: float = 0.0,
     ) -> None:
         config = lm.config
         self._turn = Exclusive("generator")
@@ -151,8 +149,7 @@ class Generator:
             raise ArgumentError("this model has no conditioners")
         self._stepped = prepared(lm, given)
         compiled = compile_by_default() if compiled is None else compiled
-        bonus = real("padding_bonus", padding_bonus, -1000, 1000)
-        self._kind = StepKind(text, audio, self.generated, guidance, compiled, bonus)
+        self._kind = StepKind(text, audio, self.generated, guidance, compiled)
         self._cache = lm.transformer.make_cache(bits=kv_bits)
         self._rows = batch if guidance is None else 2 * batch
         self._dtype = lm.out_norm.weight.dtype
@@ -316,7 +313,6 @@ class Generator:
         self,
         frames: npt.ArrayLike,
         embeddings: npt.ArrayLike | None = None,
-        *,
         null_mask: npt.ArrayLike | None = None,
     ) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.
@@ -331,7 +327,8 @@ class Generator:
                 `steps` + T − 1; −1 for none.
             embeddings: floats [B, n, dim], n < T: what the first n steps read, as `Lm.embed` gives
                 it, in place of what is in the frames. None: the frames say it all.
-            null_mask: as `step` has it, for each step: bool [1 + n_q, T − 1], or [B, …, …].
+            null_mask: with guidance, streams that the null half reads as none, bool
+                [B, 1 + n_q, T − 1], step by step.
 
         Returns:
             Text logits [B, T − 1, text_card] of these steps; 2B with guidance.
@@ -350,7 +347,6 @@ class Generator:
         integers("frames' text", known[:, 0], ZERO_TOKEN, self.lm.config.text_limit - 1)
         integers("frames' codes", known[:, 1:], ZERO_TOKEN, config.card - 1)
         replaced = self._embeddings(embeddings, known.shape[2] - 1)
-        null = self._null_mask(null_mask, (known.shape[2] - 1,))
         delays = np.array(config.delays)[: 1 + self.generated]
         if self.steps and delays.max() > 1:
             raise ArgumentError("a model with longer delays can only be prefilled at the beginning")
@@ -359,6 +355,7 @@ class Generator:
             raise ArgumentError("after `keep`, frames must fit into the rest of the context")
         known = known.astype(np.int32)
         start, length = self.steps, known.shape[2]
+        masks = self._null_masks(null_mask, length - 1)
 
         def written(position: int) -> Tokens:
             """Text and codes of a position, −2 where these frames don't say them."""
@@ -373,7 +370,7 @@ class Generator:
         reads = []
         for t in range(length - 1):
             self._ring.hear(known[:, own.stop :, t])
-            reads.append(self._reads(None if null is None else null[..., t]))
+            reads.append(self._reads(masks[t]))
             tokens = written(start + t + 1)
             if self._text.guarded or self._audio.guarded:
                 self._recent.append(tokens)
@@ -553,10 +550,8 @@ class Generator:
         finite("embeddings", given)
         return mx.array(np.concatenate([given] * (self._rows // self.batch)))
 
-    def _null_mask(
-        self, mask: npt.ArrayLike | None, steps: tuple[int, ...] = ()
-    ) -> npt.NDArray[np.bool_] | None:
-        """As bool [B, 1 + n_q, *steps], checked."""
+    def _null_mask(self, mask: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
+        """As bool [B, 1 + n_q], checked."""
         if mask is None:
             return None
         if self.guidance is None:
@@ -564,7 +559,20 @@ class Generator:
         given = on_host("null_mask", mask)
         if given.dtype != np.bool_:
             raise ArgumentError(f"null_mask must be bool, is {given.dtype}")
-        return _spread("null_mask", given, (self.batch, 1 + self.lm.config.n_q, *steps))
+        return _spread("null_mask", given, (self.batch, 1 + self.lm.config.n_q))
+
+    def _null_masks(
+        self, masks: npt.ArrayLike | None, steps: int
+    ) -> list[npt.NDArray[np.bool_] | None]:
+        """Of the steps of a `prefill`, each as `_null_mask` has it."""
+        if masks is None:
+            return [None] * steps
+        given = on_host("null_mask", masks)
+        shape = (self.batch, 1 + self.lm.config.n_q, steps)
+        return [
+            self._null_mask(mask)
+            for mask in np.moveaxis(_whole_shape("null_mask", given, shape), 2, 0)
+        ]
 
     def _reads(self, null_mask: npt.NDArray[np.bool_] | None) -> Tokens:
         """What the model reads in this step; with guidance, then what the null half reads."""

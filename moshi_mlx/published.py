@@ -19,7 +19,6 @@ from .config import (
     LoraConfig,
     MimiConfig,
     ModelConfig,
-    ModelId,
     Norm,
     Positions,
     QuantizerConfig,
@@ -95,9 +94,7 @@ MOST_CONTEXT = 100_000
 MOST_DELAY = 10_000
 """Frames, 13 minutes."""
 _MOST_OF_SEANET = 10_000
-_MOST_AUDIO_DELAY = 60.0  # seconds
-_MOST_AHEAD = 1000  # words
-_MOST_SPEAKERS = 1000
+_MOST_AHEAD, _MOST_SPEAKERS = 100, 100
 
 
 class _Fields:
@@ -381,9 +378,9 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
     if fields.none("lm_gen_config"):
         return SamplingDefaults()
     table = fields.table("lm_gen_config")
-    if "text_temp" in table.left:  # as text-to-speech models spell it
-        table.left.setdefault("temp_text", table.left["text_temp"])
     values: dict[str, Any] = {}
+    if "text_temp" in table.left and "temp_text" not in table.left:  # as speaking models spell it
+        table.left["temp_text"] = table.take("text_temp")
     for name in SamplingDefaults.__dataclass_fields__:
         if name not in table.left:
             continue
@@ -397,32 +394,18 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
 
 
 def _read_tts(fields: _Fields) -> TtsConfig | None:
-    """`tts_config`; an extra there may change what is computed, so none passes."""
+    """`tts_config`."""
     if fields.none("tts_config"):
         return None
     table = fields.table("tts_config")
-    base = TtsConfig(table.number("audio_delay", most=_MOST_AUDIO_DELAY))
-    ahead, most = "second_stream_ahead", _MOST_AHEAD
-    tts = replace(
-        base,
-        second_stream_ahead=table.whole(ahead, base.second_stream_ahead, least=0, most=most),
-        multistream=table.flag("multistream", base.multistream),
-        max_speakers=table.whole("max_speakers", base.max_speakers, most=_MOST_SPEAKERS),
+    config = TtsConfig(
+        audio_delay=table.number("audio_delay", most=MOST_DELAY),
+        second_stream_ahead=table.whole("second_stream_ahead", 0, least=0, most=_MOST_AHEAD),
+        multistream=table.flag("multistream", False),
+        max_speakers=table.whole("max_speakers", 5, most=_MOST_SPEAKERS),
     )
     table.finish()
-    return tts
-
-
-def _read_model_id(fields: _Fields) -> ModelId | None:
-    """`model_id`, of models whose voices are made for one of them alone."""
-    found = fields.left.get("model_id")
-    if not isinstance(found, dict) or not {"sig", "epoch"} <= found.keys():
-        return None
-    table = fields.table("model_id")
-    sig, epoch = table.take("sig"), table.whole("epoch", least=0)
-    if not isinstance(sig, str) or not sig.isalnum():
-        raise table.fail("sig", f"must be letters and digits, is {shown(sig)}")
-    return ModelId(sig, epoch)
+    return config
 
 
 def read_lora_scaling(data: Mapping[str, Any], where: str) -> float:
@@ -523,9 +506,8 @@ def read_config(
         lm=lm,
         model_type=model_type,
         sampling=_read_sampling(around),
-        tts=_read_tts(around),
-        model_id=_read_model_id(around),
         lora=lora,
+        tts=_read_tts(around),
         quantization=quantization,
         raw=raw if model else {**PRESETS[preset], **raw},
     )

@@ -86,7 +86,6 @@ class StepKind(NamedTuple):
     """What the functions of a step depend on, beside the model.
 
     compiled: let MLX fuse what has fixed shapes; the numbers are the same.
-    padding_bonus: added to the logit of text padding.
     """
 
     text: Sampling
@@ -94,7 +93,6 @@ class StepKind(NamedTuple):
     generated: int
     guidance: Guidance | None
     compiled: bool
-    padding_bonus: float = 0.0
 
 
 class Stepped(NamedTuple):
@@ -366,8 +364,6 @@ class _Parts:
         kind = self._kind
         if kind.guidance is not None:
             logits = kind.guidance.guided_text(logits)
-        if kind.padding_bonus:
-            logits = logits.at[:, self._lm.config.text_padding_id].add(kind.padding_bonus)
         if kind.text.guarded:
             logits = penalized(logits, guards[0], kind.text.repetition_penalty)
         drawn = draw(logits, None if uniform is None else uniform[0, ...], kind.text)

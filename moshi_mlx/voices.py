@@ -70,8 +70,8 @@ class Voice:
             good = codes.ndim == 2 and 1 <= len(codes) <= _MOST_CODEBOOKS
             if not good or not 1 <= codes.shape[1] <= _MOST:
                 raise ArgumentError(
-                    f"voice {self.name}: codes must be [1 to {_MOST_CODEBOOKS}, 1 to {_MOST}], are "
-                    f"{list(codes.shape)}"
+                    f"voice {self.name}: codes must be [1 to {_MOST_CODEBOOKS}, 1 to {_MOST}], "
+                    f"are {list(codes.shape)}"
                 )
             object.__setattr__(self, "codes", codes)
             return
@@ -230,13 +230,19 @@ def voice_from_sound(
         pcm: sound [samples] of one channel at the codec's rate: floats in −1 … 1, int16 or int32.
         name: of the voice.
         accept_faults: also take a recording that clips or is noisy.
-        codebooks: of the codec's, that the model takes.
+        codebooks: that the model needs.
 
     Raises:
         ArgumentError: there is less than 1 s or more than 60 s of voice, or the recording clips or
             is noisy.
     """
-    sound, rate = _one_channel(pcm, name), codec.sample_rate
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise ArgumentError(f"name must be a voice's name, is {name!r}")
+    sound = samples(pcm)
+    if sound.ndim != 1:
+        raise ArgumentError(f"a voice is made of one channel [samples], this has {sound.shape}")
+    finite("sound", sound)
+    rate = codec.sample_rate
     trimmed = _trimmed(sound, rate)
     seconds, (least, most) = len(trimmed) / rate, _SECONDS
     if not least <= seconds <= most:
@@ -251,46 +257,11 @@ def voice_from_sound(
         raise ArgumentError(f"voice {name}: the recording is too quiet; record it louder")
     gain = 10 ** ((LOUDNESS - level) / 20)
     leveled = (trimmed * gain).astype(np.float32)
-    return Voice(name, codes=_encoded(codec, leveled)[:codebooks])
-
-
-def voice_of_recording(codec: Codec[Any], pcm: npt.ArrayLike, *, name: str) -> Voice:
-    """The voice of a recording as it is, in all of the codec's codebooks.
-
-    Args:
-        codec: of the model.
-        pcm: sound [samples] of one channel at the codec's rate: floats in −1 … 1, int16 or int32.
-        name: of the voice.
-
-    Raises:
-        ArgumentError: there is no sound, or more than a voice can have.
-    """
-    sound, most = _one_channel(pcm, name), _MOST * codec.frame_size
-    if not 0 < len(sound) <= most:
-        raise ArgumentError(
-            f"voice {name}: a recording has up to {most / codec.sample_rate:.0f} s of sound, this "
-            f"one {len(sound) / codec.sample_rate:.1f} s"
-        )
-    return Voice(name, codes=_encoded(codec, sound))
-
-
-def _one_channel(pcm: npt.ArrayLike, name: str) -> Pcm:
-    """A recording, and the name of its voice, checked."""
-    if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise ArgumentError(f"name must be a voice's name, is {name!r}")
-    sound = samples(pcm)
-    if sound.ndim != 1:
-        raise ArgumentError(f"a voice is made of one channel [samples], this has {sound.shape}")
-    finite("sound", sound)
-    return sound
-
-
-def _encoded(codec: Codec[Any], pcm: Pcm) -> Codes:
-    """Codes [codebooks, frames] of a sound from its beginning."""
-    padded = np.pad(pcm, (0, -len(pcm) % codec.frame_size))
+    padded = np.pad(leveled, (0, -len(leveled) % codec.frame_size))
     state = codec.init_state()
     frames = padded.reshape(-1, codec.frame_size)
-    return np.concatenate([codec.encode_step(frame, state) for frame in frames], axis=1)
+    codes = [codec.encode_step(frame, state) for frame in frames]
+    return Voice(name, codes=np.concatenate(codes, axis=1)[:codebooks])
 
 
 def recording_faults(pcm: Pcm, rate: float) -> list[str]:

@@ -1,285 +1,233 @@
-"""What the cases of text-to-speech models have: runs, traces of the machine, scripts."""
+"""Text-to-speech cases against the reference: scripts, machines, conditions and whole runs."""
 
-import json
-from collections.abc import Mapping
+from collections import deque
+from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
-import numpy.typing as npt
 
-from moshi_mlx import Sampling, load
-from moshi_mlx.arrays import Tokens
-from moshi_mlx.conditions import Masked
-from moshi_mlx.errors import ArgumentError
-from moshi_mlx.families.speak import SpeakSettings, Tts
+from moshi_mlx import ArgumentError, load
+from moshi_mlx.families.speak import Pacing, Tts
+from moshi_mlx.families.speaker_voices import TENSOR
+from moshi_mlx.families.speech_machine import SpeechMachine
+from moshi_mlx.families.speech_run import SpeechRun
+from moshi_mlx.families.speech_script import Entry, ScriptReader, entries_of
 from moshi_mlx.files import read_json
-from moshi_mlx.generate import Generator, Step
-from moshi_mlx.speech_machine import Entry, SpeechMachine
-from moshi_mlx.speech_script import ScriptReader
+from moshi_mlx.sampling import Sampling
+from moshi_mlx.sounds import open_sound
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.voices import Voice
 
-GREEDY = Sampling(temperature=0)
-STEPS_PER_SECOND = 12.5
+PADDING = 3
+FRAMES = 6  # of sound that are compared
 
 
-class Recorded(Generator):
-    """A generator that keeps what it reads, draws and writes."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        self.reads: list[Tokens] = []
-        self.logged: list[Tokens] = []
-        self.logits: list[npt.NDArray[np.float32]] = []
-        self.frames: list[Tokens | None] = []
-        super().__init__(*args, **kwargs)
-        made.append(self)
-
-    def _reads(self, *args: Any) -> Tokens:
-        found = super()._reads(*args)
-        self.reads.append(found)
-        return found
-
-    def step(self, *args: Any, **kwargs: Any) -> Step:
-        hook = kwargs.pop("on_text")
-
-        def on_text(drawn: Tokens) -> Tokens:
-            forced: Tokens = hook(drawn)
-            self.logged.append(np.stack([drawn, forced], axis=1))
-            return forced
-
-        step = super().step(*args, on_text=on_text, **kwargs)
-        self.frames.append(step.frame)
-        self.logits.append(np.array(step.text_logits))
-        return step
+def entry(given: dict[str, Any]) -> Entry:
+    return Entry(given["text"], tuple(given["tokens"]), given["padding"])
 
 
-made: list[Recorded] = []
-
-
-def load_model(folder: Path) -> Tts:
-    """The case's model in float32."""
-    model = load(folder, verb="speak", dtype=mx.float32, codec="mlx")
-    assert isinstance(model, Tts)
-    return model
-
-
-def settings_of(run: Mapping[str, Any], dep_q: int) -> SpeakSettings:
-    """Of a run; in the makers' spelling of pauses alone."""
-    return SpeakSettings(
-        max_padding=run["max_padding"],
-        initial_padding=run["initial_padding"],
-        final_padding=run["final_padding"],
-        padding_between=run["padding_between"],
-        padding_bonus=run["padding_bonus"],
-        codebooks=None if run["n_q"] == dep_q else run["n_q"],
-        guided_text=not run["cfg_is_no_text"],
-        guided_prefix=not run["cfg_is_no_prefix"],
-        without_cfg=run["cfg_condition"] is None,
-        exact=True,
-    )
-
-
-def run_speech(folder: Path, expected: Mapping[str, Any]) -> dict[str, float]:
-    """All runs of a case: tokens and times as counts of those that differ, else the difference."""
-    facts = read_json(folder / "runs.json")
-    model = load_model(folder)
-    result = conditions(model, facts["forward"], expected)
-    for run in facts["runs"]:
-        result |= one_run(model, run, expected)
-    return result
-
-
-def conditions(
-    model: Tts, names: Mapping[str, Any], expected: Mapping[str, Any]
-) -> dict[str, float]:
-    """The teacher-forced pass and its conditions, where the model has some."""
-    lm, given = model.lm, None
-    if lm.config.conditioners:
-        values = [
-            {
-                "speaker_wavs": Masked(
-                    mx.array(expected[f"forward.speaker_wavs.{b}"]),
-                    mx.array(expected[f"forward.speaker_mask.{b}"]),
-                )
-            }
-            | {name: names[name][b] for name in ("control", "cfg")}
-            for b in (0, 1)
-        ]
-        given = lm.condition_provider(values)
-    output = lm.forward(mx.array(expected["forward.codes"]), given)
-    masks = np.array(output.masks)
-    result = {
-        "forward.mask": float((masks[:, 1:] != expected["forward.mask"]).sum()),
-        "forward.text_mask": float((masks[:, :1] != expected["forward.text_mask"]).sum()),
-    }
-    for name, ours in (("text_logits", output.text_logits), ("logits", output.audio_logits)):
-        there = expected["forward.text_mask" if name == "text_logits" else "forward.mask"]
-        off = np.abs(np.array(ours) - expected[f"forward.{name}"])
-        result[f"forward.{name}"] = float(np.where(there[..., None], off, 0).max())
-    for name in ("sum", "cross") if given is not None else ():
-        off = np.abs(np.array(getattr(given, name)) - expected[f"forward.condition_{name}"])
-        # Held to 1e-5, where `passes` allows logits 1e-3.
-        result[f"forward.condition_{name} logits"] = 100 * float(off.max())
-    return result
-
-
-def one_run(
-    model: Tts, run: Mapping[str, Any], expected: Mapping[str, npt.NDArray[Any]]
-) -> dict[str, float]:
-    """A run through `speak_batch`; what it speaks, through `speak` too."""
-    name, items = run["name"], len(run["script"])
-    settings = settings_of(run, model.lm.config.dep_q)
-    cfg = run["cfg_condition"]
-    if "cfg" not in model.lm.config.conditioners:
-        cfg = run["cfg_coef"]
-    voices: list[Any] = [None] * items
-    if "prefixes" in run:
-        voices = [f"{voice}.wav" for voice in run["prefixes"]]
-    elif "voices" in run:
-        voices = [None if v == ["none"] else [f"{n}.wav" for n in v] for v in run["voices"]]
-    speaking = {"cfg": cfg, "settings": settings, "text": GREEDY, "audio": GREEDY}
-    made.clear()
-    with patch("moshi_mlx.families.speak.Generator", Recorded):
-        speeches = model.speak_batch(run["script"], voices=voices, **speaking)
-    (generator,) = made
-    result = {
-        f"{name}.{what}": value
-        for what, value in (
-            ("steps", float(generator.steps != run["steps"])),
-            ("delay_steps", float(model.delay_steps != run["delay_steps"])),
-            ("inputs", wrong(np.stack(generator.reads, axis=2), expected[f"{name}.inputs"])),
-        )
-    }
-    before = run["steps"] - len(generator.logged)  # in one block, for a prefix
-    logged = np.stack(generator.logged, axis=1)
-    result[f"{name}.logged"] = wrong(logged, expected[f"{name}.logged"][:, before:])
-    frames = [frame for frame in generator.frames if frame is not None]
-    theirs = expected[f"{name}.frames"]
-    ours = np.stack(frames, axis=2)[:, : theirs.shape[1]]
-    result[f"{name}.frames"] = wrong(ours, theirs[:, :, theirs.shape[2] - ours.shape[2] :])
-    if f"{name}.text_logits" in expected:
-        logits = np.stack(generator.logits, axis=1)
-        off = logits - expected[f"{name}.text_logits"][:, before:]
-        result[f"{name}.text_logits"] = float(np.abs(off).max())
-    for b, speech in enumerate(speeches):
-        result |= item(model, run, b, speech, voices[b], expected)
-    single = run["script"][0], voices[0]
-    spoken = model.speak(single[0], voice=single[1], **speaking)
-    chunks = list(spoken)
-    pcm = np.concatenate([chunk.pcm for chunk in chunks])
-    # In a batch, the steps of longer scripts complete the last frames of shorter ones too.
-    result[f"{name}.streamed logits"] = float(np.abs(pcm - speeches[0].pcm[: len(pcm)]).max())
-    if f"{name}.pcm" not in expected or "prefixes" in run:
-        return result
-    sides = [chunk.sides or (chunk.pcm,) for chunk in chunks]
-    for side, part in enumerate(("pcm", "pcm_other")):
-        if f"{name}.{part}" in expected:
-            theirs = expected[f"{name}.{part}"][0]
-            ours = np.concatenate([each[side] for each in sides])[: len(theirs)]
-            clipped = np.clip(theirs, -1, 1) if len(sides[0]) == 1 else theirs
-            result[f"{name}.{part} logits"] = float(np.abs(ours - clipped).max())
-    return result
-
-
-def item(
-    model: Tts, run: Mapping[str, Any], b: int, speech: Any, voice: Any, expected: Mapping[str, Any]
-) -> dict[str, float]:
-    """What is expected of one script of a run."""
-    name = f"{run['name']}.{b}"
-    rate, prefix = model.frame_rate, 0
-    result: dict[str, float] = {}
-    if f"{run['name']}.prefix.{b}" in expected:
-        found = model.voice(voice)
-        assert isinstance(found, Voice)
-        assert found.codes is not None
-        theirs = expected[f"{run['name']}.prefix.{b}"][1:]
-        prefix = theirs.shape[1]
-        result[f"{name}.prefix"] = wrong(found.codes[:, :-2], theirs)
-        if f"{run['name']}.pcm" in expected:
-            pcm = expected[f"{run['name']}.pcm"][b]
-            frames = len(pcm) // model.frame_size
-            codec = model.codec
-            ours = model.worker.call(
-                lambda: codec.decode_step(theirs[:, :frames], codec.init_state())
-            )
-            result[f"{name}.pcm logits"] = float(np.abs(ours - pcm).max())
-    entries = [
-        {"text": e.text, "tokens": list(e.tokens), "padding": e.padding}
-        for e in model.entries(run["script"][b], settings_of(run, model.lm.config.dep_q))
-    ]
-    result[f"{name}.entries"] = float(entries != run["entries"][b])
-    steps = [round(word.start * rate) + prefix for word in speech.words]
-    words = [[word.text, step] for word, step in zip(speech.words, steps, strict=True) if word.text]
-    result[f"{name}.times"] = float(steps != run["consumption_times"][b])
-    result[f"{name}.words"] = float(words != run["transcripts"][b])
-    most = run["end_steps"][b] + run["final_padding"] - prefix
-    there = run["steps"] - max(model.lm.config.delays) - run["delay_steps"] - prefix
-    result[f"{name}.length"] = float(len(speech.pcm) != min(most, there) * model.frame_size)
-    return result
-
-
-def wrong(ours: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> float:
-    """How many tokens differ."""
-    return float((ours != theirs).sum()) if ours.shape == theirs.shape else np.inf
-
-
-def run_traces(cases: Any) -> dict[str, float]:
-    """Traces of the machine alone: how many of them differ."""
-    bad = 0
-    for case in cases:
+def run_machines(traces: list[dict[str, Any]]) -> dict[str, float]:
+    """Rows and results of all traces that differ."""
+    wrong = 0
+    for trace in traces:
         machine = SpeechMachine(
-            text_card=case["card"] - 1,
-            ahead=case["second_stream_ahead"],
-            max_padding=case["max_padding"],
-            initial_padding=case["initial_padding"],
+            trace["card"],
+            trace["second_stream_ahead"],
+            trace["max_padding"],
+            trace["initial_padding"],
+            entries=deque(map(entry, trace["entries"])),
         )
-        machine.add(Entry(e["text"], tuple(e["tokens"]), e["padding"]) for e in case["entries"])
-        machine.complete()
-        rows = []
-        for step, (drawn, *_) in enumerate(case["rows"]):
-            before = len(machine.taken)
-            forced = machine.step(drawn, step)
-            rows.append([drawn, forced, len(machine.taken) - before, *machine.state])
-        taken = machine.taken
-        bad += (
-            rows != case["rows"]
-            or machine.end_step != case["end_step"]
-            or [each.step for each in taken] != case["consumption_times"]
-            or [[t.entry.text, t.step] for t in taken if t.entry.tokens] != case["transcript"]
-        )
-    return {f"{len(cases)} traces": float(bad)}
+        for step, row in enumerate(trace["rows"]):
+            before = len(machine.begun)
+            token = machine.step(row[0], step)
+            counts = len(machine.main), len(machine.second), len(machine.entries)
+            popped = len(machine.begun) - before
+            wrong += [row[0], token, popped, machine.may, machine.must, *counts] != row
+        words = [[begun.text, begun.step] for begun in machine.begun if begun.text]
+        wrong += machine.end_step != trace["end_step"]
+        wrong += [begun.step for begun in machine.begun] != trace["consumption_times"]
+        wrong += words != trace["transcript"]
+    return {"machines": float(wrong)}
 
 
-def run_scripts(folder: Path, groups: Any) -> dict[str, float]:
-    """Scripts in the makers' spelling: how many give other entries."""
-    bad = count = 0
+def run_scripts(groups: list[dict[str, Any]], folder: Path) -> dict[str, float]:
+    """Scripts whose entries differ, read at once or letter by letter, or that should be refused."""
+    wrong = 0
     for group in groups:
-        tokenizer = TextTokenizer(folder / f"tokenizer-{group['tokenizer']}.model")
+        encode = TextTokenizer(folder / f"tokenizer-{group['tokenizer']}.model").encode
         for case in group["cases"]:
-            reader = ScriptReader(
-                tokenizer.encode,
-                speaker_tokens=case["multi_speaker"],
-                padding_between=case["padding_between"],
-                frame_rate=STEPS_PER_SECOND,
-                exact=True,
+            reader, slow = (
+                ScriptReader(
+                    encode,
+                    frame_rate=12.5,
+                    padding_between=case["padding_between"],
+                    speakers=case["multi_speaker"],
+                    exact=True,
+                )
+                for _ in range(2)
             )
-            count += 1
             try:
-                found = reader.turns(case["script"])
+                found = entries_of(reader, case["script"])
             except ArgumentError:
-                bad += "fails" not in case
+                wrong += "fails" not in case
                 continue
-            entries = [
-                {"text": e.text, "tokens": list(e.tokens), "padding": e.padding} for e in found
-            ]
-            bad += entries != case.get("entries")
-    return {f"{count} scripts": float(bad)}
+            letters: list[Entry] = []
+            for i, turn in enumerate(case["script"]):
+                slow.turn(i % 2)
+                for letter in turn:
+                    letters += slow.read(letter)
+                letters += slow.end()
+            wrong += "fails" in case or found != [*map(entry, case["entries"])] or found != letters
+    return {"scripts": float(wrong)}
 
 
-def run_file(path: Path) -> dict[str, float]:
-    """`machine.json` or `scripts.json`."""
-    cases = json.loads(path.read_text(encoding="utf-8"))
-    return run_traces(cases) if "rows" in cases[0] else run_scripts(path.parent, cases)
+def run_speech(folder: Path) -> dict[str, float]:
+    """All quantities of a case, with the largest difference or how many tokens are wrong."""
+    model = load(folder, verb="speak", codec="mlx", dtype=mx.float32)
+    assert isinstance(model, Tts)
+    loaded = mx.load(str(folder / "expected.safetensors"))
+    assert isinstance(loaded, dict)
+    expected = {name: np.array(array) for name, array in loaded.items()}
+    about = read_json(folder / "runs.json")
+    result = run_conditions(model, expected, about["forward"])
+    for run in about["runs"]:
+        result |= run_one(model, run, expected, folder)
+    return result
+
+
+def run_conditions(
+    model: Tts, expected: dict[str, np.ndarray], given: dict[str, Any]
+) -> dict[str, float]:
+    """The teacher-forced pass, with its conditions."""
+    from moshi_mlx.conditions import Condition, Masked
+    from tests.conformance import run_forward
+
+    values: list[dict[str, Condition]] = []
+    for row in range(2):
+        each: dict[str, Condition] = {name: names[row] for name, names in given.items()}
+        if f"forward.speaker_wavs.{row}" in expected:
+            wavs = mx.array(expected[f"forward.speaker_wavs.{row}"])
+            mask = mx.array(expected[f"forward.speaker_mask.{row}"])
+            each[TENSOR] = Masked(wavs, mask)
+        values.append(each)
+    conditions = None
+    result: dict[str, float] = {}
+    if model.lm.config.conditioners:
+        conditions = model.lm.condition_provider(values)
+        for name, ours in (("sum", conditions.sum), ("cross", conditions.cross)):
+            theirs = expected[f"forward.condition_{name}"]
+            result[f"forward.condition_{name}"] = float(np.abs(np.array(ours) - theirs).max())
+    return result | run_forward(model.lm, expected, values if conditions else None)
+
+
+def run_one(
+    model: Tts, run: dict[str, Any], expected: dict[str, np.ndarray], folder: Path
+) -> dict[str, float]:
+    """One run: a line of numbers."""
+    name, scripts = run["name"], run["script"]
+    pacing = Pacing(
+        run["max_padding"], run["initial_padding"], run["final_padding"], run["padding_between"]
+    )
+    made = [model.machine(pacing, exact=True) for _ in scripts]
+    wrong = 0
+    for (machine, reader), script, entries in zip(made, scripts, run["entries"], strict=True):
+        machine.add(entries_of(reader, script))
+        wrong += [*machine.entries] != [*map(entry, entries)]
+    machines = [machine for machine, _ in made]
+    voices = voices_of(model, run, folder)
+    greedy = Sampling(temperature=0)
+    text = Sampling(temperature=0, bonus=(PADDING, run["padding_bonus"]))
+    factor = run["cfg_condition"] if model.takes_voice_files else run["cfg_coef"]
+    ours = model.worker.call(
+        lambda: model.run(
+            machines,
+            voices,
+            cfg=factor,
+            guide_text=not run["cfg_is_no_text"],
+            guide_prefix=not run["cfg_is_no_prefix"],
+            text=text,
+            audio=greedy,
+            pacing=pacing,
+            codebooks=run["n_q"],
+        )
+    )
+    return compared(model, ours, run, expected, wrong, name)
+
+
+def voices_of(model: Tts, run: dict[str, Any], folder: Path) -> list[list[Any]]:
+    """Of each text."""
+    if "prefixes" in run:
+        return [[spoken(model, folder / "voices" / f"{name}.wav")] for name in run["prefixes"]]
+    return [
+        [None if name == "none" else model.voice(name) for name in names] for names in run["voices"]
+    ]
+
+
+def spoken(model: Tts, path: Path) -> Voice:
+    """A recording as it is, without what makes a voice of one's own good."""
+    pcm = open_sound(path).read(model.sample_rate).mean(axis=0)
+    pcm = np.pad(pcm, (0, -len(pcm) % model.frame_size))
+
+    def codes() -> np.ndarray:
+        return np.array(model.mimi.encode(mx.array(pcm[None, None])))[0]
+
+    return Voice(path.stem, codes=model.worker.call(codes)[: model.lm.config.n_q])
+
+
+def compared(
+    model: Tts,
+    ours: SpeechRun,
+    run: dict[str, Any],
+    expected: dict[str, np.ndarray],
+    wrong: int,
+    name: str,
+) -> dict[str, float]:
+    machines = ours.machines
+    written: list[list[int]] = []
+    frames, logits = [], []
+    while not ours.done:
+        step = model.worker.call(ours.step)
+        written.append(step.written[:, 0].tolist())
+        logits.append(np.array(step.text_logits))
+        if step.frame is not None:
+            frames.append(step.frame)
+    wrong += ours.steps != run["steps"]
+    wrong += [machine.end_step for machine in machines] != run["end_steps"]
+    begun = [[begun.step for begun in machine.begun] for machine in machines]
+    wrong += begun != run["consumption_times"]
+    words = [[[b.text, b.step] for b in machine.begun if b.text] for machine in machines]
+    wrong += words != run["transcripts"]
+    logged = expected[f"{name}.logged"]
+    skipped = logged.shape[1] - len(written)
+    forced = np.array(written).T
+    theirs = expected[f"{name}.frames"]
+    found = np.stack(frames, axis=2)
+    result = {
+        f"{name}.facts": float(wrong),
+        f"{name}.forced": float((forced != logged[:, skipped:, 1]).sum()),
+    }
+    theirs = theirs[:, :, theirs.shape[2] - found.shape[2] :]
+    if ours.unused:  # their streams are drawn, ours are not
+        kept = [k for k in range(found.shape[1]) if k - 1 not in ours.unused]
+        found, theirs = found[:, kept], theirs[:, kept]
+    same = found.shape == theirs.shape
+    result[f"{name}.frames"] = float((found != theirs).sum()) if same else np.inf
+    for part, side in (("pcm", 0), ("pcm_other", 1)):
+        if f"{name}.{part}" in expected:
+            whole = expected[f"{name}.frames"][0, 1:, ours.delay : ours.delay + FRAMES]
+            codes = np.split(whole, 2)[side] if model.tts.multistream else whole
+            sound = model.worker.call(partial(decoded, model, codes))
+            result[f"{name}.{part}"] = float(np.abs(sound - expected[f"{name}.{part}"][0]).max())
+    if f"{name}.text_logits" in expected:
+        wanted = expected[f"{name}.text_logits"][:, skipped:]
+        result[f"{name}.text_logits"] = float(np.abs(np.stack(logits, axis=1) - wanted).max())
+    return result
+
+
+def decoded(model: Tts, codes: np.ndarray) -> np.ndarray:
+    """Sound of frames, one after the other."""
+    codec: Any = model.codec
+    state = codec.init_state()
+    return np.concatenate([codec.decode_step(frame[:, None], state) for frame in codes.T])

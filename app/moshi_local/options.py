@@ -108,11 +108,13 @@ class SpeakingFlags:
 
     speed: from −2, slower, to 2, faster.
     cfg: how closely to keep to the voice; None is the model's own.
+    codebooks: of the sound; None is all of them.
     normalize: write numbers, units and abbreviations out before they are spoken.
     """
 
     speed: float = 0.0
     cfg: float | None = None
+    codebooks: int | None = None
     normalize: bool = False
 
 

@@ -109,7 +109,7 @@ def read_persona(persona: str) -> str:
     """
     if not persona.startswith("@"):
         return persona
-    return text_in(local_path(persona[1:]), f"--persona {persona}", LARGEST_PERSONA)
+    return text_in(local_path(persona[1:]), LARGEST_PERSONA, f"--persona {persona}")
 
 
 def told(persona: str | None, voice: Voice | None, opening: Opening, keep: bool) -> Iterator[str]:

@@ -16,12 +16,14 @@ from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Protocol
 
+import numpy as np
 import typer
 from rich.console import Console
 
 from moshi_mlx import ArgumentError, Model, Word, __version__
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.errors import counted
+from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
@@ -41,7 +43,7 @@ from .whole_words import WholeWords
 
 __all__ = ["SpeakingOptions", "speak", "speak_command"]
 
-STDIN = STDOUT_SOUND = Path("-")
+_STEPS_A_SECOND = 12.5
 LARGEST_TEXT = 20_000_000
 """Bytes of a file: some hundred hours of speech."""
 
@@ -103,18 +105,16 @@ def speak(options: SpeakingOptions) -> None:
     playback: Playback | None = None
     text: str | Arriving
     if options.text == "-":
+        if sys.stdin is None:
+            raise ArgumentError("there is no standard input to read a text from")
         text = Arriving(
             sys.stdin.fileno(),
             "standard input",
             waits=lambda: playback.settle() if playback else None,
-            comes=lambda: playback.expect() if playback else None,
         )
-    elif path is not None:
-        text = text_in(path, str(path), LARGEST_TEXT)
-    elif not options.text.strip():
-        raise ArgumentError("there is no text to speak: give a TEXT, a FILE, or - for stdin")
     else:
-        text = options.text
+        text = options.text if path is None else text_in(path, LARGEST_TEXT)
+        check_script(text)
     if options.target is None:
         choose_device("output", options.sound.output)
     model, verdict = load_model(options.model, notes, options.kv_bits, "speak")
@@ -147,6 +147,17 @@ def speak(options: SpeakingOptions) -> None:
         notes.print(line, markup=False, soft_wrap=True)
 
 
+def check_script(text: str) -> None:
+    """Whether there is something to say, before a model is loaded.
+
+    Raises:
+        ArgumentError: there is no word, or a turn or a break makes no sense.
+    """
+    reader = ScriptReader(lambda word: [len(word)], frame_rate=_STEPS_A_SECOND)
+    if not any(entry.text for entry in entries_of(reader, turns_of(text))):
+        raise ArgumentError("the text has no word to speak")
+
+
 def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
     """The files that the voices may name, which need not be there."""
     for voice in options.voices:
@@ -155,7 +166,7 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
 
 
 def _stream(
-    model: Model, options: SpeakingOptions, text: str | Arriving, kv_bits: int | None
+    model: Model, options: SpeakingOptions, text: str | Iterable[str], kv_bits: int | None
 ) -> Any:
     """The model's speech, which is made as it is taken."""
     flags = options.flags
@@ -164,10 +175,12 @@ def _stream(
         voice=list(options.voices) or None,
         cfg=flags.cfg,
         speed=flags.speed,
+        codebooks=flags.codebooks,
         seed=options.seed,
         text=options.sampling.text(model.text_sampling),
         audio=options.sampling.audio(model.audio_sampling),
         kv_bits=kv_bits,
+        voices_folder=own_voices(),
     )
 
 
@@ -186,6 +199,7 @@ class _Made:
         self.first: float | None = None
         """Seconds from the text to the first sound that was made."""
         self.took = 0.0
+        """Seconds of work."""
         self.began = time.monotonic()
         self._rate, self._sink, self._arriving = rate, sink, arriving
 
@@ -196,17 +210,35 @@ class _Made:
 
     def take(self, stream: Iterable[Any]) -> None:
         """All of it, as it comes. Raises MoshiError."""
-        for chunk in stream:
-            if self.first is None and len(chunk.pcm):
+        for chunk in self._timed(stream):
+            pcm = _mixed(chunk.pcm)
+            if self.first is None and len(pcm):
                 arriving = self._arriving
                 if arriving is not None and arriving.first_at is not None:
                     self.began = arriving.first_at
                 self.first = time.monotonic() - self.began
             self.words += chunk.words
-            self.samples += len(chunk.pcm)
-            self._sink.write(chunk.pcm, chunk.words)
-        self.took = time.monotonic() - self.began
+            self.samples += len(pcm)
+            self._sink.write(pcm, chunk.words)
         self._sink.finish()
+
+    def _timed(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """The same; the time that it takes counts, but not that of waiting for text."""
+        chunks, ended, arriving = iter(stream), object(), self._arriving
+        while True:
+            began, waited = time.monotonic(), arriving.waited if arriving else 0.0
+            chunk = next(chunks, ended)
+            waited = arriving.waited - waited if arriving else 0.0
+            self.took += time.monotonic() - began - waited
+            if chunk is ended:
+                return
+            yield chunk
+
+
+def _mixed(pcm: Any) -> Pcm:
+    """One channel, [samples], also where a model keeps two speakers apart."""
+    mixed: Pcm = pcm if pcm.ndim == 1 else np.clip(pcm.sum(axis=1), -1.0, 1.0)
+    return mixed
 
 
 # ------------------------------------------------------------------------ where speech goes
@@ -347,6 +379,7 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
         "seed": options.seed,
         "speed": options.flags.speed,
         "cfg": options.flags.cfg,
+        "codebooks": options.flags.codebooks,
     }
 
 
@@ -418,6 +451,16 @@ def speak_command(
             rich_help_panel=SPEECH,
         ),
     ] = None,
+    codebooks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make the sound of this many codebooks; fewer are faster, and sound worse.",
+            show_default="all",
+            rich_help_panel=SPEECH,
+        ),
+    ] = None,
     normalize: Annotated[
         bool,
         typer.Option(
@@ -471,7 +514,7 @@ def speak_command(
                 canonical(model or a.default_of("speak")), codec, lora, float16, force
             ),
             voices=tuple(voice or ()),
-            flags=SpeakingFlags(speed, cfg, normalize),
+            flags=SpeakingFlags(speed, cfg, codebooks, normalize),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             kv_bits=kv_bits,

@@ -37,28 +37,26 @@ def file_of(argument: str) -> Path | None:
         return None
 
 
-def text_in(path: Path, option: str, most: int) -> str:
+def text_in(path: Path, most: int, option: str = "") -> str:
     """A file's text, without the blanks at its ends.
 
     Args:
         path: of the file: UTF-8, with or without a byte order mark.
-        option: that names it, for messages: "--persona @FILE".
         most: bytes that it may have.
+        option: that names it, for messages: "--persona @FILE".
 
     Raises:
         ArgumentError: it is missing, too large, or has no text; names it.
     """
+    where = f"{option}: " if option else ""
+    the_file = "the file" if option else str(path)
     try:
         with path.open("rb") as file:
             data = file.read(most + 1)
     except OSError as error:
-        raise ArgumentError(
-            f"{option}: {path} cannot be read: {error.strerror or error}"
-        ) from error
+        raise ArgumentError(f"{where}{path} cannot be read: {error.strerror or error}") from error
     if len(data) > most:
-        raise ArgumentError(
-            f"{option}: the file has more than {most // 1000} kB, which is too much"
-        )
+        raise ArgumentError(f"{where}{the_file} has more than {most // 1000} kB, which is too much")
     try:
         text = data.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
@@ -66,9 +64,9 @@ def text_in(path: Path, option: str, most: int) -> str:
     if "\0" in text:
         what = what_is(path)
         told = what if what not in (None, TEXT_FILE, "JSON") else "not text in UTF-8"
-        raise ArgumentError(f"{option}: the file is {told}: give a text file")
+        raise ArgumentError(f"{where}{the_file} is {told}: give a text file")
     if not text:
-        raise ArgumentError(f"{option}: the file has no text")
+        raise ArgumentError(f"{where}{the_file} has no text")
     return text
 
 
@@ -79,7 +77,6 @@ class Arriving:
         descriptor: is read until it ends; not closed.
         name: for messages.
         waits: is called before each wait for more.
-        comes: is called when something has come.
     """
 
     def __init__(
@@ -88,14 +85,15 @@ class Arriving:
         name: str,
         *,
         waits: Callable[[], None] = lambda: None,
-        comes: Callable[[], None] = lambda: None,
     ) -> None:
         self.ended = False
         """Whether all of it has come."""
         self.first_at: float | None = None
         """When the first of it came (seconds, monotonic)."""
+        self.waited = 0.0
+        """Seconds in which more of it was waited for."""
         self._descriptor, self._name = descriptor, name
-        self._waits, self._comes = waits, comes
+        self._waits = waits
 
     def __iter__(self) -> Iterator[str]:
         """The pieces, none of them empty.
@@ -108,10 +106,11 @@ class Arriving:
         data, blank = b"\0", True
         while data:
             self._waits()
+            began = time.monotonic()
             data = os.read(self._descriptor, _PIECE_BYTES)
-            self.ended = not data
-            self.first_at = self.first_at or time.monotonic()
-            self._comes()
+            now = time.monotonic()
+            self.ended, self.waited = not data, self.waited + now - began
+            self.first_at = self.first_at or now
             try:
                 text = decoder.decode(data, final=not data)
             except UnicodeDecodeError:

@@ -49,6 +49,12 @@ class Model:
         return cls(checkpoint, lm, chosen)
 
     @classmethod
+    def codebooks(cls, config: ModelConfig) -> int:
+        """Of the codec, as the model needs them."""
+        own = cls.generated_streams(config.lm)
+        return max(own, config.lm.n_q - own)
+
+    @classmethod
     def amend(cls, lm: Lm) -> None:
         """What the family changes in the values that were read; nothing."""
 
@@ -56,12 +62,6 @@ class Model:
     def generated_streams(cls, config: LmConfig) -> int:
         """Audio streams that the model generates in use; those after them are given to it."""
         return config.dep_q
-
-    @classmethod
-    def codebooks(cls, config: ModelConfig) -> int:
-        """Of its codec, which serves both sides."""
-        own = cls.generated_streams(config.lm)
-        return max(own, config.lm.n_q - own)
 
     @property
     def name(self) -> str:

@@ -1,10 +1,11 @@
-"""Text-to-speech models: a script and voices in, sound and the times of its words out.
+"""Text-to-speech models: Kyutai's TTS, which speaks a text while it is still being written.
 
-Joins the parts: a script becomes entries, a machine gives them to the model, the run its codes, and
-the codec sound. Knows how voices and guidance reach these models.
+A model asks for words one by one; its sound is some frames behind. Some take a voice's file, some
+go on from a recording.
 """
 
-from collections.abc import AsyncIterable, Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,93 +15,209 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import real, truth, whole
-from ..arrays import Codes, Pcm
+from ..arguments import real, whole
+from ..arrays import Codes, Pcm, Tokens
 from ..checkpoint import Checkpoint
-from ..codec import Codec, CodecName
-from ..conditions import Condition, Masked
+from ..closing import Closing
+from ..codec import CodecName
+from ..conditions import Condition
 from ..config import ModelConfig, TtsConfig
-from ..errors import ArgumentError, ConfigError, shown
+from ..errors import ArgumentError, ConfigError, SessionError, VerbError, shown
 from ..generate import Generator
 from ..guidance import Guidance
-from ..lm import Lm
+from ..hub import local_path
 from ..sampling import Sampling
-from ..script_formats import turns_of
 from ..speech import Speech
-from ..speech_machine import Entry, SpeechMachine
-from ..speech_run import SpeechRun
-from ..speech_script import ScriptReader
-from ..speech_sound import Decode, SpeechSound, SpokenChunk
-from ..speech_stream import Pieces, SpeechStream, Wants
-from ..threads import mlx_work
-from ..voices import Voice, voice_from_sound
+from ..text import Word
+from ..voices import Voice, load_voice, voice_from_sound
 from .model import Model
-from .speaker_voices import LATENTS, SpeakerVoice, SpeakerVoices
-from .unused_codebooks import without_codebooks
+from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
+from .speech_machine import SpeechMachine
+from .speech_run import SpeechRun
+from .speech_script import ScriptReader, turns_of
 
-OneVoice = SpeakerVoice | Voice | str | Path
-Script = str | Sequence[str] | Pieces
-"""A text, turns of two speakers, or pieces of a text that arrive."""
+VoiceLike = str | Path | SpeakerVoice | Voice
+Text = str | Sequence[str] | Iterable[str]
 
-_CFG, _CONTROL, _CONTROLLED = "cfg", "control", "ok"
-_USUAL_CFG = 2.0
-_DROPPED = 2
-"""Frames at a recording's end that are not given to a model: they are of its edge."""
-_USUAL_VOICE = 125
-"""Frames of a published voice: 10 s."""
-_TOP_K_TEXT, _TOP_K = 25, 250
-_SPEEDS = -2.0, 2.0
-_MOST_AT_ONCE = 64
+_TOP_K_TEXT, _TOP_K, _TEMPERATURE = 25, 250, 0.6
+_CFG = 2.0
+_PREFIX_CUT = 2  # frames at the end of a recording that are not used
+_PADDING = 3
 
 
-@dataclass(frozen=True)
-class SpeakSettings:
-    """How a script is spoken, in the terms of the models' makers, whose values these are.
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How a text is spread over the steps, as the reference calls it.
 
-    max_padding: steps without a word after which the next one begins by force.
+    max_padding: steps that may pass before a word must begin.
     initial_padding: steps before the first word.
-    final_padding: steps after the last one.
-    padding_between: steps after each word, beyond those of its pieces; 0: none at all.
-    padding_bonus: added to the logit of padding: more speaks slower; −2 to 2 are useful.
-    codebooks: to generate, of all that the model has; fewer are faster. None: all.
-    guided_text: with two passes, guide the text too.
-    guided_prefix: with two passes, let the second one hear the voice too.
-    without_cfg: leave out the condition by which a model of one pass is told the cfg.
-    both_slots: give a single voice to the other speaker too.
-    exact: know pauses in the makers' one spelling, and nothing else.
-    paragraph_pause: seconds of pause at an empty line of a text; 0: none.
+    final_padding: steps after the last.
+    padding_between: steps that a word's last token has at least, if it is not 0.
     """
 
     max_padding: int = 8
     initial_padding: int = 2
     final_padding: int = 4
     padding_between: int = 1
-    padding_bonus: float = 0.0
-    codebooks: int | None = None
-    guided_text: bool = False
-    guided_prefix: bool = False
-    without_cfg: bool = False
-    both_slots: bool = False
-    exact: bool = False
-    paragraph_pause: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("max_padding", "initial_padding", "final_padding", "padding_between"):
             object.__setattr__(self, name, whole(name, getattr(self, name), 0, 10_000))
-        real("padding_bonus", self.padding_bonus, -100, 100)
-        real("paragraph_pause", self.paragraph_pause, 0, 60)
-        for name in ("guided_text", "guided_prefix", "without_cfg", "both_slots", "exact"):
-            truth(name, getattr(self, name))
 
 
-@dataclass(frozen=True)
-class _Plan:
-    """All that speaking takes beside scripts, of each item of a batch."""
+@dataclass(frozen=True, slots=True)
+class SpokenChunk:
+    """A piece of speech.
 
-    settings: SpeakSettings
-    conditions: list[Mapping[str, Condition]] | None
-    prefixes: list[Codes | None]
-    guidance: Guidance | None
+    pcm: float32 [samples] in −1 … 1; of two speakers [samples, 2] where the model keeps them apart.
+    words: those whose beginning and end are known by now, with their times in seconds from the
+        first sample of all. Their sound may still be to come.
+    """
+
+    pcm: Pcm
+    words: tuple[Word, ...]
+
+
+class SpeechStream(Closing):
+    """Speech while it is made; made by `Tts.speak`. An iterator, sync or async, of `SpokenChunk`.
+
+    Nothing is made before it is asked for.
+
+    first_sound_seconds: from the first request to the first sound, once that is there.
+    """
+
+    def __init__(
+        self,
+        model: "Tts",
+        text: Iterator[str] | None,
+        reader: ScriptReader,
+        make: Callable[[], SpeechRun],
+    ) -> None:
+        self._model, self._text, self._reader = model, text, reader
+        self._run = model.worker.call(make)
+        self._machine = self._run.machines[0]
+        self._sound = _Sound(model, self._run)
+        self._told = 0  # words that have been told
+        self._closed = False
+        self._began: float | None = None
+        self.first_sound_seconds: float | None = None
+
+    def __iter__(self) -> Iterator[SpokenChunk]:
+        return self
+
+    def __next__(self) -> SpokenChunk:
+        """The next piece. Waits for text where that arrives.
+
+        Raises:
+            ArgumentError: something in the text makes no sense.
+            SessionError: the stream is closed.
+        """
+        if self._closed:
+            raise SessionError("this speech is closed: ask for it again")
+        if self._began is None:
+            self._began = time.monotonic()
+        while not self._run.done:
+            while not self._run.ready:
+                self._read()
+            pcm = self._model.worker.call(self._step)
+            if pcm is not None:
+                if self.first_sound_seconds is None:
+                    self.first_sound_seconds = time.monotonic() - self._began
+                return SpokenChunk(pcm, self._words())
+        words = self._words()
+        if words:
+            return SpokenChunk(self._sound.nothing, words)
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[SpokenChunk]:
+        return self._async()
+
+    async def _async(self) -> AsyncIterator[SpokenChunk]:
+        import asyncio
+
+        ended = object()
+        while (chunk := await asyncio.to_thread(next, self, ended)) is not ended:
+            assert isinstance(chunk, SpokenChunk)
+            yield chunk
+
+    def all(self) -> Speech:
+        """All that is left, as one."""
+        chunks = [*self]
+        sound = [self._sound.nothing, *(chunk.pcm for chunk in chunks)]
+        words = tuple(word for chunk in chunks for word in chunk.words)
+        return Speech(np.concatenate(sound), words, self._model.sample_rate)
+
+    def close(self) -> None:
+        """Lets go of it. May be called again, from anywhere."""
+        self._closed = True
+
+    def _read(self) -> None:
+        """More text, or the end of it."""
+        piece = None if self._text is None else next(self._text, None)
+        if piece is None:
+            self._machine.add(self._reader.end())
+            self._machine.ended = True
+        elif isinstance(piece, str):
+            self._machine.add(self._reader.read(piece))
+        else:
+            raise ArgumentError(f"text must come in pieces of text, not {shown(piece)}")
+
+    def _step(self) -> Pcm | None:
+        return self._sound.of(self._run.step().frame)
+
+    def _words(self) -> tuple[Word, ...]:
+        """Words whose end has been found since the last call: where what follows them begins."""
+        begun, rate = self._machine.begun, self._model.frame_rate
+        known = len(begun) - (self._machine.end_step is None)
+        found = []
+        for i in range(self._told, known):
+            last = i + 1 == len(begun)
+            end = self._machine.end_step if last else begun[i + 1].step
+            assert end is not None
+            if begun[i].text:
+                start = begun[i].step - self._run.prefix_frames[0]
+                end -= self._run.prefix_frames[0]
+                found.append(Word(begun[i].text, start / rate, end / rate))
+        self._told = max(self._told, known)
+        return tuple(found)
+
+
+class _Sound:
+    """Frames of a run's one text → sound, the prefix's and what comes before it left out."""
+
+    def __init__(self, model: "Tts", run: SpeechRun) -> None:
+        codec: Any = model.codec
+        self._codec, self._run = codec, run
+        self._sides = 2 if model.tts.multistream else 1
+        self._states: list[Any] = []
+        self.nothing = np.zeros((0,) if self._sides == 1 else (0, 2), np.float32)
+
+    def of(self, frame: Tokens | None) -> Pcm | None:
+        """Of the next frame, int32 [1, 1 + streams]; None while there is none to be heard."""
+        if frame is None:
+            return None
+        number = self._run.frame
+        if number < self._run.delay:
+            return None
+        if not self._states:
+            self._states = [self._codec.init_state() for _ in range(self._sides)]
+            before = self._run.prefixes[0][:, : number - self._run.delay]
+            if before.shape[1]:  # its steps were made at once
+                self._decode(before)
+        sides = self._decode(frame[0, 1:, None])
+        if number < self._run.first_sound(0):
+            return None
+        sound = sides[0] if self._sides == 1 else np.stack(sides, axis=1)
+        clipped: Pcm = np.clip(sound, -1.0, 1.0)
+        return clipped
+
+    def _decode(self, codes: Codes) -> list[Pcm]:
+        """Codes [streams, frames] → sound of each side, float32 [samples]."""
+        sides = np.split(codes, self._sides)
+        if self._sides == 2:  # with fewer codebooks than the model has, there are none at the end
+            sides = [side[(side >= 0).all(axis=1)] for side in sides]
+        pairs = zip(sides, self._states, strict=True)
+        return [self._codec.decode_step(side, state) for side, state in pairs]
 
 
 class Tts(Model):
@@ -110,58 +227,96 @@ class Tts(Model):
     def from_checkpoint(
         cls, checkpoint: Checkpoint, *, codec: CodecName = "auto", dtype: mx.Dtype | None = None
     ) -> "Tts":
-        _tts_of(checkpoint.config, checkpoint.files.config or checkpoint.name)
+        if checkpoint.config.tts is None:
+            raise ConfigError(
+                f"{checkpoint.files.config}: field 'tts_config' is missing: a text-to-speech "
+                "model needs its audio_delay"
+            )
         return super().from_checkpoint(checkpoint, codec=codec, dtype=dtype)
 
     @classmethod
     def codebooks(cls, config: ModelConfig) -> int:
-        tts = config.tts
-        return config.lm.dep_q // (2 if tts is not None and tts.multistream else 1)
+        """Each speaker has a codec's stream where the model keeps them apart."""
+        apart = config.tts is not None and config.tts.multistream
+        return config.lm.n_q // 2 if apart else config.lm.n_q
 
     @property
     def tts(self) -> TtsConfig:
-        """What its config.json says of speech."""
-        return _tts_of(self.config, self.name)
+        """How it writes."""
+        assert self.config.tts is not None
+        return self.config.tts
+
+    @property
+    def takes_voice_files(self) -> bool:
+        """Whether a voice is a file that it attends to; else speech that it goes on from."""
+        return TENSOR in self.lm.config.conditioners
 
     @property
     def delay_steps(self) -> int:
-        """Frames from a text token to its sound."""
-        return self.tts.delay_steps(self.frame_rate)
+        """Steps by which the sound is behind the text."""
+        return int(self.tts.audio_delay * self.frame_rate)
 
     @property
     def text_sampling(self) -> Sampling:
-        return Sampling(self.config.sampling.temp_text, top_k=_TOP_K_TEXT)
+        return self._drawn(_TOP_K_TEXT, "temp_text")
 
     @property
     def audio_sampling(self) -> Sampling:
-        return Sampling(self.config.sampling.temp, top_k=_TOP_K)
+        return self._drawn(_TOP_K, "temp")
 
-    # ------------------------------------------------------------------------------ voices
+    def _drawn(self, top_k: int, name: str) -> Sampling:
+        """As the makers draw it: top-k is not in the file."""
+        given = self.config.raw.get("lm_gen_config") or {}
+        has = any(field in given for field in (name, "text_temp" if "text" in name else name))
+        temperature = getattr(self.config.sampling, name) if has else _TEMPERATURE
+        return Sampling(temperature=temperature, top_k=top_k)
 
-    def voices(self, *, folder: Path | None = None) -> list[str]:
-        """Names of the voices that are beside the model, and in `folder`."""
-        return self._voices.names(folder)
+    # ---------------------------------------------------------------------------- voices
+
+    @cached_property
+    def speaker_voices(self) -> SpeakerVoices:
+        """Where its voices are, if they are files that it attends to."""
+        about = self.config.raw.get("model_id") or {}
+        signature = f"{about.get('sig')}@{about.get('epoch')}"
+        conditioner = self.lm.config.conditioners[TENSOR]
+        return SpeakerVoices(self.checkpoint.folder, signature, conditioner.dim)
+
+    def voices(self, folder: Path | None = None) -> list[str]:
+        """Names of the voices that are here; others may be published."""
+        return self.speaker_voices.names(folder) if self.takes_voice_files else []
 
     def voice(
-        self, name: OneVoice, *, folder: Path | None = None, offline: bool = False
+        self, name: VoiceLike, *, folder: Path | None = None, offline: bool = False
     ) -> SpeakerVoice | Voice:
         """A voice by its name or file.
 
         Args:
-            name: one of `voices`, a file, "hf://org/repo/path", or the name of a published one,
-                which is fetched if it is not here.
-            folder: one with further voices; the model's own come first.
-            offline: look only at what is here.
+            name: as `SpeakerVoices.find` takes it; for a model that goes on from speech, a file
+                that `Voice.save` wrote, or its name in `folder`.
+            folder: one with further voices.
+            offline: never use the network.
 
         Raises:
-            ArgumentError: there is none of that name; names those that come near.
-            CheckpointError: the file is missing, damaged, no voice, or another model's.
-            HubError: it cannot be fetched.
+            ArgumentError: there is no such voice, or it is of another model.
+            CheckpointError: its file is damaged.
         """
         if isinstance(name, SpeakerVoice | Voice):
+            if isinstance(name, SpeakerVoice) != self.takes_voice_files:
+                raise ArgumentError(f"the voice {name.name} is of another kind of model")
             return name
-        find = self._voices.find
-        return self.worker.call(lambda: find(name, self.codec, folder=folder, offline=offline))
+        if not isinstance(name, str | Path) or not str(name):
+            raise ArgumentError(f"voice must be a name, a file or a voice, is {shown(name)}")
+        if self.takes_voice_files:
+            return self.speaker_voices.find(name, folder, offline=offline)
+        paths = [local_path(name)]
+        paths += [] if folder is None else [folder / f"{name}.safetensors"]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise ArgumentError(
+                f"there is no voice {shown(str(name))}: this model goes on from a recording, "
+                "which `moshi-local voices add` makes a voice of"
+            )
+        return load_voice(found)
 
     def voice_from_sound(
         self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
@@ -175,463 +330,240 @@ class Tts(Model):
             accept_faults: also take a recording that clips or is noisy.
 
         Raises:
-            ArgumentError: the model takes published voices only, or the recording is too short, too
-                long, clips, or is noisy.
+            VerbError: the model takes voices from files alone.
+            ArgumentError: there is too little or too much speech, or it clips or is noisy.
         """
-        if self._speaker_dim is not None:
-            raise ArgumentError(
-                f"{self.name} takes voices that its makers published: what makes one of a "
-                "recording is not public; tts-0.75b takes recordings"
+        if self.takes_voice_files:
+            raise VerbError(
+                f"{self.name} takes published voices alone: what encodes a recording for it is not "
+                "public"
             )
-        n_q = self.lm.config.n_q
+        count = self.lm.config.n_q
         return self.worker.call(
             lambda: voice_from_sound(
-                self.codec, pcm, name=name, accept_faults=accept_faults, codebooks=n_q
+                self.codec, pcm, name=name, accept_faults=accept_faults, codebooks=count
             )
         )
 
-    @cached_property
-    def _voices(self) -> SpeakerVoices:
-        folder = self.checkpoint.folder
-        return SpeakerVoices(self.name, folder, self.config.model_id, self._speaker_dim)
-
-    @cached_property
-    def _voice_frames(self) -> int:
-        """Length of a voice, which a slot without one has too."""
-        for name in self.voices():
-            voice = self.voice(name)
-            if isinstance(voice, SpeakerVoice):
-                return len(voice.latents)
-        return _USUAL_VOICE
-
-    @property
-    def _speaker_dim(self) -> int | None:
-        """Channels of a voice that is cross-attended; None: voices are heard as codes."""
-        conditioner = self.lm.config.conditioners.get(LATENTS)
-        return None if conditioner is None else conditioner.dim
-
-    # ---------------------------------------------------------------------------- speaking
+    # ---------------------------------------------------------------------------- speech
 
     def speak(
         self,
-        script: Script,
+        script: Text,
         *,
-        voice: OneVoice | Sequence[OneVoice] | None = None,
+        voice: VoiceLike | Sequence[VoiceLike] | None = None,
         cfg: float | None = None,
         speed: float = 0.0,
         seed: int = 0,
         text: Sampling | None = None,
         audio: Sampling | None = None,
-        settings: SpeakSettings | None = None,
-        voices_folder: Path | None = None,
+        pacing: Pacing | None = None,
+        codebooks: int | None = None,
+        exact: bool = False,
         kv_bits: int | None = None,
-        offline: bool = False,
+        voices_folder: Path | None = None,
     ) -> SpeechStream:
-        """Speaks a script of any length: a stream of sound and of words with their times.
+        """Speaks a text, while it is made.
 
         Args:
-            script: a text, in which lines that begin with "A:" and "B:" are two speakers, or a
-                script in JSON; a list of turns, of the two speakers one after the other, spoken
-                exactly as the models' makers do; or an iterator, also an asynchronous one, of
-                pieces of a text, cut anywhere, which is spoken as it arrives.
-            voice: as `voice` takes it, or two of these, the second one for the other speaker; None:
-                the model's choice.
-            cfg: how closely to keep to the voice, 1 is not at all; the makers' choice if None. Some
-                models know a few values only; for others, all but 1 is twice the work.
-            speed: from −2, slower, to 2, faster.
-            seed: the same seed and script give the same speech.
-            text: how text is drawn; the model's own way if None.
-            audio: how codes are drawn; the model's own way if None.
-            settings: all else.
-            voices_folder: where voices are looked for, beside the model's own.
+            script: a text; lines "A: …" and "B: …" or JSON for two speakers; a list of turns, the
+                first speaker's first; or an iterator of pieces of one speaker's text, which is
+                spoken as it arrives, from the first three words on.
+            voice: one voice, or one for each speaker; None: the model's choice.
+            cfg: how closely to keep to the voice. Some models know a few values alone; others take
+                twice the work. The makers' 2 if None, where there is a voice.
+            speed: −2 (slow) … 2 (fast): less or more is paused between words.
+            seed: the same seed and text give the same speech.
+            text: how it is drawn where pauses end; the makers' way if None.
+            audio: how codes are drawn; the makers' way if None.
+            pacing: the makers' if None.
+            codebooks: of the sound, fewer are faster and worse; all if None.
+            exact: breaks in the reference's one spelling alone.
             kv_bits: quantize keys and values to 8 or 4 bits; None: as they are computed.
-            offline: fetch no voice.
+            voices_folder: one with further voices.
 
         Raises:
-            ArgumentError: an argument has an impossible value, a pause is none, or there is no such
-                voice.
-            CheckpointError: a voice's file is missing, damaged, or another model's.
-            HubError: a voice cannot be fetched.
+            ArgumentError: an argument has an impossible value, or the model takes no such voice.
+            CheckpointError: a voice's file is damaged.
         """
-        entries, pieces = self._script(script)
-        plan = self._plan([voice], cfg, speed, settings, voices_folder, offline)
-        reader = self._reader(plan.settings)
-        known = None if entries is None else [reader.turns(entries)]
-        if isinstance(script, str) and entries is None:
-            known = [reader.add(script) + reader.finish()]
-        drawing = {"seed": seed, "text": text, "audio": audio, "kv_bits": kv_bits}
-        generator = self.worker.call(lambda: self._run_generator(plan, 1, drawing))
+        pieces, turns = _as_text(script)
+        pacing = Pacing() if pacing is None else pacing
+        machine, reader = self.machine(pacing, exact, ended=turns is not None)
+        for i, turn in enumerate(turns or ()):
+            reader.turn(i % 2)
+            machine.add(reader.read(turn) + reader.end())
+        if turns is None:
+            reader.turn(0)
+        given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
+        voices = [None if v is None else self.voice(v, folder=voices_folder) for v in given]
+        if cfg is None and ("cfg" in self.lm.config.conditioners or any(voices)):
+            cfg = _CFG
+        if speed:
+            real("speed", speed, -2, 2)
+            text = _with_bonus(self.text_sampling if text is None else text, -speed)
 
-        def begin() -> _Speaking:
-            machines = [self._machine(plan.settings)]
-            for machine, there in zip(machines, known or [], strict=False):
-                machine.add(there)
-                machine.complete()
-            return _Speaking(self, generator, plan, machines, reader)
+        def make() -> SpeechRun:
+            return self.run(
+                [machine], [voices], cfg=cfg, text=text, audio=audio, seed=seed, pacing=pacing,
+                codebooks=codebooks, kv_bits=kv_bits,
+            )  # fmt: skip
 
-        return SpeechStream(self.worker, begin, pieces, self.sample_rate)
+        return SpeechStream(self, pieces, reader, make)
 
-    def speak_batch(
+    def run(
         self,
-        scripts: Sequence[str | Sequence[str]],
+        machines: Sequence[SpeechMachine],
+        voices: Sequence[Sequence[SpeakerVoice | Voice | None]],
         *,
-        voices: Sequence[OneVoice | Sequence[OneVoice] | None] | None = None,
         cfg: float | None = None,
-        speed: float = 0.0,
-        seed: int = 0,
+        guide_text: bool = False,
+        guide_prefix: bool = False,
         text: Sampling | None = None,
         audio: Sampling | None = None,
-        settings: SpeakSettings | None = None,
-        voices_folder: Path | None = None,
+        seed: int = 0,
+        pacing: Pacing | None = None,
+        codebooks: int | None = None,
         kv_bits: int | None = None,
-        offline: bool = False,
-    ) -> list[Speech]:
-        """Speaks several scripts side by side, each as `speak` does; at most 64.
+    ) -> SpeechRun:
+        """Texts side by side, as `speak` has one; on the model's thread.
 
         Args:
-            scripts: each a text, or a list of turns.
-            voices: of each script, as `speak` has them; None: the model's choice.
+            machines: one for each text; they hold the words.
+            voices: of each text.
+            cfg: as `speak` has it; None: no guidance.
+            guide_text: where guidance doubles the work, guide the text too.
+            guide_prefix: there, the null half hears the recording too.
+            text, audio, seed, pacing, codebooks, kv_bits: as `speak` has them.
 
-        The other arguments, and the errors, are those of `speak`.
+        Raises:
+            ArgumentError: as `speak`.
         """
-        count = whole("the number of scripts", len(scripts), 1, _MOST_AT_ONCE)
-        if voices is not None and len(voices) != count:
-            raise ArgumentError(f"voices must be {count}, one per script, are {len(voices)}")
-        plan = self._plan(voices or [None] * count, cfg, speed, settings, voices_folder, offline)
-        machines = []
-        for script in scripts:
-            turns, pieces = self._script(script)
-            if pieces is not None:
-                raise ArgumentError("a script of a batch must be there as a whole")
-            machine, reader = self._machine(plan.settings), self._reader(plan.settings)
-            if turns is not None:
-                machine.add(reader.turns(turns))
-            elif isinstance(script, str):
-                machine.add(reader.add(script) + reader.finish())
-            machine.complete()
-            machines.append(machine)
-        drawing = {"seed": seed, "text": text, "audio": audio, "kv_bits": kv_bits}
-        generator = self.worker.call(lambda: self._run_generator(plan, count, drawing))
-        speaking = self.worker.call(lambda: _Speaking(self, generator, plan, machines, None))
-        chunks: list[list[SpokenChunk]] = [[] for _ in machines]
-        while (found := self.worker.call(speaking.next_of_all)) is not None:
-            for row, chunk in enumerate(found):
-                chunks[row] += [] if chunk is None else [chunk]
-        return [_joined(each, self.sample_rate) for each in chunks]
-
-    def _script(self, script: Script) -> tuple[list[str] | None, Pieces | None]:
-        """A script's turns, or the pieces in which it arrives; neither for a text of lines."""
-        if isinstance(script, str):
-            return turns_of(script), None
-        if isinstance(script, list | tuple):
-            return list(script), None
-        if isinstance(script, Iterable | AsyncIterable) and not isinstance(script, bytes | dict):
-            return None, script
-        raise ArgumentError(
-            f"script must be text, a list of turns, or an iterator of text, is {shown(script)}"
-        )
-
-    def _reader(self, settings: SpeakSettings) -> ScriptReader:
-        return ScriptReader(
-            self.text.encode,
-            speaker_tokens=self._speaker_dim is not None,
-            padding_between=settings.padding_between,
-            frame_rate=self.frame_rate,
-            exact=settings.exact,
-            paragraph_pause=settings.paragraph_pause,
-        )
-
-    def entries(
-        self, script: str | Sequence[str], settings: SpeakSettings | None = None
-    ) -> list[Entry]:
-        """Words and pauses of a script, as the model gets them. Raises ArgumentError."""
-        turns, _ = self._script(script)
-        reader = self._reader(settings or SpeakSettings())
-        if turns is not None:
-            return reader.turns(turns)
-        return reader.add(str(script)) + reader.finish()
-
-    def _machine(self, settings: SpeakSettings) -> SpeechMachine:
-        return SpeechMachine(
-            text_card=self.lm.config.text_card,
-            ahead=self.tts.second_stream_ahead,
-            max_padding=settings.max_padding,
-            initial_padding=settings.initial_padding,
-        )
-
-    def _plan(
-        self,
-        voices: Sequence[OneVoice | Sequence[OneVoice] | None],
-        cfg: float | None,
-        speed: float,
-        settings: SpeakSettings | None,
-        folder: Path | None,
-        offline: bool,
-    ) -> _Plan:
-        if not isinstance(settings, SpeakSettings | None):
-            raise ArgumentError(f"settings must be a SpeakSettings, is {shown(settings)}")
-        settings = settings or SpeakSettings()
-        faster = real("speed", speed, *_SPEEDS)
-        settings = replace(settings, padding_bonus=settings.padding_bonus - faster)
         config = self.lm.config
-        if settings.codebooks is not None:
-            whole("codebooks", settings.codebooks, 1, config.dep_q)
-            if self.tts.multistream and settings.codebooks % 2:
-                raise ArgumentError(
-                    f"codebooks must be even for two speakers, is {settings.codebooks}"
-                )
-        given = [self._voices_of(voice, folder, offline) for voice in voices]
-        prefixes: list[Codes | None] = [None] * len(given)
-        if self._speaker_dim is None:
-            prefixes = [self._prefix(voices) for voices in given]
-        guidance = None
-        wanted = None if cfg is None else real("cfg", cfg, -100, 100)
-        values: list[Mapping[str, Condition]] | None = None
-        if _CFG not in config.conditioners:
-            wanted = _USUAL_CFG if wanted is None else wanted
-            if wanted != 1:
-                guidance = Guidance(wanted, text=settings.guided_text)
-                if not config.conditioners and settings.guided_text and settings.guided_prefix:
-                    raise ArgumentError(
-                        "guided_text and guided_prefix must not both be set for this model: its "
-                        "second pass would be the first one"
-                    )
-        if config.conditioners:
-            told = _CFG in config.conditioners and not settings.without_cfg
-            distilled = self._cfg_condition(wanted) if told else None
-            values = self._conditions(given, distilled, settings)
-        return _Plan(settings, values, prefixes, guidance)
+        pacing = Pacing() if pacing is None else pacing
+        streams = config.dep_q if codebooks is None else codebooks
+        whole("codebooks", streams, 1, config.dep_q)
+        lm, unused = self.lm, []
+        if self.tts.multistream:
+            half, used = config.dep_q // 2, streams // 2
+            unused = [k for k in range(config.dep_q) if k % half >= used]
+            lm, streams = (lm.without_streams(unused) if unused else lm), config.dep_q
+        conditions, guidance = self._conditions(voices, cfg, guide_text)
+        prefixes = None
+        if not self.takes_voice_files:
+            prefixes = [self._prefix(given, streams) for given in voices]
+            if not any(prefix.shape[1] for prefix in prefixes):
+                prefixes = None
+            if guidance is not None and conditions is None and guide_text and guide_prefix:
+                raise ArgumentError("guidance needs a difference: guide the text or the prefix")
+        generator = Generator(
+            lm,
+            batch=len(machines),
+            text=self.text_sampling if text is None else text,
+            audio=self.audio_sampling if audio is None else audio,
+            seed=seed,
+            conditions=conditions,
+            generated=streams,
+            guidance=guidance,
+            kv_bits=kv_bits,
+        )
+        return SpeechRun(
+            generator,
+            machines,
+            delay=self.delay_steps,
+            final_padding=pacing.final_padding,
+            prefixes=prefixes,
+            guide_prefix=guide_prefix,
+            drawn_for_nothing=unused,
+        )
 
-    def _cfg_condition(self, wanted: float | None) -> str:
-        known = self.lm.config.conditioners[_CFG].possible_values or ()
-        name = f"{_USUAL_CFG if wanted is None else wanted:.1f}"
-        if name not in known or (wanted is not None and float(name) != wanted):
-            raise ArgumentError(
-                f"cfg must be one of {', '.join(known)} for this model, is {wanted:g}"
-            )
-        return name
-
-    def _voices_of(
-        self, voice: OneVoice | Sequence[OneVoice] | None, folder: Path | None, offline: bool
-    ) -> list[SpeakerVoice | Voice]:
-        if voice is None:
-            return []
-        names: list[OneVoice]
-        if isinstance(voice, SpeakerVoice | Voice | str | Path):
-            names = [voice]
-        elif isinstance(voice, Sequence):
-            names = list(voice)
-        else:
-            raise ArgumentError(f"voice must be a name, a file or a voice, is {shown(voice)}")
-        most = self.tts.max_speakers if self._speaker_dim is not None else 1
-        if len(names) > most:
-            raise ArgumentError(
-                f"{self.name} takes {most} voice{'s'[: most > 1]} at most, not {len(names)}"
-            )
-        found = [self.voice(name, folder=folder, offline=offline) for name in names]
-        for each in found:
-            kind = SpeakerVoice if self._speaker_dim is not None else Voice
-            if not isinstance(each, kind):
-                raise ArgumentError(f"voice {each.name} is for models of another kind")
-        return found
-
-    def _prefix(self, voices: Sequence[SpeakerVoice | Voice]) -> Codes | None:
-        """What is heard of a voice before the script begins."""
-        if not voices:
-            return None
-        (voice,) = voices
-        assert isinstance(voice, Voice)
-        n_q, codes = self.lm.config.n_q, voice.codes
-        if codes is None:
-            raise ArgumentError(f"voice {voice.name} is for models of another kind")
-        if len(codes) < n_q:
-            raise ArgumentError(
-                f"voice {voice.name} has {len(codes)} codebooks, this model needs {n_q}: make it "
-                "again of the recording, for this model"
-            )
-        if codes.shape[1] <= _DROPPED:
-            raise ArgumentError(f"voice {voice.name} is too short: {codes.shape[1]} frames")
-        if codes[:n_q].max() >= self.lm.config.card:
-            raise ArgumentError(f"voice {voice.name} is for models of another codec")
-        return codes[:n_q, :-_DROPPED]
+    def machine(
+        self, pacing: Pacing, exact: bool = False, *, ended: bool = True
+    ) -> tuple[SpeechMachine, ScriptReader]:
+        """For one text, and what reads that."""
+        machine = SpeechMachine(
+            rows=self.lm.config.text_card + 1,
+            ahead=self.tts.second_stream_ahead,
+            max_padding=pacing.max_padding,
+            initial_padding=pacing.initial_padding,
+            ended=ended,
+        )
+        reader = ScriptReader(
+            self.text.encode,
+            frame_rate=self.frame_rate,
+            padding_between=pacing.padding_between,
+            speakers=self.takes_voice_files,
+            exact=exact,
+        )
+        return machine, reader
 
     def _conditions(
         self,
-        given: Sequence[Sequence[SpeakerVoice | Voice]],
-        cfg: str | None,
-        settings: SpeakSettings,
-    ) -> list[Mapping[str, Condition]]:
-        """Of each item; what it has no voice for is absent."""
-        conditioners = self.lm.config.conditioners
-        fixed: dict[str, Condition] = {}
-        if _CONTROL in conditioners:
-            fixed[_CONTROL] = _CONTROLLED
+        voices: Sequence[Sequence[SpeakerVoice | Voice | None]],
+        cfg: float | None,
+        guide_text: bool,
+    ) -> tuple[list[dict[str, Condition]] | None, Guidance | None]:
+        """What each text's steps are told, and whether they are doubled."""
+        config, guidance = self.lm.config, None
+        known = config.conditioners.get("cfg")
         if cfg is not None:
-            fixed[_CFG] = cfg
-        if LATENTS not in conditioners:
-            return [fixed for _ in given]
-        slots = self.tts.max_speakers
-        rows = []
-        for voices in given:
-            latents = [voice.latents for voice in voices if isinstance(voice, SpeakerVoice)]
-            if settings.both_slots and len(latents) == 1:
-                latents *= 2
-            rows.append(latents)
-        lengths = sorted({len(each) for row in rows for each in row})
-        if len(lengths) > 1:
-            raise ArgumentError(f"all voices must have the same length: these have {lengths}")
-        length = lengths[0] if lengths else self._voice_frames
-        dim = conditioners[LATENTS].dim
-        spoken = [_slots(row, slots, length, dim) for row in rows]
-        return [fixed | {LATENTS: voices} for voices in spoken]
+            real("cfg", cfg, 0, 100)
+        if known is None and cfg not in (None, 1):
+            guidance = Guidance(float(cfg), text=guide_text)
+        if not config.conditioners:
+            return None, guidance
+        same: dict[str, Condition] = {}
+        if known is not None and cfg is not None:
+            name, values = f"{cfg:.1f}", known.possible_values or ()
+            if name not in values or float(name) != cfg:
+                raise ArgumentError(f"cfg must be one of {', '.join(values)}, is {cfg:g}")
+            same["cfg"] = name
+        if "control" in config.conditioners:
+            same["control"] = "ok"
+        found = [dict(same) for _ in voices]
+        if self.takes_voice_files:
+            dim = config.conditioners[TENSOR].dim
+            for each, given in zip(found, voices, strict=True):
+                files = [v for v in given if v is None or isinstance(v, SpeakerVoice)]
+                each[TENSOR] = slots_of(
+                    files, self.tts.max_speakers, dim, self.speaker_voices.frames
+                )
+        return found, guidance
 
-    def _run_generator(self, plan: _Plan, batch: int, drawing: Mapping[str, Any]) -> Generator:
-        """Fresh, for scripts of that plan; on the model's thread."""
-        lm, config, wanted = self.lm, self.lm.config, plan.settings.codebooks
-        generated = config.dep_q if wanted is None else wanted
-        if self.tts.multistream and generated < config.dep_q:
-            lm, generated = self._with_codebooks(generated // 2), config.dep_q
-        text, audio = drawing["text"], drawing["audio"]
-        return Generator(
-            lm,
-            batch=batch,
-            text=self.text_sampling if text is None else text,
-            audio=self.audio_sampling if audio is None else audio,
-            seed=drawing["seed"],
-            conditions=plan.conditions,
-            generated=generated,
-            guidance=plan.guidance,
-            kv_bits=drawing["kv_bits"],
-            padding_bonus=plan.settings.padding_bonus,
-        )
-
-    def _with_codebooks(self, count: int) -> Lm:
-        """The model with the first `count` codebooks of each speaker."""
-        half = self.lm.config.dep_q // 2
-        unused = [*range(count, half), *range(half + count, 2 * half)]
-        return without_codebooks(self.lm, unused)
-
-    def _sound(self, machine: SpeechMachine, plan: _Plan, prefix: Codes | None) -> SpeechSound:
-        """On the model's thread."""
-        dep_q = self.lm.config.dep_q
-        wanted = dep_q if plan.settings.codebooks is None else plan.settings.codebooks
-        codebooks = [slice(0, wanted)]
-        if self.tts.multistream:
-            half = dep_q // 2
-            codebooks = [slice(0, wanted // 2), slice(half, half + wanted // 2)]
-        count = codebooks[0].stop
-        codec: Codec[Any] = self.codec
-        decode: Decode = codec.decode_step
-        begin: Callable[[], Any] = codec.init_state
-        if count != codec.num_codebooks:
-            mimi = self.mimi
-
-            def decode_fewer(codes: Codes, state: Any) -> Pcm:
-                pcm = mimi.decode_step(codes[None], state)
-                mx.eval(pcm, *state.decoder.arrays())
-                return np.array(pcm[0, 0])
-
-            decode, begin = decode_fewer, mimi.init_state
-        return SpeechSound(
-            machine,
-            decode,
-            [begin() for _ in codebooks],
-            codebooks,
-            frame_rate=self.frame_rate,
-            prefix=prefix,
-            final_padding=plan.settings.final_padding,
-        )
-
-
-class _Speaking:
-    """Scripts on their way, on the model's thread; `speech_stream.Speaking` for one of them."""
-
-    def __init__(
-        self,
-        model: Tts,
-        generator: Generator,
-        plan: _Plan,
-        machines: Sequence[SpeechMachine],
-        reader: ScriptReader | None,
-    ) -> None:
-        self._machines, self._reader = machines, reader
-        self._run = SpeechRun(
-            generator,
-            machines,
-            delay_steps=model.delay_steps,
-            final_padding=plan.settings.final_padding,
-            prefixes=plan.prefixes,
-            guided_prefix=plan.settings.guided_prefix,
-        )
-        self._sounds = [
-            model._sound(machine, plan, prefix)
-            for machine, prefix in zip(machines, plan.prefixes, strict=True)
-        ]
-        self._frames = [0] * len(machines)
-        self._told = False
-
-    def add(self, piece: str) -> None:
-        assert self._reader is not None
-        self._machines[0].add(self._reader.add(piece))
-
-    def complete(self) -> None:
-        assert self._reader is not None
-        self._machines[0].add(self._reader.finish())
-        self._machines[0].complete()
-
-    def next(self) -> SpokenChunk | Wants:
-        while True:
-            if not self._run.done and not self._run.ready:
-                return Wants.MORE
-            found = self.next_of_all()
-            if found is None:
-                return Wants.NOTHING
-            if found[0] is not None:
-                return found[0]
-
-    def next_of_all(self) -> list[SpokenChunk | None] | None:
-        """What the next step makes of each script; None after the last one."""
-        if self._run.done:
-            return self._last()
-        _, frame = self._run.step()
-        found: list[SpokenChunk | None] = []
-        for row, sound in enumerate(self._sounds):
-            chunk = None if frame is None else sound.add(frame.codes[row], frame.step)
-            self._frames[row] += chunk is not None
-            found.append(chunk)
-        return found
-
-    def _last(self) -> list[SpokenChunk | None] | None:
-        """Words that end with the sound."""
-        if self._told:
-            return None
-        self._told = True
-        pairs = zip(self._sounds, self._frames, strict=True)
-        words = [sound.last_words(frames) for sound, frames in pairs]
-        nothing = np.zeros(0, np.float32)
-        return [SpokenChunk(nothing, each) if each else None for each in words]
+    def _prefix(self, given: Sequence[SpeakerVoice | Voice | None], streams: int) -> Codes:
+        """The speech that a text goes on from, int32 [streams, frames]."""
+        spoken = [voice for voice in given if isinstance(voice, Voice)]
+        if not spoken:
+            return np.zeros((streams, 0), np.int32)
+        if len(spoken) > 1:
+            raise ArgumentError("this model goes on from one recording: give one voice")
+        codes = spoken[0].codes
+        if codes is None or len(codes) != streams:
+            count = "no" if codes is None else str(len(codes))
+            raise ArgumentError(
+                f"voice {spoken[0].name}: has {count} codebooks, this model needs {streams}: make "
+                "it again with this model"
+            )
+        if codes.shape[1] <= _PREFIX_CUT:
+            raise ArgumentError(f"voice {spoken[0].name}: is too short")
+        return codes[:, :-_PREFIX_CUT]
 
 
 FAMILY = Tts
 
 
-def _tts_of(config: ModelConfig, where: str | Path) -> TtsConfig:
-    """Raises ConfigError: the file does not say it."""
-    if config.tts is None:
-        raise ConfigError(f"{where}: field 'tts_config' is missing: a speech model needs it")
-    return config.tts
+def _as_text(script: Text) -> tuple[Iterator[str] | None, list[str] | None]:
+    """Pieces that arrive, or turns that are there."""
+    if isinstance(script, str):
+        return None, turns_of(script)
+    if isinstance(script, list | tuple):
+        if not all(isinstance(turn, str) for turn in script):
+            raise ArgumentError(f"script must be turns of text, is {shown(script)}")
+        return None, [*script]
+    if isinstance(script, Iterable):
+        return iter(script), None
+    raise ArgumentError(f"script must be text, turns or pieces of text, is {shown(script)}")
 
 
-@mlx_work
-def _slots(voices: Sequence[mx.array], slots: int, length: int, dim: int) -> Masked:
-    """Voices [length, dim] in the first of so many slots, the others masked."""
-    empty = [mx.zeros((length, dim))] * (slots - len(voices))
-    mask = np.arange(slots * length) < len(voices) * length
-    filled = Masked(mx.concatenate([*voices, *empty]), mx.array(mask))
-    mx.eval(filled.values, filled.mask)  # what is lazy belongs to this thread
-    return filled
-
-
-def _joined(chunks: Sequence[SpokenChunk], sample_rate: int) -> Speech:
-    pcm = np.concatenate([np.zeros(0, np.float32), *(chunk.pcm for chunk in chunks)])
-    return Speech(pcm, tuple(word for chunk in chunks for word in chunk.words), sample_rate)
+def _with_bonus(sampling: Sampling, bonus: float) -> Sampling:
+    """What makes padding likelier, and so speech slower."""
+    return replace(sampling, bonus=(_PADDING, float(bonus)))

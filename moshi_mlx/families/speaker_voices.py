@@ -1,200 +1,149 @@
-"""Voices of speech models: those that a model cross-attends, and those that it hears first.
+"""Voices that a speaking model attends to: files with what an encoder made of ten seconds.
 
-Finds them by name or file, beside the model, in a folder and on the hub. Knows nothing of
-scripts or of how a model speaks.
+A file belongs to one model, whose signature is in its name. Knows nothing of how it is spoken.
 """
 
-import difflib
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
 
 from .. import catalog
-from ..codec import Codec
-from ..config import ModelId
+from ..arguments import finite, on_host
+from ..conditions import Masked
 from ..errors import ArgumentError, CheckpointError, HubError, shown
-from ..hub import file_of_repository, is_folder_name, local_path
+from ..hub import file_of_repository, local_path
 from ..safetensors import read_metadata, read_safetensors
-from ..sounds import open_sound
 from ..threads import mlx_work
-from ..voices import VOICES, Voice, load_voice, voice_of_recording
+from ..voices import VOICES
 
-LATENTS = "speaker_wavs"
-"""The conditioner that takes voices, and the tensor of a voice's file."""
-_MOST_FRAMES = 10_000
-_HUB, _FILE = "hf://", "file://"
-_SOUND = ".wav"
+TENSOR = "speaker_wavs"
+"""In a voice's file, and the conditioner that takes it."""
+_SUFFIX = ".safetensors"
+_PUBLISHED_FRAMES = 125  # ten seconds
 
 
 @dataclass(frozen=True, eq=False)
 class SpeakerVoice:
-    """A voice that a model cross-attends.
+    """A voice of one model.
 
-    name: for messages.
-    latents: float32 [L, dim]: what an encoder made of a recording.
+    latent: float32 [frames, dim].
     """
 
     name: str
-    latents: mx.array
-
-
-@mlx_work
-def load_speaker_voice(path: Path, made_for: ModelId | None, dim: int) -> SpeakerVoice:
-    """Reads a voice's file.
-
-    Args:
-        path: of the file: safetensors with `speaker_wavs`, float [1, dim, L].
-        made_for: what the file must be made for; None takes any.
-        dim: of the model's conditioner.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, no voice, or another model's; names it.
-    """
-    tensors, about = read_safetensors(path), read_metadata(path)
-    found = tensors.get(LATENTS)
-    if found is None:
-        raise CheckpointError(
-            f"{path}: is no voice for a speech model: it has no tensor {LATENTS}, but "
-            f"{', '.join(map(shown, sorted(tensors)[:3])) or 'nothing'}"
-        )
-    theirs = f"{about.get('sig', '?')}@{about.get('epoch', '?')}"
-    if made_for is not None and "sig" in about and about["sig"] != made_for.sig:
-        raise CheckpointError(
-            f"{path}: is a voice for model {shown(theirs)}, this one is {made_for}: use the file "
-            f"of the same voice that ends in {suffix_of(made_for)}"
-        )
-    if not mx.issubdtype(found.dtype, mx.floating):
-        raise CheckpointError(f"{path}: {LATENTS} must be floats, is {found.dtype}")
-    if found.ndim != 3 or found.shape[0] != 1 or not 1 <= found.shape[2] <= _MOST_FRAMES:
-        raise CheckpointError(
-            f"{path}: {LATENTS} must be [1, {dim}, frames], is {list(found.shape)}"
-        )
-    if found.shape[1] != dim:
-        raise CheckpointError(
-            f"{path}: is a voice for another model: {LATENTS} has {found.shape[1]} channels, this "
-            f"model's voices {dim}"
-        )
-    latents = found[0].T.astype(mx.float32)
-    if not mx.isfinite(latents).all().item():
-        raise CheckpointError(f"{path}: {LATENTS} has numbers that are not finite")
-    mx.eval(latents)
-    return SpeakerVoice(path.name.removesuffix(".safetensors"), latents)
-
-
-def suffix_of(made_for: ModelId | None) -> str:
-    """What the name of a voice ends in, for a model."""
-    return ".safetensors" if made_for is None else f".{made_for}.safetensors"
+    latent: npt.NDArray[np.float32]
 
 
 class SpeakerVoices:
     """The voices of one model.
 
     Args:
-        name: of the model, for messages.
-        folder: of its weights.
-        made_for: what its voices' files must be made for.
-        dim: of the conditioner that takes them; None: voices are heard as codes.
+        folder: of its weights; voices are in VOICES there.
+        signature: of the model, "1e68beda@240".
+        dim: of a voice's latent.
     """
 
-    def __init__(self, name: str, folder: Path, made_for: ModelId | None, dim: int | None) -> None:
-        self._name, self._folder = name, folder / VOICES
-        self._made_for, self._dim = made_for, dim
+    def __init__(self, folder: Path, signature: str, dim: int) -> None:
+        self._folder, self._dim = folder / VOICES, dim
+        self._signature = signature
+        self.suffix = f".{signature}{_SUFFIX}"
 
     def names(self, folder: Path | None = None) -> list[str]:
-        """Of those that are beside the model, and in another folder if there is one."""
-        found = {name for name, _ in self._local(self._folder)}
-        if folder is not None:
-            found |= {name for name, _ in self._local(folder)}
+        """Of those that are here: beside the weights, and in `folder`."""
+        found: set[str] = set()
+        for root in (self._folder, folder):
+            if root is not None and root.is_dir():
+                paths = (p.relative_to(root).as_posix() for p in root.rglob(f"*{self.suffix}"))
+                found |= {path.removesuffix(self.suffix).removesuffix(".wav") for path in paths}
         return sorted(found)
 
+    @cached_property
+    def frames(self) -> int:
+        """Of a voice: of those that are here, else of the published ones."""
+        names = self.names()
+        return len(self.find(names[0]).latent) if names else _PUBLISHED_FRAMES
+
+    @mlx_work
     def find(
-        self,
-        name: str | Path,
-        codec: Codec[Any],
-        *,
-        folder: Path | None = None,
-        offline: bool = False,
-    ) -> SpeakerVoice | Voice:
-        """A voice by its name or file.
+        self, name: str | Path, folder: Path | None = None, *, offline: bool = False
+    ) -> SpeakerVoice:
+        """A voice by its file or name; a published one is fetched.
 
         Args:
-            name: one of `names`, a file, "hf://org/repo/path", or a published voice's name, such as
+            name: a path; one of `names`; or a recording's name in the voices' repository, such as
                 "expresso/ex03-ex01_happy_001_channel1_334s.wav".
-            codec: of the model, for voices that are heard.
-            folder: one with further voices; the model's own come first.
-            offline: look only at what is here.
+            folder: one with further voices.
+            offline: never use the network.
 
         Raises:
-            ArgumentError: there is none of that name; names those that come near.
-            CheckpointError: the file is missing, damaged, no voice, or another model's.
-            HubError: it cannot be fetched.
+            ArgumentError: there is no such voice, or it is of another model.
+            CheckpointError: its file is damaged.
         """
-        if not isinstance(name, str | Path) or not str(name).strip():
-            raise ArgumentError(f"voice must be a name, a path or a voice, is {shown(name)}")
-        text = str(name)
-        if text.startswith(_FILE):
-            return self._load(local_path(text.removeprefix(_FILE)), codec)
-        if text.startswith(_HUB):
-            parts = text.removeprefix(_HUB).split("/", 2)
-            if len(parts) < 3:
-                raise ArgumentError(f"voice {text!r} must be hf://org/repo/path")
-            return self._published("/".join(parts[:2]), parts[2], codec, offline)
-        if isinstance(name, Path) or is_folder_name(text):
-            return self._load(local_path(name), codec)
-        for where in (self._folder, folder):
-            for each, path in () if where is None else self._local(where):
-                if text in (each, each.removesuffix(_SOUND), path.name):
-                    return self._load(path, codec, trusted=where is self._folder)
-        if Path(text).is_file():
-            return self._load(Path(text), codec)
-        if "/" in text:
-            return self._published(catalog.VOICE_REPOSITORY, text, codec, offline)
-        raise self._unknown(text, folder)
-
-    def _local(self, folder: Path) -> Iterator[tuple[str, Path]]:
-        """Names and files in a folder, which need not be there."""
-        suffix = suffix_of(self._made_for) if self._dim is not None else ".safetensors"
-        endings = (suffix,) if self._dim is not None else (suffix, _SOUND)
+        path = local_path(name)
+        if path.is_file():
+            return self._read(path)
+        endings = (self.suffix, f".wav{self.suffix}")
+        for root in filter(None, (self._folder, folder)):
+            for file in (root / f"{name}{end}" for end in endings):
+                if file.is_file() and file.resolve().is_relative_to(root.resolve()):
+                    return self._read(file)
         try:
-            paths = sorted(path for path in folder.rglob("*") if not path.name.startswith("."))
-        except OSError:
-            return
-        for path in paths:
-            ending = next((each for each in endings if path.name.endswith(each)), None)
-            if ending is not None:
-                name = path.relative_to(folder).as_posix()
-                yield name.removesuffix(ending if ending != _SOUND else ""), path
-
-    def _published(
-        self, repository: str, file: str, codec: Codec[Any], offline: bool
-    ) -> SpeakerVoice | Voice:
-        file = file.removesuffix(suffix_of(self._made_for))
-        if self._dim is not None and not file.endswith(".safetensors"):
-            file += suffix_of(self._made_for)
-        try:
-            path = file_of_repository(repository, file, offline=offline)
+            fetched = file_of_repository(
+                catalog.VOICE_REPOSITORY, f"{name}{self.suffix}", offline=offline
+            )
         except HubError as error:
-            raise HubError(f"voice {file}: {error}") from error
-        return self._load(path, codec, trusted=True)
+            here = ", ".join(self.names(folder)[:8]) or "none"
+            raise ArgumentError(
+                f"there is no voice {shown(str(name))} for this model: here are {here}; "
+                f"of {catalog.VOICE_REPOSITORY}: {error}"
+            ) from error
+        return self._read(fetched)
 
-    def _load(self, path: Path, codec: Codec[Any], trusted: bool = False) -> SpeakerVoice | Voice:
-        """A voice's file; `trusted`: a recording that is published as a voice is one too."""
-        if self._dim is not None:
-            return load_speaker_voice(path, self._made_for, self._dim)
-        if path.suffix != ".safetensors" and trusted:
-            sound = open_sound(path).read(codec.sample_rate).mean(axis=0)
-            return voice_of_recording(codec, sound, name=path.stem)
-        return load_voice(path)
+    def _read(self, path: Path) -> SpeakerVoice:
+        tensors = read_safetensors(path)
+        if TENSOR not in tensors:
+            raise CheckpointError(f"{path}: is no voice of a text-to-speech model: no {TENSOR}")
+        about = read_metadata(path)
+        signature = f"{about.get('sig', '')}@{about.get('epoch', '')}"
+        if about.get("sig") is not None and signature != self._signature:
+            raise ArgumentError(
+                f"{path}: is a voice of the model {signature}; this one is {self._signature}"
+            )
+        latent = on_host(TENSOR, tensors[TENSOR].astype(mx.float32))
+        if latent.ndim != 3 or len(latent) != 1 or latent.shape[1] != self._dim:
+            raise CheckpointError(
+                f"{path}: {TENSOR} must be [1, {self._dim}, frames], is {list(latent.shape)}"
+            )
+        finite(f"{path}: {TENSOR}", latent)
+        name = path.name.removesuffix(self.suffix).removesuffix(_SUFFIX).removesuffix(".wav")
+        return SpeakerVoice(name, np.ascontiguousarray(latent[0].T))
 
-    def _unknown(self, name: str, folder: Path | None) -> ArgumentError:
-        known = self.names(folder)
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        there = f"It has {', '.join(known[:10])}. " if known else ""
-        return ArgumentError(
-            f"{self._name} has no voice {name!r}: {hint}{there}Give a file, or the name of one in "
-            f"{catalog.VOICE_REPOSITORY} on the hub, as FOLDER/NAME.wav"
-        )
+
+def slots_of(voices: Sequence[SpeakerVoice | None], speakers: int, dim: int, frames: int) -> Masked:
+    """The condition of up to `speakers` voices, the first speaker's first.
+
+    Args:
+        voices: of a conversation; None leaves a slot empty.
+        speakers: slots.
+        dim: of a voice's latent.
+        frames: of a slot where there is no voice at all.
+
+    Raises:
+        ArgumentError: there are too many, or they are not of one length.
+    """
+    if len(voices) > speakers:
+        raise ArgumentError(f"this model takes up to {speakers} voices, not {len(voices)}")
+    lengths = {len(voice.latent) for voice in voices if voice is not None}
+    if len(lengths) > 1:
+        raise ArgumentError(f"voices must be of one length, are of {sorted(lengths)} frames")
+    length = max(lengths, default=frames)
+    values = np.zeros((speakers, length, dim), np.float32)
+    mask = np.zeros((speakers, length), np.bool_)
+    for slot, voice in enumerate(voices):
+        if voice is not None:
+            values[slot], mask[slot] = voice.latent, True
+    return Masked(mx.array(values.reshape(-1, dim)), mx.array(mask.reshape(-1)))

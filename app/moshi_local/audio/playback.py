@@ -32,6 +32,9 @@ __all__ = ["Playback", "playback_on"]
 FIRST_SECONDS = 0.1
 """So much must wait before sound begins, at first and after a pause."""
 MOST_FIRST_SECONDS = 3.2
+LATENCY_SECONDS = 0.16
+"""Twice what a conversation asks for: this much later speech begins, and so long a busy machine may
+hold the program up without a gap."""
 AHEAD_SECONDS = 20.0
 """More than this never waits."""
 LOST_SECONDS = 30.0
@@ -92,7 +95,7 @@ class Playback:
         Raises:
             AudioDeviceError: the device is lost.
         """
-        self.expect()
+        self._settled = False
         self._watch()
         piece = round(self._rate * AHEAD_SECONDS / 4)
         for start in range(0, len(pcm), piece):
@@ -101,12 +104,11 @@ class Playback:
             self._ring.put(part if self._resampler is None else self._resampler.process(part))
 
     def settle(self) -> None:
-        """Nothing more comes for now: what waits is played to its end, and no gap is counted."""
-        self._settled = True
+        """Nothing more comes for now: what waits is played to its end, and no gap is counted.
 
-    def expect(self) -> None:
-        """More comes soon."""
-        self._settled = False
+        So it is until the next `write`.
+        """
+        self._settled = True
 
     def finish(self) -> None:
         """Waits until all has been heard.
