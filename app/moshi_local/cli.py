@@ -44,6 +44,7 @@ from .options import (
     SoundFlags,
 )
 from .platform import batch_gpu_work, machine
+from .transcription import transcribe_command
 from .translation import translate_command
 from .voices import voices_app
 
@@ -82,6 +83,7 @@ def live_command(
     push_to_talk: a.PushToTalkOption = False,
     no_greeting: a.NoGreetingOption = False,
     no_loop_guard: a.NoLoopGuardOption = False,
+    captions: a.CaptionsOption = None,
     seconds: a.SecondsOption = None,
     input: a.InputOption = None,
     output: a.OutputOption = None,
@@ -136,6 +138,7 @@ def live_command(
             seconds=seconds,
             plain=plain,
             as_json=as_json,
+            captions=None if captions is None else canonical(captions),
         )
     )
 
@@ -164,6 +167,7 @@ def run_command(
     voice: a.VoiceOption = None,
     no_prompt_cache: a.NoPromptCacheOption = False,
     keep_persona: a.KeepPersonaOption = False,
+    captions: a.CaptionsOption = None,
     seed: a.SeedZeroOption = 0,
     temperature: a.TemperatureOption = None,
     temperature_text: a.TemperatureTextOption = None,
@@ -215,10 +219,12 @@ def run_command(
             stereo=stereo,
             picture=picture,
             as_json=as_json,
+            captions=None if captions is None else canonical(captions),
         )
     )
 
 
+app.command("transcribe", cls=a.Command)(transcribe_command)
 app.command("translate", cls=a.Command)(translate_command)
 
 

@@ -16,6 +16,7 @@ __all__ = [
     "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
+    "TranscriptionFlags",
     "TranslationFlags",
 ]
 
@@ -99,6 +100,18 @@ class TranslationFlags:
 
     quality: str = "very_good"
     cfg: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionFlags:
+    """What only a live transcription has; None where the model's own value holds.
+
+    turn_threshold: the probability of a pause from which a turn may have ended.
+    turn_hold: how long it must stay there (seconds).
+    """
+
+    turn_threshold: float | None = None
+    turn_hold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

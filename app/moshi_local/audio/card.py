@@ -514,11 +514,11 @@ class _Line:
 
     def check_calls(self, now: float) -> bool:
         """Note which sides have called; True if both ever have."""
-        sides = (self.capture, self.playout) if self.speaks else (self.capture,)
-        for i, side in enumerate(sides):
-            if side.calls != self._calls[i]:
-                self._calls[i], self._called_at[i] = side.calls, now
-        return all(self._calls[: len(sides)])
+        heard, played = self.capture.calls, self.playout.calls
+        for side, calls in enumerate((heard, played) if self.speaks else (heard,)):
+            if calls != self._calls[side]:
+                self._calls[side], self._called_at[side] = calls, now
+        return all(self._calls) if self.speaks else bool(self._calls[0])
 
     def silent_for(self, now: float) -> float:
         """How long a side has not called (seconds)."""

@@ -36,6 +36,7 @@ __all__ = [
     "BUDGET_MS",
     "Verdict",
     "check_before",
+    "check_together",
     "made_small",
     "late_warning",
     "local_files",
@@ -152,6 +153,27 @@ def check_before(
     if verdict.fits is False and not force:
         raise _too_large(verdict, here, kv_bits)
     return replace(verdict, advice=shortage(verdict, here))
+
+
+def check_together(talks: Verdict, other: str, *, force: bool = False) -> None:
+    """Whether another model fits in memory beside the one that talks, as far as that is known.
+
+    Args:
+        talks: what `check_before` gave for that.
+        other: name of the other one.
+        force: let it pass.
+
+    Raises:
+        MoshiError: it does not; with the numbers and how to fix it.
+    """
+    needs = needs_of(other)
+    if force or needs is None or not talks.memory or not (first := size_of(talks)):
+        return
+    if first + needs.total > talks.memory:
+        raise MoshiError(
+            f"{talks.model} needs {gb(first)} and {other} {gb(needs.total)} of memory, and "
+            f"{gb(talks.memory)} can be used: leave out --captions, or use --force to try it anyway"
+        )
 
 
 def choose(
