@@ -19,8 +19,9 @@ from rich.console import Console
 import moshi_mlx
 from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, Word, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.checkpoint import find_files
 from moshi_mlx.families import Verb
-from moshi_mlx.families.kinds import KINDS, other_verb
+from moshi_mlx.families.kinds import check_verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
@@ -40,7 +41,7 @@ from .role import Role, files_of, own_voices, told
 __all__ = [
     "CaptionModel",
     "asked",
-    "check_verb",
+    "check_captions",
     "consoles",
     "heard_as_dict",
     "inputs_of",
@@ -119,16 +120,18 @@ def load_model(
     return moshi, verdict
 
 
-def check_verb(name: str, verb: Verb) -> None:
-    """Refuses a published model that cannot do it, before anything is measured or fetched.
+def check_captions(name: str | None) -> None:
+    """Refuses a model that cannot write captions, before the one that talks is loaded.
 
     Raises:
-        VerbError: names those that can.
+        VerbError: it cannot transcribe.
+        HubError: there is no model of that name.
     """
-    entry = catalog.entry_of(name)
-    if entry is not None and KINDS[entry.family].verb != verb:
-        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
-        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
+    if name is None:
+        return
+    check_verb(name, "transcribe")
+    if catalog.find(name) is None and "/" not in name:  # else it may have to be fetched
+        find_files(name, offline=True)
 
 
 def open_session(

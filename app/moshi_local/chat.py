@@ -24,7 +24,7 @@ from moshi_mlx.outputs import Output, check_outputs
 from . import platform as system
 from .assembly import (
     CaptionModel,
-    check_verb,
+    check_captions,
     consoles,
     heard_as_dict,
     inputs_of,
@@ -135,8 +135,7 @@ def chat(options: ChatOptions) -> LoopReport:
     outputs = _outputs(keeping)
     check_outputs(outputs, inputs_of(options.model, options.persona))
     role = role_for(options.persona, options.model.name, options.kv_bits)
-    if options.captions is not None:
-        check_verb(options.captions, "transcribe")
+    check_captions(options.captions)
     if options.speaks:
         choose_devices(options.sound.input, options.sound.output)
     else:

@@ -267,6 +267,15 @@ def doctor_command(
     quantized: a.QuantizedOption = None,
     hf_repo: a.HfRepoOption = None,
     kv_bits: a.KvBitsOption = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Check also whether this speech-to-text model can write captions beside it.",
+            show_default=False,
+            rich_help_panel=a.MODEL,
+        ),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Time this many frames.")] = 100,
     full: a.FullOption = False,
     report: a.ReportOption = None,
@@ -280,6 +289,8 @@ def doctor_command(
         raise typer.BadParameter("--report goes with --full")
     if full and as_json:
         raise typer.BadParameter("--full writes a file of JSON: leave --json out")
+    if full and captions is not None:
+        raise typer.BadParameter("--full measures one model: leave --captions out")
     name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
     print("measuring this machine …", file=sys.stderr)
     if full:
@@ -292,7 +303,12 @@ def doctor_command(
         )
     else:
         code = doctor(
-            name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits
+            name,
+            frames=frames,
+            as_json=as_json,
+            list_devices=list_devices,
+            kv_bits=kv_bits,
+            captions=None if captions is None else canonical(captions),
         )
     raise typer.Exit(code)
 

@@ -18,7 +18,7 @@ from moshi_mlx import Model
 from moshi_mlx.outputs import Output
 
 from .assembly import (
-    check_verb,
+    check_captions,
     consoles,
     heard_as_dict,
     inputs_of,
@@ -80,8 +80,7 @@ def answer_file(options: FileOptions) -> None:
     inputs = inputs_of(options.model, options.persona)
     sound = check_sound_files(source, target, outputs, inputs)
     role = role_for(options.persona, options.model.name, options.kv_bits)
-    if options.captions is not None:
-        check_verb(options.captions, "transcribe")
+    check_captions(options.captions)
     moshi, verdict = load_model(options.model, notes, options.kv_bits)
     rate, frame_size = moshi.sample_rate, moshi.frame_size
     port = FileAudio(
