@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
+import numpy.typing as npt
 
 from ..activity import SOUNDING, Activity, loudness
 from ..arrays import Codes, Pcm
@@ -20,6 +21,7 @@ from ..generate import Generator, Step
 from ..text import TextTokenizer
 from ..transcription import HeardWord
 from .sound_clock import SoundClock
+from .spelling import Spelling, SpellingRun
 from .stall import StallRule, StallWatch
 from .turns import TurnRule, TurnWatch
 from .words_heard import Pauses, WordsHeard
@@ -51,10 +53,14 @@ class Hearing:
 
     Args:
         generator: fresh.
+        spelling: what is shown to the model before it hears anything.
+        patience: frames that its text lies behind the sound, for the spelling.
     """
 
-    def __init__(self, generator: Generator) -> None:
-        self._generator = generator
+    def __init__(
+        self, generator: Generator, spelling: Spelling | None = None, patience: int = 0
+    ) -> None:
+        self._generator, self._spelling, self._patience = generator, spelling, patience
         self._heads = bool(generator.lm.config.extra_heads)
         self._open()
 
@@ -70,10 +76,36 @@ class Hearing:
 
     def _open(self) -> None:
         self._generator.step(np.zeros((self.batch, self._generator.given), np.int32))
+        self._run: SpellingRun | None = None
+        shown = self._spelling
+        if shown is None:
+            return
+        self._run = SpellingRun(shown, self._generator.lm.config, self.batch, self._patience)
+        for codes, token in zip(shown.codes, shown.forced, strict=True):
+            self.hear(np.broadcast_to(codes, (self.batch, len(codes))), token)
 
-    def hear(self, codes: Codes) -> Step:
-        """A frame of each sound: int32 [B, n_q]."""
-        return self._generator.step(codes)
+    def hear(self, codes: Codes, text: npt.ArrayLike | None = None) -> Step:
+        """A frame of each sound.
+
+        Args:
+            codes: int32 [B, n_q].
+            text: a token to write in place of the one that would be; −2 for none.
+        """
+        run = self._run
+        if run is None:
+            return self._generator.step(codes, text=text)
+        step = self._generator.step(codes, text=text, allowed=run.allowed())
+        run.take(step.written[:, 0])
+        return step
+
+    def told(self) -> npt.NDArray[np.bool_]:
+        """For each sound, whether what the next frame brings is of it, not of a spelling."""
+        if self._run is None:
+            return np.ones(self.batch, np.bool_)
+        over = self._run.over
+        if over.all():
+            self._run = None
+        return over
 
     def pauses(self, step: Step) -> list[Pauses | None]:
         """By the pause heads, of each sound: how likely its speaker pauses; None without heads."""
@@ -123,6 +155,7 @@ class Hearer:
         self.length = math.inf
         self.pauses: Pauses | None = None
         self._rate, self._quiet = frame_rate, quiet
+        self._padding = lm.text_padding_id
         self._clock = SoundClock()
         self._words = WordsHeard(tokenizer, lm, stt, self._clock, frame_rate)
         context = lm.transformer.context or 0
@@ -150,8 +183,8 @@ class Hearer:
         self._clock.hear(self._frame, fed.moment, fed.of_sound)
         return fed
 
-    def heard(self, fed: Fed, token: int, pauses: Pauses | None) -> tuple[Said, bool]:
-        """Takes what the model wrote when it had heard a frame.
+    def heard(self, fed: Fed, token: int | None, pauses: Pauses | None) -> tuple[Said, bool]:
+        """Takes what the model wrote when it had heard a frame; None if that is not of the sound.
 
         Returns:
             What that brought, and whether the model has to begin anew: see `renewed`.
@@ -159,6 +192,8 @@ class Hearer:
         until = min((fed.moment + fed.of_sound) / self._rate, self.length)
         self.seconds = max(self.seconds, until)
         frame, self._frame = self._frame, self._frame + 1
+        if token is None:
+            token = self._padding
         wrote = self._words.writes(token)
         if wrote:
             self._again = -math.inf
@@ -241,6 +276,7 @@ def step_all(
     frames = [None if one is None or not one.waiting else one.take() for one in listeners]
     first = next(fed for fed in frames if fed is not None)
     none = np.zeros_like(first.codes)
+    told = hearing.told()
     step = hearing.hear(np.stack([none if fed is None else fed.codes for fed in frames]))
     pauses = hearing.pauses(step)
     said: list[tuple[Said, bool] | None] = []
@@ -248,7 +284,8 @@ def step_all(
         if one is None or fed is None:
             said.append(None)
         else:
-            said.append(one.heard(fed, int(step.written[row, 0]), pauses[row]))
+            token = int(step.written[row, 0]) if told[row] else None
+            said.append(one.heard(fed, token, pauses[row]))
     return said
 
 

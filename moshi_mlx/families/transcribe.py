@@ -24,9 +24,19 @@ from ..errors import ArgumentError, ConfigError, shown
 from ..events import Event, WordSpoken
 from ..sampling import Sampling
 from ..transcription import HeardWord, Transcription
-from .hearing import Fed, Hearer, Hearing, Said, frames_of_prefix, silence, step_all
+from .hearing import (
+    Fed,
+    Hearer,
+    Hearing,
+    Said,
+    frames_of_delay,
+    frames_of_prefix,
+    silence,
+    step_all,
+)
 from .model import Model
 from .sound_frames import SoundFrames, SoundSource
+from .spelling import AFTER, Spelling, frames_for, tokens_of, with_recording, without_recording
 from .stall import StallRule
 from .transcription_session import TranscriptionSession
 from .turns import TurnRule
@@ -184,6 +194,8 @@ class Stt(Model):
         self,
         sources: Sequence[SoundSource],
         *,
+        spell: str | None = None,
+        spell_sound: SoundSource | None = None,
         seed: int = 0,
         text: Sampling | None = None,
         kv_bits: int | None = None,
@@ -196,6 +208,9 @@ class Stt(Model):
 
         Args:
             sources: a list as `transcribe` takes it.
+            spell: words whose spelling the model is shown first; see `docs/transcribe.md`.
+            spell_sound: a recording of these words, as `sources` has one; without it they are
+                written for the model over silence, and nobody has measured whether that helps.
             seed: of the model's random numbers, if it draws any.
             text: how text is drawn; the model's own way if None, which is the likeliest.
             kv_bits: quantize keys and values to 8 or 4 bits; None: as they are computed.
@@ -219,7 +234,8 @@ class Stt(Model):
                 f"sources must be 1 to {_MOST_AT_ONCE} sounds at once, are {len(sources)}"
             )
         listener = self._listeners(stall_seconds, refresh_at, threshold, hold)
-        make = partial(self._hearing, seed=seed, text=text, kv_bits=kv_bits)
+        spelling = self._spelling(spell, spell_sound)
+        make = partial(self._hearing, spelling=spelling, seed=seed, text=text, kv_bits=kv_bits)
         read = [self._frames(source, i, len(sources)) for i, source in enumerate(sources)]
         sounds = [_Sound(i, frames, listener(), self.codec) for i, frames in enumerate(read)]
         hearing = self.worker.call(lambda: make(batch=len(sounds)))
@@ -228,6 +244,8 @@ class Stt(Model):
     def session(
         self,
         *,
+        spell: str | None = None,
+        spell_sound: SoundSource | None = None,
         seed: int = 0,
         text: Sampling | None = None,
         kv_bits: int | None = None,
@@ -250,13 +268,45 @@ class Stt(Model):
             one.waiting.extend(silence(self._quiet, -float(len(self._quiet))))
             return one
 
-        hearing = self.worker.call(
-            lambda: self._hearing(batch=1, seed=seed, text=text, kv_bits=kv_bits)
-        )
+        spelling = self._spelling(spell, spell_sound)
+        make = partial(self._hearing, spelling=spelling, seed=seed, text=text, kv_bits=kv_bits)
+        hearing = self.worker.call(lambda: make(batch=1))
         return TranscriptionSession(self.codec, self.worker, self.stt, hearing, fresh)
 
-    def _hearing(self, *, batch: int, text: Sampling | None, **rest: Any) -> Hearing:
-        return Hearing(self.generator(text=text, audio=None, batch=batch, **rest))
+    def _hearing(self, *, batch: int, spelling: Spelling | None, **rest: Any) -> Hearing:
+        generator = self.generator(audio=None, batch=batch, **rest)
+        return Hearing(generator, spelling, frames_of_delay(self.stt, self.frame_rate))
+
+    def _spelling(self, spell: Any, sound: Any) -> Spelling | None:
+        """What the model is shown, with checked arguments."""
+        if spell is None:
+            if sound is not None:
+                raise ArgumentError("spell_sound is a recording of the words of spell: give both")
+            return None
+        words = tokens_of("spell", spell, self.text)
+        if sound is None:
+            quiet = np.zeros(frames_for(words) * self.frame_size, np.float32)
+            return without_recording(words, self._encoded([quiet]), self.lm.config)
+        size = self.frame_size
+        read = SoundFrames(
+            sound,
+            "spell_sound",
+            rate=self.sample_rate,
+            frame_size=size,
+            before=0,
+            after=(AFTER + 1) * size - 1,
+        )
+        pcm = [block.reshape(-1) for block in read.read(_AT_ONCE)]
+        return with_recording(self.text.encode(" ".join(spell.split())), self._encoded(pcm))
+
+    def _encoded(self, blocks: list[Pcm]) -> Codes:
+        """The codes int32 [frames, n_q] of a sound, by a codec that has heard nothing before."""
+
+        def encoded() -> Codes:
+            state: Any = self.codec.init_state()
+            return np.concatenate([self.codec.encode_step(b, state).T for b in blocks])
+
+        return self.worker.call(encoded)
 
     def _listeners(
         self, stall_seconds: Any, refresh_at: Any, threshold: Any, hold: Any
@@ -290,8 +340,7 @@ class Stt(Model):
         count = frames_of_prefix(self.stt, self.frame_rate)
         if not count:
             return np.zeros((0, self.lm.config.n_q), np.int32)
-        pcm = np.zeros(count * self.frame_size, np.float32)
-        return self.worker.call(lambda: self.codec.encode_step(pcm, self.codec.init_state()).T)
+        return self._encoded([np.zeros(count * self.frame_size, np.float32)])
 
     def _passages(
         self,
