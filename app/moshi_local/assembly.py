@@ -185,13 +185,14 @@ def transcription_arguments(
     stt: Model, kv_bits: int | None, flags: TranscriptionFlags
 ) -> dict[str, Any]:
     """As `Stt.session` takes them. Raises VerbError where the model cannot tell turns."""
-    names = {"turn_threshold": "threshold", "turn_hold": "hold"}
-    given = {names[k]: value for k, value in asdict(flags).items() if value is not None}
-    if given and not stt.lm.config.extra_heads:
+    asked = {name: value for name, value in asdict(flags).items() if value is not None}
+    turns = {name for name in asked if name.startswith("turn_")}
+    if turns and not stt.lm.config.extra_heads:
         raise VerbError(
             f"{stt.name} has no pause heads and cannot tell turns: leave --turn-threshold and "
             "--turn-hold out"
         )
+    given = {name.removeprefix("turn_"): value for name, value in asked.items()}
     return {"kv_bits": kv_bits, **given}
 
 

@@ -69,7 +69,7 @@ class TranscriptionOptions:
     output: a file, or a folder for a file of each recording; None: standard output.
     format: of what is written; None: by the output's name, else plain text.
     batch: recordings that are heard side by side.
-    spell: how names are spelled, as `Stt.transcribe` takes it.
+    flags: of the transcription.
     kv_bits: as `Stt.transcribe` takes it.
     """
 
@@ -78,7 +78,6 @@ class TranscriptionOptions:
     output: Path | None = None
     format: WordFormat | None = None
     batch: int = DEFAULT_BATCH
-    spell: str | None = None
     flags: TranscriptionFlags = field(default_factory=TranscriptionFlags)
     kv_bits: int | None = None
 
@@ -118,8 +117,6 @@ def transcribe_files(options: TranscriptionOptions) -> None:
             stack.enter_context(folder.made())
         model, verdict = load_model(options.model, notes, options.kv_bits, "transcribe")
         how = transcription_arguments(model, verdict.kv_bits, options.flags)
-        if options.spell is not None:
-            how["spell"] = options.spell
         seconds = sum(each.sound.seconds for each in recordings)
         live = not targets.files and screen.is_terminal
         began = time.monotonic()
@@ -322,7 +319,7 @@ class _Run:
 
 # ---------------------------------------------------------------------------- the command
 
-_FILES_ONLY = {"batch", "spell"}
+_FILES_ONLY = {"batch"}
 _LIVE_ONLY = {"input", "rate", "noise_suppression", "events", "trace", "seconds", "plain"}
 _LIVE_ONLY |= {"push_to_talk"}
 
@@ -378,7 +375,16 @@ def transcribe_command(
         str | None,
         typer.Option(
             metavar="WORDS",
-            help='Prefer these spellings: "Kyutai, Mimi". An experiment.',
+            help='Show the model these spellings first: "Kyutai, Mimi". An experiment.',
+            show_default=False,
+            rich_help_panel=TRANSCRIPTION,
+        ),
+    ] = None,
+    spell_sound: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="With --spell, a recording of these words in this order.",
             show_default=False,
             rich_help_panel=TRANSCRIPTION,
         ),
@@ -440,7 +446,11 @@ def transcribe_command(
     source = ModelSource(
         canonical(model or a.default_of("transcribe")), codec, lora, float16, force
     )
-    flags = TranscriptionFlags(turn_threshold, turn_hold)
+    if spell_sound is not None:
+        if spell is None:
+            raise typer.BadParameter("--spell-sound goes with --spell")
+        open_sound(spell_sound)  # what is wrong with it is told before a model is loaded
+    flags = TranscriptionFlags(spell, spell_sound, turn_threshold, turn_hold)
     if live:
         if sources:
             raise typer.BadParameter("--live takes no files: leave them out")
@@ -471,7 +481,6 @@ def transcribe_command(
             output=output,
             format=format,
             batch=batch,
-            spell=spell,
             flags=flags,
             kv_bits=kv_bits,
         )
