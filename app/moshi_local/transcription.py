@@ -321,7 +321,7 @@ class _Run:
 
 _FILES_ONLY = {"batch"}
 _LIVE_ONLY = {"input", "rate", "noise_suppression", "events", "trace", "seconds", "plain"}
-_LIVE_ONLY |= {"push_to_talk"}
+_LIVE_ONLY |= {"push_to_talk", "as_json"}
 
 
 def transcribe_command(
@@ -436,6 +436,7 @@ def transcribe_command(
     events: a.EventsOption = None,
     trace: a.TraceOption = None,
     plain: a.PlainOption = False,
+    as_json: a.JsonOption = False,
 ) -> None:
     """Write down what is said: in recordings, or live with --live.
 
@@ -454,6 +455,8 @@ def transcribe_command(
     if live:
         if sources:
             raise typer.BadParameter("--live takes no files: leave them out")
+        if events == STDOUT and as_json:
+            raise typer.BadParameter("--events - and --json both write to stdout: choose one")
         _live(
             ChatOptions(
                 model=source,
@@ -464,6 +467,7 @@ def transcribe_command(
                 loop_guard=False,
                 seconds=seconds,
                 plain=plain or events == STDOUT,
+                as_json=as_json,
                 transcription=flags,
             ),
             output,
