@@ -1,4 +1,4 @@
-"""`moshi-local transcribe`: recordings in every format, what is refused, and the microphone live."""
+"""`moshi-local transcribe`: recordings in every format, what is refused, the microphone live."""
 
 from __future__ import annotations
 
