@@ -130,7 +130,8 @@ def check_captions(name: str | None) -> None:
     if name is None:
         return
     check_verb(name, "transcribe")
-    if catalog.find(name) is None and "/" not in name:  # else it may have to be fetched
+    published = catalog.entry_of(name) is not None
+    if not published and ("/" not in name or Path(name).exists()):  # else it may be fetched
         find_files(name, offline=True)
 
 

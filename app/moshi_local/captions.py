@@ -1,12 +1,13 @@
 """What the user says in a conversation, in words: a second model, beside the one that talks.
 
-The conversation comes first. Live, the captions have a thread of their own, which works only while
-the model that talks has nothing to do. Knows sessions and events; nothing of sound cards, files and
+The conversation comes first. Live, the captions have their own thread, which works only while the
+model that talks has nothing to do. Knows sessions and events; nothing of sound cards, files and
 screens.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 import threading
 import time
@@ -28,10 +29,13 @@ BEHIND_SECONDS = 2.0
 """From here on it is told that the captions are late."""
 WAITING_SECONDS = 10.0
 """What may wait to be written down; beyond it the older half is lost."""
-STEPS_KEPT = 15
+STEPS_TIMED = 15
+PATIENCE_SECONDS = 2.0
+"""So long no time was found for a step: it may only have been slow for a while, and is taken for
+as fast as it ever was."""
 FREE_FRAMES = 3.0
-"""So many frames after the last one began, no other is expected: the model rests."""
-CLOSE_SECONDS = 5.0
+"""This long after the last frame began, no other is expected: the model rests."""
+LAST_SECONDS = 5.0
 """What is still to be written down after the conversation may take."""
 _WAIT_SECONDS = 0.1
 
@@ -44,7 +48,7 @@ class Captions:
     Args:
         session: writes down what it hears; fresh.
         frame_rate: frames per second, of the conversation and of the session.
-        tell: is given `WordHeard`, `TurnEnded` and `WindowRefreshed`; nobody if None.
+        tell: is given `WordHeard`, `TurnEnded` and `WindowRefreshed`; None: no one hears of them.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Captions:
                 self._pass_on(WordHeard(word.end, word))
 
     def start_over(self) -> None:
-        """The conversation has begun anew: what was heard until now is finished and forgotten."""
+        """The conversation has started over: what was heard until now is finished and forgotten."""
         self.finish()
         self._session.reset()
         self._heard = 0
@@ -124,10 +128,10 @@ class Slack:
         self._session, self._frame_seconds, self._clock = session, frame_seconds, clock
         self._changed = threading.Condition()
         self._busy = False
-        self._began = -FREE_FRAMES * frame_seconds + clock()
+        self._began = -math.inf
 
     def step(self, pcm: Pcm, *, hold_text: bool = False) -> Frame:
-        """A step of the session, during which nobody else has time."""
+        """A step of the session, during which there is no time for other work."""
         with self._changed:
             self._busy, self._began = True, self._clock()
         try:
@@ -179,7 +183,7 @@ class LiveCaptions(Closing):
     """A listener that writes down what the user says in the conversation's slack.
 
     A context manager; to be entered after those that it tells, so that it ends before them. What
-    waits at the end is still written down, for at most CLOSE_SECONDS.
+    waits at the end is still written down, for at most LAST_SECONDS.
 
     Args:
         session: writes down what it hears; fresh, and closed by whoever opened it.
@@ -201,7 +205,9 @@ class LiveCaptions(Closing):
         self._captions = Captions(session, frame_rate=frame_rate, tell=self._tell)
         self._slack, self._frame_rate = slack, frame_rate
         self._listeners = list(listeners)
-        self._steps = deque(step_seconds, maxlen=STEPS_KEPT)
+        self._steps = deque(step_seconds, maxlen=STEPS_TIMED)
+        self._fastest = min(step_seconds, default=0.0)
+        self._stepped = time.monotonic()
         self._waiting: deque[_Waiting] = deque()
         self._changed = threading.Condition()
         self._frames = 0  # of the run
@@ -233,9 +239,11 @@ class LiveCaptions(Closing):
             self._closing = True
             self._changed.notify_all()
         try:
-            self._thread.join(CLOSE_SECONDS)
+            self._thread.join(LAST_SECONDS)
         finally:
             self._abandoned = True
+            self.lost_seconds += len(self._waiting) / self._frame_rate
+            self._waiting.clear()
 
     def _take(self, waiting: _Waiting, now: float) -> None:
         with self._changed:
@@ -271,7 +279,9 @@ class LiveCaptions(Closing):
                     self._captions.start_over()
                     continue
                 self._captions.hear(item.frame, item.pcm)
-                self._steps.append(time.monotonic() - began)
+                self._stepped = time.monotonic()
+                self._steps.append(self._stepped - began)
+                self._fastest = min(self._fastest, self._steps[-1])
             self._captions.finish()
         except Exception as error:  # the conversation goes on without them
             kind = "" if isinstance(error, MoshiError) else f"{type(error).__name__}: "
@@ -287,8 +297,13 @@ class LiveCaptions(Closing):
                     self._changed.wait()
                 if self._abandoned or not self._waiting:
                     return None
-            needed = statistics.median(self._steps) if self._steps else 0.0
-            if self._closing or self._slack.wait(needed, _WAIT_SECONDS):
+            if self._closing or self._slack.wait(self._needed(), _WAIT_SECONDS):
                 with self._changed:
                     if self._waiting:
                         return self._waiting.popleft()
+
+    def _needed(self) -> float:
+        """What a step is expected to take (seconds)."""
+        if not self._steps or time.monotonic() - self._stepped > PATIENCE_SECONDS:
+            return self._fastest
+        return statistics.median(self._steps)

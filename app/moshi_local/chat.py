@@ -177,6 +177,8 @@ def chat(options: ChatOptions) -> LoopReport:
     if recorder is not None and recorder.problem is not None:
         much = "not all" if recorder.seconds else "nothing"
         live.problems.append(f"{much} was recorded: {recorder.problem}")
+    if live.captions is not None and live.captions.problem is not None:
+        live.problems.append(live.captions.problem)
     if live.problems:
         raise MoshiError("; ".join(live.problems))
     return report

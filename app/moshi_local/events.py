@@ -21,7 +21,7 @@ __all__ = [
     "Event",
     "FrameDone",
     "GreetingHeld",
-    "HeardFrame",
+    "SilentFrame",
     "Lag",
     "Listener",
     "LoopBroken",
@@ -89,7 +89,7 @@ class FrameDone(Event):
 
 
 @dataclass(frozen=True)
-class HeardFrame(Frame):
+class SilentFrame(Frame):
     """A frame of which nothing is said.
 
     pauses: probabilities that the speaker pauses for at least 0.5, 1, 2 and 3 s; None where the

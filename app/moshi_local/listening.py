@@ -13,7 +13,7 @@ from moshi_mlx import Event, Word, WordSpoken
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.closing import Closing
 
-from .events import HeardFrame, WordHeard
+from .events import SilentFrame, WordHeard
 
 if TYPE_CHECKING:  # the family is imported with its first model
     from moshi_mlx import TranscriptionSession
@@ -33,10 +33,10 @@ class Listening(Closing):
         self._session = session
         self._silence = np.zeros(frame_size, np.float32)
 
-    def step(self, pcm: Pcm, *, hold_text: bool = False) -> HeardFrame:
+    def step(self, pcm: Pcm, *, hold_text: bool = False) -> SilentFrame:
         """Hear float32 [frame_size]; the words come as late as the model writes them."""
         heard = self._session.step(pcm)
-        return HeardFrame(
+        return SilentFrame(
             index=heard.index,
             pcm=self._silence,
             text="",

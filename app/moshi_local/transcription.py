@@ -168,7 +168,7 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
         kind = asked or WordFormat.txt
         if len(sources) > 1 and kind not in (WordFormat.txt, WordFormat.json):
             raise MoshiError(
-                f"{len(sources)} recordings as {kind.value} are so many files: give a folder for "
+                f"{len(sources)} recordings as {kind.value} are one file each: give a folder for "
                 "them with --output"
             )
         return _Targets(kind)

@@ -193,7 +193,7 @@ def test_every_format_piece_by_piece() -> None:
         (["TEXT"], "as sound"),
         (["EMPTY"], "is empty: it has no samples"),
         (["IN", "none.wav", "-o", "FOLDER"], "there is no file none.wav"),
-        (["IN", "IN", "--format", "srt"], "2 recordings as srt are so many files: give a folder"),
+        (["IN", "IN", "--format", "srt"], "2 recordings as srt are one file each: give a folder"),
         (["IN", "IN", "-o", "FOLDER"], "it is the same file as the transcript"),
         (["IN", "IN", "-o", "IN"], "cannot write transcripts into"),
         (["IN", "-o", "IN"], "it is the same file as the input"),

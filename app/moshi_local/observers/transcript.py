@@ -114,16 +114,17 @@ class Subtitles:
         self._write_ended(now - self._late if self._late else math.inf)
 
     def end_phrases(self) -> None:
-        """Write all phrases that are open."""
+        """The next words begin new phrases."""
         for speaker in [*self._open]:
             self._end_phrase(speaker)
-        self._write_ended(math.inf)
+        self._write_ended(-math.inf if self._late else math.inf)
 
     def close(self) -> None:
         """Write what is open; may be called again."""
         if self._descriptor >= 0:
             try:
                 self.end_phrases()
+                self._write_ended(math.inf)
             finally:
                 os.close(self._descriptor)
                 self._descriptor = -1
