@@ -95,7 +95,7 @@ class _Targets:
     folder: Output | None = None
 
     def heading(self, name: str, count: int) -> str:
-        """What stands before a recording's text, one of so many, on standard output."""
+        """What stands before a recording's text, one of `count`, on standard output."""
         plain = self.format is WordFormat.txt and not self.files
         return f"==> {name} <==\n" if plain and count > 1 else ""
 
