@@ -183,6 +183,12 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
         return _Targets(asked or named or WordFormat.txt, [Output(output, "the transcript")])
     kind = asked or WordFormat.txt
     stems = ["stdin" if path == _DASH else path.stem for path in sources]
+    for i, stem in enumerate(stems):
+        if stem in stems[:i]:
+            raise MoshiError(
+                f"{sources[stems.index(stem)]} and {sources[i]} would both become "
+                f"{stem}.{kind.value} in {output}: transcribe one after the other into two folders"
+            )
     files = [Output(output / f"{stem}.{kind.value}", "the transcript") for stem in stems]
     return _Targets(kind, files, Output(output, "transcripts into", kind="folder"))
 
@@ -308,8 +314,11 @@ class _Run:
         if self._live:
             self._bar.put(text)
         elif text:
-            sys.stdout.write(text)
-            sys.stdout.flush()
+            try:
+                sys.stdout.write(text)
+                sys.stdout.flush()
+            except BrokenPipeError as error:  # whoever read it has seen enough
+                raise typer.Exit from error
 
     def _note(self, recording: _Recording, event: Event) -> None:
         if isinstance(event, WindowRefreshed):

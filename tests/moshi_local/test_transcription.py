@@ -21,9 +21,11 @@ from moshi_local.cli import main
 from moshi_local.observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from moshi_local.word_formats import WordFormat, word_writer
 from moshi_mlx import Stt, Word
+from moshi_mlx.hub import bundled_folder
 from tests import rig
 from tests.fixtures import make_stt
 
+QUESTION = bundled_folder("nano") / "question.wav"
 SECONDS = {"one": 2.0, "two": 3.5}
 
 
@@ -194,8 +196,8 @@ def test_every_format_piece_by_piece() -> None:
         (["EMPTY"], "is empty: it has no samples"),
         (["IN", "none.wav", "-o", "FOLDER"], "there is no file none.wav"),
         (["IN", "IN", "--format", "srt"], "2 recordings as srt are one file each: give a folder"),
-        (["IN", "IN", "-o", "FOLDER"], "it is the same file as the transcript"),
-        (["IN", "IN", "-o", "IN"], "cannot write transcripts into"),
+        (["IN", "IN", "-o", "FOLDER"], "would both become one.txt in "),
+        (["IN", "TWO", "-o", "IN"], "cannot write transcripts into"),
         (["IN", "-o", "IN"], "it is the same file as the input"),
         (["IN", "-o", "nowhere/o.txt"], "there is no folder nowhere"),
         (["IN", "-o", "o.srt", "--format", "json"], "is named as srt, and --format says json"),
@@ -227,7 +229,7 @@ def test_refused_in_one_line(
 ) -> None:
     (tmp_path / "empty.wav").write_bytes(recordings["one"].read_bytes()[:40] + bytes(4))
     (tmp_path / "text.wav").write_text("not sound at all\n")
-    places = {"IN": recordings["one"], "FOLDER": tmp_path / "new"}
+    places = {"IN": recordings["one"], "TWO": recordings["two"], "FOLDER": tmp_path / "new"}
     places |= {"EMPTY": tmp_path / "empty.wav", "TEXT": tmp_path / "text.wav"}
     there, before = set(tmp_path.iterdir()), recordings["one"].read_bytes()
     given = [str(places.get(argument, argument)) for argument in arguments]
@@ -240,6 +242,24 @@ def test_refused_in_one_line(
     assert message in line
     assert set(tmp_path.iterdir()) == there
     assert recordings["one"].read_bytes() == before
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:
+    """As `moshi-local transcribe … | head`."""
+    command = [sys.executable, "-m", "moshi_local", "transcribe", str(QUESTION)]
+    with subprocess.Popen(
+        [*command, "--model", str(folder), "--codec", "mlx"],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as program:
+        assert program.stdout is not None
+        assert program.stderr is not None
+        assert program.stdout.read(1)
+        program.stdout.close()
+        errors = program.stderr.read()
+    assert program.returncode == 0
+    assert errors.splitlines()[1:] == ["codec mlx"]
 
 
 def test_interrupted_it_leaves_nothing_half_written(folder: Path, tmp_path: Path) -> None:
