@@ -66,6 +66,7 @@ class Writer:
     def __init__(self) -> None:
         self.seconds = 0.0
         self.error: Exception | None = None
+        self.resets = 0
         self._levels: list[float] = []
         self._written = 0
 
@@ -94,6 +95,7 @@ class Writer:
     def reset(self) -> None:
         self._levels.clear()
         self._written = 0
+        self.resets += 1
 
 
 # ------------------------------------------------------------------------------ from file to file
@@ -267,12 +269,17 @@ def test_words_come_while_it_runs_and_the_last_ones_at_the_end() -> None:
     assert talk.words() == [str(n) for n in range(9)]
     starts = [word.start for word in talk.captions.words]
     assert starts == pytest.approx([n * FRAME for n in range(9)]), "of the run, without a break"
+    told = [event.word.start for event in talk.told if isinstance(event, WordHeard)]
+    assert told[:4] == pytest.approx([0, FRAME, 2 * FRAME, 3 * FRAME])
+    assert told[4:6] == pytest.approx([-2 * FRAME, -FRAME]), "said before the reset"
+    assert told[6:] == pytest.approx([0, FRAME, 2 * FRAME])
     assert talk.captions.lost_seconds == 0.0
 
 
 def test_too_much_that_waits_is_told_once_and_the_oldest_is_left_out() -> None:
     """The conversation's model never rests; at the end there is time for what still waits."""
-    talk = Talk(Writer(), free=False)
+    writer = Writer()
+    talk = Talk(writer, free=False)
     most = round(WAITING_SECONDS * FRAME_RATE)
     with talk.captions:
         talk.say(*range(most + 1))
@@ -284,6 +291,7 @@ def test_too_much_that_waits_is_told_once_and_the_oldest_is_left_out() -> None:
     lost = [event.seconds for event in talk.told if isinstance(event, CaptionsLost)]
     assert lost == pytest.approx([WAITING_SECONDS / 2] * 3, abs=0.1)
     assert talk.captions.lost_seconds == pytest.approx(sum(lost))
+    assert writer.resets == 1, "a new beginning is not left out"
     assert talk.words()[-1] == str(1000 + most - 1), "the newest"
     assert len(talk.words()) == 2 * most + 1 - round(sum(lost) * FRAME_RATE)
     starts = [word.start for word in talk.captions.words]

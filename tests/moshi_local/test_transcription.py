@@ -126,7 +126,8 @@ def test_files_into_a_folder_and_by_their_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     there = tmp_path / "new"
-    assert run(*recordings.values(), "--model", folder, "--format", "srt", "-o", there) == 0
+    how = ["--model", folder, "--format", "srt", "--batch", "1"]
+    assert run(*recordings.values(), *how, "-o", there) == 0
     assert capsys.readouterr().out == ""
     for name, found in words.items():
         assert (there / f"{name}.srt").read_text() == subtitles_as_srt(found)
@@ -275,16 +276,19 @@ def test_interrupted_it_leaves_nothing_half_written(folder: Path, tmp_path: Path
             [*command, *options], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as program:
             assert program.stderr is not None
+            assert program.stdout is not None
             while "codec" not in program.stderr.readline():
                 pass
-            time.sleep(1.0)
+            if options:
+                time.sleep(0.3)
+            else:
+                program.stdout.read(100)
             program.send_signal(signal.SIGINT)
             said, errors = program.communicate()
         assert program.returncode == 130
         return said, errors
 
-    said, errors = interrupted()
-    assert len(said.split()) > 10, "it appears while it runs"
+    _, errors = interrupted()  # some of it has appeared
     assert errors == "moshi-local: stopped\n"
     said, errors = interrupted("-o", str(tmp_path / "o.txt"))
     assert said == ""
