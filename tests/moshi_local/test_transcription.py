@@ -126,7 +126,7 @@ def test_files_into_a_folder_and_by_their_name(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     there = tmp_path / "new"
-    how = ["--model", folder, "--format", "srt", "--batch", "1"]
+    how: list[str | Path] = ["--model", folder, "--format", "srt", "--batch", "1"]
     assert run(*recordings.values(), *how, "-o", there) == 0
     assert capsys.readouterr().out == ""
     for name, found in words.items():
