@@ -16,6 +16,8 @@ __all__ = [
     "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
+    "SpeakingFlags",
+    "TranscriptionFlags",
     "TranslationFlags",
 ]
 
@@ -99,6 +101,38 @@ class TranslationFlags:
 
     quality: str = "very_good"
     cfg: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingFlags:
+    """What only speech from text has.
+
+    speed: from −2, slower, to 2, faster.
+    cfg: how closely to keep to the voice; None is the model's own.
+    codebooks: of the sound; None is all of them.
+    normalize: write numbers, units and abbreviations out before they are spoken.
+    """
+
+    speed: float = 0.0
+    cfg: float | None = None
+    codebooks: int | None = None
+    normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionFlags:
+    """What only a transcription has; None where the model's own value holds.
+
+    spell: words whose spelling the model is shown.
+    spell_sound: a recording of these words.
+    turn_threshold: the probability of a pause from which a turn may have ended.
+    turn_hold: how long it must stay there (seconds).
+    """
+
+    spell: str | None = None
+    spell_sound: Path | None = None
+    turn_threshold: float | None = None
+    turn_hold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
