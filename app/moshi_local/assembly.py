@@ -53,6 +53,9 @@ __all__ = [
     "transcription_arguments",
 ]
 
+CAPTIONS_CATCH_UP = 2
+"""Frames that a step of captions takes at most, so that it fits between two of the conversation."""
+
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
     """Where words go and where notes go; `stdout_is_taken` by JSON."""
@@ -174,11 +177,9 @@ def open_session(
     return session
 
 
-def open_transcription(
-    stt: Model, kv_bits: int | None, flags: TranscriptionFlags | None = None
-) -> Listening:
+def open_transcription(stt: Model, kv_bits: int | None, flags: TranscriptionFlags) -> Listening:
     """A live transcription, with ends of turns as the options say. Raises MoshiError."""
-    how = transcription_arguments(stt, kv_bits, flags or TranscriptionFlags())
+    how = transcription_arguments(stt, kv_bits, flags)
     return Listening(stt.session(**how), stt.frame_size)
 
 
@@ -205,8 +206,9 @@ class CaptionModel:
     verdict: Verdict
 
     def open_session(self) -> Listening:
-        """A fresh session. Raises MoshiError."""
-        return open_transcription(self.model, self.verdict.kv_bits)
+        """A fresh session, whose steps are short. Raises MoshiError."""
+        session = self.model.session(kv_bits=self.verdict.kv_bits, catch_up=CAPTIONS_CATCH_UP)
+        return Listening(session, self.model.frame_size)
 
 
 def load_captions(

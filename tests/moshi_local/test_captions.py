@@ -7,6 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ from moshi_local.machine.verdict import Together, Verdict
 from moshi_local.observers.record import Recorder
 from moshi_local.terminal.lines import Transcript
 from moshi_local.terminal.screen import ScreenState
-from moshi_mlx import Frame, MoshiError, Timing, TurnEnded, VerbError, Word
+from moshi_mlx import ArgumentError, Frame, MoshiError, Stt, Timing, TurnEnded, VerbError, Word
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.footprint import Needs
 from moshi_mlx.hub import bundled_folder
@@ -329,6 +330,25 @@ def test_a_session_as_the_loop_steps_it(folder: Path) -> None:
     assert told == [word for frame in frames for word in frame.words]
     assert told
     assert last
+
+
+def test_short_steps_write_the_same(tmp_path: Path) -> None:
+    """Of a model that hears a second of silence first: 14 frames wait when the sound begins."""
+    delay = {"audio_delay_seconds": 0.5, "audio_silence_prefix_seconds": 1.0}
+    model = moshi_mlx.load(make_stt.write(tmp_path / "stt", stt_config=delay), verb="transcribe")
+    assert isinstance(model, Stt)
+    sound = np.random.default_rng(0).normal(0, 0.1, (30, FRAME_SIZE)).astype(np.float32)
+
+    def words(catch_up: int) -> list[tuple[Word, ...]]:
+        with model.session(catch_up=catch_up) as session:
+            return [*(session.step(pcm).words for pcm in sound), session.flush()]
+
+    short, long = words(2), words(8)
+    assert [*chain(*short)] == [*chain(*long)]
+    first = [next(i for i, found in enumerate(each) if found) for each in (short, long)]
+    assert first[0] > first[1]
+    with pytest.raises(ArgumentError, match="catch_up must be a whole number from 2 to 1000"):
+        model.session(catch_up=1)
 
 
 # ----------------------------------------------------------------------------- where they are seen
