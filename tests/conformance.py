@@ -1,11 +1,12 @@
 """Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
 
-A case folder holds `config.json`, one weights file and `expected.safetensors`. Prints a line a
-case; exits with 1 if any failed.
+A case folder holds `config.json`, one weights file and `expected.safetensors`; `machine.json` and
+`scripts.json` of speech models are cases too. Prints a line a case; exits with 1 if any failed.
 """
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import numpy as np
 if not __package__:  # as a script: its folder has a moshi_mlx too, of tests
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from moshi_mlx.conditions import Condition
 from moshi_mlx.config import UNGENERATED_TOKEN
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.families import family_of, generated_streams
@@ -27,12 +29,14 @@ from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
+from tests.conformance_speech import run_speech, run_speech_file
 from tests.conformance_stt import run_stt
 from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
+EXACT_TOLERANCE = 1e-5
 GREEDY = Sampling(temperature=0)
-Given = dict[str, str | mx.array | None]
+Given = dict[str, Condition]
 
 
 def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray], Given | None]:
@@ -56,10 +60,13 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max(initial=0.0))
 
 
-def run_forward(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> dict[str, float]:
-    """Largest difference per tensor; masks count as 0 or 1."""
+def run_forward(
+    lm: Lm, expected: dict[str, np.ndarray], given: Given | Sequence[Given] | None
+) -> dict[str, float]:
+    """Largest difference per tensor; masks count as 0 or 1. Conditions: of all, or of each."""
     codes = expected["forward.codes"]
-    conditions = None if given is None else lm.condition_provider([given] * len(codes))
+    values = [given] * len(codes) if isinstance(given, dict) else given
+    conditions = None if values is None else lm.condition_provider(values)
     output = lm.forward(mx.array(codes), conditions)
     masks = np.array(output.masks)
     text_mask, mask = masks[:, :1], masks[:, 1:]
@@ -164,6 +171,10 @@ def run_personaplex(folder: Path, expected: dict[str, np.ndarray]) -> dict[str, 
 
 def run_case(folder: Path) -> dict[str, float]:
     """Every quantity that the case's expectations name, with its largest difference."""
+    if folder.is_file():
+        return run_speech_file(folder)
+    if (folder / "runs.json").exists():
+        return run_speech(folder)
     lm, expected, given = load_case(folder)
     result: dict[str, float] = {}
     if "forward.codes" in expected:
@@ -182,10 +193,12 @@ def run_case(folder: Path) -> dict[str, float]:
 
 
 def passes(result: dict[str, float]) -> bool:
-    return all(
-        value <= (TOLERANCE if "logits" in name or "heads" in name else 0)
-        for name, value in result.items()
-    )
+    def allowed(name: str) -> float:
+        if "condition" in name:
+            return EXACT_TOLERANCE
+        return TOLERANCE if any(part in name for part in ("logits", "heads", "pcm")) else 0
+
+    return all(value <= allowed(name) for name, value in result.items())
 
 
 def main() -> int:

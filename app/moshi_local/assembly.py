@@ -50,6 +50,7 @@ __all__ = [
     "open_session",
     "open_transcription",
     "print_json",
+    "session_arguments",
     "transcription_arguments",
 ]
 
@@ -174,19 +175,30 @@ def open_session(
         MoshiError: as the family's `session`.
     """
     of_family: dict[str, Any] = {} if translation is None else asdict(translation)
-    if role is not None and role.asked:
-        of_family |= _as_arguments(role, moshi, kv_bits)
-    session: Session = moshi.session(
-        seed=seed,
-        text=sampling.text(moshi.text_sampling),
-        audio=sampling.audio(moshi.audio_sampling),
-        kv_bits=kv_bits,
-        **of_family,
-    )
+    arguments = session_arguments(moshi, seed, sampling, kv_bits, role)
+    session: Session = moshi.session(**arguments, **of_family)
     if notes is not None and role is not None and session.opening is not None:
-        for line in told(of_family["persona"], of_family["voice"], session.opening, role.keep):
+        for line in told(arguments["persona"], arguments["voice"], session.opening, role.keep):
             notes.print(line, markup=False, soft_wrap=True)
     return session
+
+
+def session_arguments(
+    moshi: Model,
+    seed: int,
+    sampling: SamplingFlags,
+    kv_bits: int | None,
+    role: Role | None = None,
+) -> dict[str, Any]:
+    """The options as a family's `session` takes them. Raises MoshiError."""
+    asked = {} if role is None or not role.asked else _as_arguments(role, moshi, kv_bits)
+    return {
+        "seed": seed,
+        "text": sampling.text(moshi.text_sampling),
+        "audio": sampling.audio(moshi.audio_sampling),
+        "kv_bits": kv_bits,
+        **asked,
+    }
 
 
 def open_transcription(stt: Model, kv_bits: int | None, flags: TranscriptionFlags) -> Listening:

@@ -100,7 +100,8 @@ EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", "cli"}
 JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
-JOINING |= {"loop", "offline", "role", "transcription", "translation", "voices", "word_formats"}
+JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
+JOINING |= {"translation", "voices", "whole_words", "word_formats"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

@@ -118,6 +118,7 @@ class PortAudioDevice:
     separate: two streams even on one device.
     microphone: open one; without it `hear` is never called.
     speaker: open one; without it `play` is never called.
+    latency: to ask of PortAudio (seconds); None is as little as a conversation can have.
     refresh: look for devices again at each opening, the first included. PortAudio otherwise knows
         only those that were there when it was started; but this ends all streams that the process
         has open through PortAudio, also those of others.
@@ -139,10 +140,12 @@ class PortAudioDevice:
         separate: bool = False,
         microphone: bool = True,
         speaker: bool = True,
+        latency: float | None = None,
         refresh: bool = False,
     ) -> None:
         self._specs = [input, output]
         self._microphone, self._speaker = microphone, speaker
+        self._asked_latency = latency
         self._refresh = refresh
         self._sample_rate = sample_rate
         self._rate = rate
@@ -297,6 +300,8 @@ class PortAudioDevice:
         }
 
     def _latency(self, device: DeviceInfo, kind: str, rate: int) -> float:
+        if self._asked_latency is not None:
+            return self._asked_latency
         return sound_latency(device.low_latency(kind), device.rate, rate, BLOCK_SECONDS)
 
     def _start_streams(self) -> None:
