@@ -28,7 +28,7 @@ from .text import TextTokenizer
 from .weights import check, fill, shaped_like
 
 MODEL_TYPE = "helium"
-CONFIG = "config.json"
+_CONFIG = "config.json"
 EPS = 1e-8
 """Of its RMS norms, as `rms_norm_f32` has it."""
 
@@ -255,7 +255,7 @@ class _Folder:
         return self._folder / name
 
     def config(self) -> dict[str, Any] | None:
-        path = self._folder / CONFIG
+        path = self._folder / _CONFIG
         return read_json(path) if path.is_file() else None
 
 
@@ -272,14 +272,14 @@ class _Repository:
         return file_of_repository(self.where, name, offline=self._offline)
 
     def config(self) -> dict[str, Any] | None:
-        return read_json(self.get(CONFIG)) if CONFIG in self.names() else None
+        return read_json(self.get(_CONFIG)) if _CONFIG in self.names() else None
 
 
 def _is_text(path: Path) -> bool:
     """Whether a weights file is a text model's: no table of sound, no other parts."""
     names = read_header(path).keys()
     if is_transformers(names):
-        beside = path.parent / CONFIG
+        beside = path.parent / _CONFIG
         return beside.is_file() and is_text_config(read_json(beside))
     sound = any(name.startswith(("audio_embs.", "emb.", "depformer")) for name in names)
     return {"text_emb.weight", "text_linear.weight", "out_norm.weight"} <= names and not sound
@@ -294,8 +294,8 @@ def _opened(name: str, source: _Folder | _Repository, weights: str | None) -> Te
         )
     files = _weights(source, there, weights)
     if data is not None and not is_text_config(data):
-        raise ConfigError(f"{source.get(CONFIG)}: is of another kind of model than {files[0]}")
-    config = read_text_config(_PUBLISHED if data is None else data, str(source.get(CONFIG)))
+        raise ConfigError(f"{source.get(_CONFIG)}: is of another kind of model than {files[0]}")
+    config = read_text_config(_PUBLISHED if data is None else data, str(source.get(_CONFIG)))
     paths = tuple(source.get(file) for file in files)
     text = TextTokenizer(source.get(tokenizer))
     if text.vocab_size > config.lm.text_card:

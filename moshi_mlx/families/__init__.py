@@ -63,7 +63,7 @@ def load(
     offline: bool = ...,
 ) -> Stt: ...
 @overload
-def load(
+def load(  # type: ignore[overload-overlap]
     name: str | Path,
     *,
     verb: Literal["complete"],
@@ -126,12 +126,14 @@ def load(
         if verb is not None:
             require_verb(verb, text.config, text.name)
         kind = kind_of(text.config, text.name)
-        return on_good_thread(lambda: _module_of(kind).FAMILY(text, dtype))
+        family: Any = _module_of(kind).FAMILY
+        loaded: LoadedModel = on_good_thread(lambda: family(text, dtype))
+        return loaded
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)
-    family = family_of(checkpoint.config, checkpoint.name)
-    return on_good_thread(lambda: family.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
+    kept = family_of(checkpoint.config, checkpoint.name)
+    return on_good_thread(lambda: kept.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
 
 
 def generated_streams(config: ModelConfig, where: str = "config.json") -> int:

@@ -13,7 +13,7 @@ from ..sampling import Sampling
 from ..text_models import TextCheckpoint
 from .loaded import LoadedModel
 
-END = 2
+END_OF_TEXT = 2
 """EOS, the token with which a text ends."""
 _SAMPLING = Sampling(temperature=0.8, top_k=0, top_p=0.95)
 _NONE = Sampling(temperature=0)
@@ -83,7 +83,7 @@ class Completion(Closing):
         generator = self._generator
         if not generator.steps and self._prompt:
             # The model's own beginning stands in place of the first.
-            known = np.array([END, *self._prompt], np.int32)
+            known = np.array([END_OF_TEXT, *self._prompt], np.int32)
             generator.prefill(known[None, None])
         step = generator.step(np.zeros((1, 0), np.int32))
         return int(step.written[0, 0])
@@ -91,7 +91,7 @@ class Completion(Closing):
     def _taken(self, token: int) -> str:
         """What may be told once a token has been drawn."""
         self.tokens += 1
-        ended = token == END
+        ended = token == END_OF_TEXT
         data = b"" if ended else self._model.text.piece_bytes(token)
         text = self._decoder.decode(data, final=ended)
         if self._fresh and text:

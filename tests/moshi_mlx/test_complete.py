@@ -10,7 +10,7 @@ import pytest
 
 import moshi_mlx
 from moshi_mlx import ArgumentError, HubError, MoshiError, VerbError
-from moshi_mlx.families.complete import END, Completion, Helium
+from moshi_mlx.families.complete import END_OF_TEXT, Completion, Helium
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text_models import open_text_model
 from tests.conformance_text import run_text
@@ -65,11 +65,11 @@ def taken(model: Helium, tokens: list[int], **given: object) -> tuple[list[str],
 
 def test_stop_strings_are_not_told_even_in_two_tokens(helium: Helium) -> None:
     tokens = helium.text.encode("one two three four")
-    whole, reason = taken(helium, [*tokens, END])
+    whole, reason = taken(helium, [*tokens, END_OF_TEXT])
     assert ("".join(whole), reason) == ("one two three four", "stop")
-    cut, reason = taken(helium, [*tokens, END], stop=["three f", "zz"])
+    cut, reason = taken(helium, [*tokens, END_OF_TEXT], stop=["three f", "zz"])
     assert ("".join(cut), reason) == ("one two ", "stop")
-    cut, reason = taken(helium, [*tokens, END], stop=["threx"])
+    cut, reason = taken(helium, [*tokens, END_OF_TEXT], stop=["threx"])
     assert ("".join(cut), reason) == ("one two three four", "stop")
     cut, reason = taken(helium, tokens, max_tokens=len(tokens))
     assert ("".join(cut), reason) == ("one two three four", "length")
