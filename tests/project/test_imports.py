@@ -48,6 +48,19 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"threads"},
     "threads": set(),
     "sounds": {"arrays", "distributions", "formats"},
+    "text_models": {
+        "arrays",
+        "backend",
+        "catalog",
+        "config",
+        "files",
+        "hub",
+        "lm",
+        "published",
+        "safetensors",
+        "text",
+        "weights",
+    },
     "stream": set(),
     "lora": set(),
     "loudness": {"arrays"},
@@ -99,6 +112,7 @@ SHARED = {"events", "port", "report", "platform", "options"}
 EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", "cli"}
+JOINING |= {"completion"}
 JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
 JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
 JOINING |= {"translation", "voices", "whole_words", "word_formats"}
