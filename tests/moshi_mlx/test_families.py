@@ -10,9 +10,10 @@ import pytest
 
 import moshi_mlx
 from moshi_local.cli import main
-from moshi_mlx import ConfigError, Model, Moshi, MoshiError, VerbError, families
+from moshi_mlx import ConfigError, Moshi, MoshiError, VerbError, families
 from moshi_mlx.checkpoint import open_checkpoint
 from moshi_mlx.families.kinds import KINDS
+from moshi_mlx.families.loaded import LoadedModel
 from moshi_mlx.hub import bundled_folder
 from moshi_mlx.published import PRESETS, read_config
 from moshi_mlx.voices import Voice
@@ -79,7 +80,7 @@ def test_an_unknown_model_type_is_named(tmp_path: Path) -> None:
 
 def test_every_module_of_a_family_is_there() -> None:
     for kind in KINDS.values():
-        assert issubclass(families._class_of(kind), Model)
+        assert issubclass(families._class_of(kind), LoadedModel)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ ALLOWED: dict[str, set[str]] = {
     "voices": {"arrays", "codec", "formats", "loudness", "safetensors", "threads", "torch_files"},
     "events": {"text"},
     "activity": {"arrays", "events"},
-    "hub": {"catalog", "files", "published"},
+    "hub": {"catalog", "files", "published", "tokenizer_json"},
     "published": {"config"},
     "safetensors": {"arrays", "files", "formats"},
     "state": {"config", "safetensors", "threads"},
