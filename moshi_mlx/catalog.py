@@ -40,6 +40,7 @@ class Entry:
     voices: names of its voices, or what its one voice is.
     languages: that it speaks or understands, as ISO 639-1 codes.
     aliases: shorter names.
+    recordings: a voice can be made of a recording.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Entry:
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
     aliases: tuple[str, ...] = ()
+    recordings: bool = False
     made_from: str | None = None
 
     @property
@@ -106,7 +108,12 @@ def _hibiki(
 
 
 def _tts(
-    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+    size: str,
+    repository: str,
+    nbytes: int,
+    languages: tuple[str, ...],
+    *aliases: str,
+    recordings: bool = False,
 ) -> Entry:
     return Entry(
         name=f"tts-{size}",
@@ -118,6 +125,7 @@ def _tts(
         repository=f"kyutai/{repository}",
         languages=languages,
         aliases=aliases,
+        recordings=recordings,
     )
 
 
@@ -141,6 +149,7 @@ def _personaplex(precision: PrecisionName) -> Entry:
         preset="personaplex",
         series=name,
         voices=_PERSONAPLEX_VOICES,
+        recordings=True,
         made_from=None if published else name,
     )
 
@@ -170,7 +179,7 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     # Weights of the first: computed from their shapes; of the second: by its name.
     _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
-    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
+    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",), recordings=True),
 )
 """All of them, the bundled ones first."""
 

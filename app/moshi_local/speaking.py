@@ -23,10 +23,13 @@ from rich.console import Console
 from moshi_mlx import ArgumentError, Model, Word, __version__
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.errors import counted
+from moshi_mlx.families.speak import Tts
+from moshi_mlx.families.speaker_voices import SpeakerVoice
 from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
+from moshi_mlx.voices import Voice
 
 from . import arguments as a
 from .assembly import consoles, inputs_of, load_model
@@ -37,7 +40,7 @@ from .observers.record import SOFTWARE, SPEECH_TAG
 from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .observers.wav import streamed_header, to_pcm16
 from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
-from .role import own_voices
+from .role import consent_of, one_short_line, own_voices
 from .texts import Arriving, file_of, text_in
 from .whole_words import WholeWords
 
@@ -118,6 +121,7 @@ def speak(options: SpeakingOptions) -> None:
     if options.target is None:
         choose_device("output", options.sound.output)
     model, verdict = load_model(options.model, notes, options.kv_bits, "speak")
+    voices = _voices(model, options, notes)
     if isinstance(text, Arriving) and sys.stdin.isatty():
         notes.print("type the text; Ctrl-D ends it", markup=False)
     with ExitStack() as stack:
@@ -136,7 +140,7 @@ def speak(options: SpeakingOptions) -> None:
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
         try:
             with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, options, made):
-                made.take(_stream(model, options, text, verdict.kv_bits))
+                made.take(_stream(model, options, text, voices, verdict.kv_bits))
         except (KeyboardInterrupt, SystemExit):
             kept = "" if options.target is None else f"; {options.target} was not written"
             notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
@@ -165,14 +169,29 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
         yield own_voices() / f"{voice}.safetensors"
 
 
+def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[SpeakerVoice | Voice]:
+    """Those that were asked for; says by whose consent. Raises MoshiError."""
+    assert isinstance(model, Tts), "no other model is loaded to speak"
+    found = [model.voice(name, folder=own_voices()) for name in options.voices]
+    for voice in found:
+        if isinstance(voice, Voice):
+            line = f"voice {one_short_line(voice.name)}{consent_of(voice)}"
+            notes.print(line, markup=False, soft_wrap=True)
+    return found
+
+
 def _stream(
-    model: Model, options: SpeakingOptions, text: str | Iterable[str], kv_bits: int | None
+    model: Model,
+    options: SpeakingOptions,
+    text: str | Iterable[str],
+    voices: Sequence[Any],
+    kv_bits: int | None,
 ) -> Any:
     """The model's speech, which is made as it is taken."""
     flags = options.flags
     return model.speak(
         text,
-        voice=list(options.voices) or None,
+        voice=voices or None,
         cfg=flags.cfg,
         speed=flags.speed,
         codebooks=flags.codebooks,
@@ -180,7 +199,6 @@ def _stream(
         text=options.sampling.text(model.text_sampling),
         audio=options.sampling.audio(model.audio_sampling),
         kv_bits=kv_bits,
-        voices_folder=own_voices(),
     )
 
 
