@@ -107,18 +107,20 @@ def _hibiki(
     )
 
 
-def _tts(
-    size: str,
+def _kyutai(
+    name: str,
+    about: str,
     repository: str,
     nbytes: int,
     languages: tuple[str, ...],
     *aliases: str,
     recordings: bool = False,
 ) -> Entry:
+    """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
-        name=f"tts-{size}",
-        about=f"speech from text, {' and '.join(languages)}",
-        family="tts",
+        name=name,
+        about=f"{about}, {' '.join(languages)}",
+        family=name.partition("-")[0],
         precision="bf16",
         nbytes=nbytes + _MIMI_AND_TOKENIZER,
         licence="CC-BY 4.0",
@@ -177,9 +179,27 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC-SA 4.0",
         ("fr", "es", "pt", "de"),
     ),
+    # The first is the one of several repositories that has pause heads. Computed from shapes.
+    _kyutai(
+        "stt-1b",
+        "speech to text",
+        "stt-1b-en_fr-candle",
+        1_980_000_000,
+        ("en", "fr"),
+        "stt",
+        "stt-1b-en_fr",
+    ),
+    _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
-    _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
-    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",), recordings=True),
+    _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _kyutai(
+        "tts-0.75b",
+        "text to speech",
+        "tts-0.75b-en-public",
+        1_500_000_000,
+        ("en",),
+        recordings=True,
+    ),
 )
 """All of them, the bundled ones first."""
 

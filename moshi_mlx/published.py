@@ -24,6 +24,7 @@ from .config import (
     QuantizerConfig,
     SamplingDefaults,
     SeanetConfig,
+    SttConfig,
     TransformerConfig,
     TtsConfig,
 )
@@ -93,6 +94,8 @@ MOST_CONTEXT = 100_000
 """Positions, two hours of frames: nothing but memory limits it otherwise."""
 MOST_DELAY = 10_000
 """Frames, 13 minutes."""
+MOST_STT_SECONDS = 60.0
+"""Of a speech-to-text model's delay, and of the silence before a sound."""
 _MOST_OF_SEANET = 10_000
 _MOST_AHEAD, _MOST_SPEAKERS = 100, 100
 
@@ -393,6 +396,26 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
     return SamplingDefaults(**values)
 
 
+def _read_stt(fields: _Fields) -> SttConfig | None:
+    """`stt_config`: both are times, which may be 0."""
+    if fields.none("stt_config"):
+        return None
+    table = fields.table("stt_config")
+    seconds: dict[str, float] = {}
+    for name, default in (
+        ("audio_delay_seconds", ...),
+        ("audio_silence_prefix_seconds", 0.0),
+    ):
+        value = table.take(name, default)
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not 0 <= value <= MOST_STT_SECONDS:
+            problem = f"must be seconds from 0 to {MOST_STT_SECONDS:g}, is {shown(value)}"
+            raise table.fail(name, problem)
+        seconds[name] = float(value)
+    table.finish()
+    return SttConfig(**seconds)
+
+
 def _read_tts(fields: _Fields) -> TtsConfig | None:
     """`tts_config`."""
     if fields.none("tts_config"):
@@ -507,6 +530,7 @@ def read_config(
         model_type=model_type,
         sampling=_read_sampling(around),
         lora=lora,
+        stt=_read_stt(around),
         tts=_read_tts(around),
         quantization=quantization,
         raw=raw if model else {**PRESETS[preset], **raw},

@@ -6,35 +6,31 @@ process.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
-from .arguments import callable_or_none, samples, truth, whole
+from .arguments import callable_or_none, truth, whole
 from .arrays import Codes, Pcm, Tokens
 from .backend import on_gpu
-from .closing import Closing
 from .codec import Codec, MlxCodec
 from .config import LmConfig
-from .errors import ArgumentError, SessionError
+from .errors import SessionError
 from .events import Event, TextSaid, WordSpoken
-from .generate import Generator
+from .frame_session import FrameSession
+from .generate import Generator, step_together
 from .saying import Saying
 from .state import SavedState, damage_refused, joined
 from .step import TextHook
-from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
-from .threads import Exclusive
 from .worker import Worker
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,7 +94,7 @@ class Opening:
     from_cache: bool
 
 
-class Session(Closing):
+class Session(FrameSession[Frame]):
     """A conversation; made by `Moshi.session`. From any thread, one at a time, or by `stream`.
 
     The model's own thread makes the steps, so that one is whole whatever becomes of its caller.
@@ -130,17 +126,11 @@ class Session(Closing):
     ) -> None:
         callable_or_none("hook", hook)
         self._hook = hook
-        self._codec = codec
+        super().__init__(codec, worker)
         self._tokenizer = tokenizer
         self._generator = generator
-        self._worker = worker
         self.opening = opening
         self._prompted = opening is not None
-        self._turn = Exclusive("session")
-        self._closed = self._gone = False
-        self._streaming = False
-        self.frame_rate = codec.sample_rate / codec.frame_size
-        self._silence = np.zeros(codec.frame_size, dtype=np.float32)
         self._one_go = on_gpu() and isinstance(codec, MlxCodec) and generator.guidance is None
         worker.call(self._begin if state is None else partial(self._restore, state))
 
@@ -212,7 +202,6 @@ class Session(Closing):
 
     def _stepped(self, heard: Pcm, hold_text: bool, codes: Codes | None = None) -> Frame:
         """A frame, heard as these codes [codebooks, 1] if they are given."""
-        index = self._index
         generator = self._generator
         text = generator.lm.config.text_padding_id if hold_text else None
         finished: list[str] = []
@@ -224,6 +213,18 @@ class Session(Closing):
             tokens, said, timing = self._answer_in_one_go(heard, text)
         else:
             tokens, said, timing = self._answer(heard, text, on_text, codes)
+        return self._told(heard, tokens, said, timing, finished)
+
+    def _told(
+        self,
+        heard: Pcm,
+        tokens: Tokens | None,
+        said: Pcm,
+        timing: Timing,
+        finished: Sequence[str] = (),
+    ) -> Frame:
+        """Ends a step: its frame, with the words and events in it."""
+        index = self._index
         words = [] if tokens is None else self._words.step(int(tokens[0]), index)
         events: list[Event] = self._user.step(index, heard)
         events += self._moshi.step(index, said)
@@ -286,6 +287,11 @@ class Session(Closing):
         timing = Timing(encoded - began, modelled - encoded, time.perf_counter() - modelled)
         return None if frame is None else frame[0], np.array(said), timing
 
+    @property
+    def _joins(self) -> bool:
+        """Whether its next step can be made beside those of others."""
+        return type(self) is Session and not self._saying.busy and self._hook is None
+
     def flush(self) -> tuple[Word, ...]:
         """Finishes the last word, when nothing more will be stepped."""
         return tuple(self._words.flush())
@@ -345,76 +351,72 @@ class Session(Closing):
         self._moshi.restore(state.facts["moshi"], self._index)
         self._user.restore(state.facts["user"], self._index)
 
-    def stream(self, source: Source) -> FrameStream[Frame]:
-        """Steps through the frames of `source`, on the one thread that does MLX's work.
-
-        Safe in an event loop and beside other sessions of the model; ends with the source. One
-        stream at a time per session. A frame whose caller is cancelled comes next.
-
-        Raises:
-            SessionError: as `step`, by the first frame.
-        """
-
-        def begin() -> None:
-            if self._streaming:
-                raise SessionError("this session is being streamed already")
-            self._streaming = True
-
-        def end() -> None:
-            self._streaming = False
-
-        return FrameStream(
-            source, begin, lambda pcm: self._worker.submit(partial(self._step, pcm)), end
-        )
-
-    def close(self) -> None:
-        """Lets go of the state, after a step on its way; it cannot be used again.
-
-        From anywhere, a signal's handler included: it waits for nothing.
-        """
-        if not self._closed:
-            self._closed = True
-            with suppress(SessionError):  # the thread has ended, or is not in this forked child
-                self._worker.submit(self._let_go)
+    def _hear(self, pcm: npt.ArrayLike) -> Frame:
+        return self._step(pcm)
 
     def _let_go(self) -> None:
-        self._gone = True
         del self._generator, self._codec_state
 
-    def _do(self, work: Callable[[], T]) -> T:
-        """Work on the model's thread, while no other call of this session does any."""
 
-        def done() -> T:
-            if self._gone:
-                raise _closed()
-            return work()
+def step_sessions(
+    sessions: Sequence[Session], pcms: Sequence[npt.ArrayLike], hold_text: Sequence[bool]
+) -> list[Frame]:
+    """A step of several conversations with a model, at the price of little more than one.
 
-        with self._turn.held():
-            self._check_open()
-            return self._worker.call(done)
+    What each says is what it would say alone, but for the rounding of sums. One that is being told
+    what to say, or has a hook, is stepped alone. On the model's thread.
 
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _closed()
+    Args:
+        sessions: each one once.
+        pcms: for each what `Session.step` takes.
+        hold_text: likewise.
 
-    def _not_streaming(self, otherwise: str) -> None:
-        if self._streaming:
-            raise SessionError(f"this session is being streamed: {otherwise}")
+    Raises:
+        SessionError, ArgumentError: as `Session.step`.
+    """
+    together = [i for i, session in enumerate(sessions) if session._joins]
+    frames: dict[int, Frame] = {}
+    for i in set(range(len(sessions))) - set(together if len(together) > 1 else ()):
+        frames[i] = sessions[i].step(pcms[i], hold_text=hold_text[i])
+    if len(together) > 1:
+        members = [sessions[i] for i in together]
+        heard = [sessions[i]._checked(pcms[i]) for i in together]
+        held = [hold_text[i] for i in together]
+        with ExitStack() as stack:
+            for member in members:
+                member._not_streaming("take its frames from there")
+                stack.enter_context(member._turn.held())
+                member._check_open()
+            frames |= dict(zip(together, _stepped_together(members, heard, held), strict=True))
+    return [frames[i] for i in range(len(sessions))]
 
-    def _checked(self, pcm: npt.ArrayLike) -> Pcm:
-        try:
-            heard = samples(pcm)
-        except ArgumentError as error:
-            raise SessionError(f"a frame is refused: {error}") from None
-        if heard.shape != (self._codec.frame_size,):
-            raise SessionError(
-                f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
-            )
-        return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
 
-
-def _closed() -> SessionError:
-    return SessionError("this session is closed: make a new one")
+def _stepped_together(members: list[Session], heard: list[Pcm], held: list[bool]) -> list[Frame]:
+    began = time.perf_counter()
+    codec = members[0]._codec
+    generators = [member._generator for member in members]
+    states = [member._codec_state for member in members]
+    if isinstance(codec, MlxCodec):
+        later = [codec.encode_later(pcm, state) for pcm, state in zip(heard, states, strict=True)]
+        mx.eval(later)
+        codes = [np.array(each) for each in later]
+    else:
+        codes = [codec.encode_step(pcm, state) for pcm, state in zip(heard, states, strict=True)]
+    encoded = time.perf_counter()
+    padding = generators[0].lm.config.text_padding_id
+    given = [own[: one.given].T for own, one in zip(codes, generators, strict=True)]
+    steps = step_together(generators, given, [padding if hold else None for hold in held])
+    modelled = time.perf_counter()
+    tokens = [None if step.frame is None else step.frame[0] for step in steps]
+    said: list[Pcm] = []
+    for own, state, member in zip(tokens, states, members, strict=True):
+        if own is None or not member._generator.generated:
+            said.append(member._silence.copy())
+        else:
+            said.append(codec.decode_step(own[1:, None], state))
+    timing = Timing(encoded - began, modelled - encoded, time.perf_counter() - modelled)
+    rows = zip(members, heard, tokens, said, strict=True)
+    return [member._told(pcm, own, sound, timing) for member, pcm, own, sound in rows]
 
 
 def word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:

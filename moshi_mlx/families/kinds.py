@@ -33,7 +33,7 @@ KINDS = {
     "moshi": Kind("a dialogue model", "talk", "dialogue"),
     "personaplex": Kind("a dialogue model", "talk", "persona", persona=True),
     "hibiki": Kind("a speech translation model", "translate", "translate"),
-    "stt": Kind("a speech-to-text model", "transcribe"),
+    "stt": Kind("a speech-to-text model", "transcribe", "transcribe"),
     "tts": Kind("a text-to-speech model", "speak", "speak"),
     "helium": Kind("a text model", "complete"),
 }
@@ -68,6 +68,22 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
 def other_verb(verb: Verb, kind: Kind, where: str) -> str:
     """What to say of a model, `where`, that is asked for what its kind cannot do."""
     return f"{where} is {kind.what}: it can {kind.verb}, but not {verb}"
+
+
+def check_verb(name: str, verb: Verb) -> None:
+    """Refuses a published model that cannot do it, before anything is measured or fetched.
+
+    Args:
+        name: of any model; one that isn't in the catalogue passes.
+        verb: what is asked of it.
+
+    Raises:
+        VerbError: names those that can.
+    """
+    entry = catalog.entry_of(name)
+    if entry is not None and KINDS[entry.family].verb != verb:
+        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
+        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
 
 
 def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:

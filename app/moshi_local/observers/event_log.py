@@ -19,7 +19,7 @@ import numpy as np
 from moshi_mlx import MoshiError
 from moshi_mlx.closing import Closing
 
-from ..events import Event, FrameDone
+from ..events import Event, FrameDone, SilentFrame
 
 __all__ = ["EventLog", "event_as_dict", "to_json"]
 
@@ -62,6 +62,7 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     if not isinstance(event, FrameDone):
         return {"event": name, **to_json(event)}
     frame, timing = event.frame, event.frame.timing
+    pauses = {"pauses": to_json(frame.pauses)} if isinstance(frame, SilentFrame) else {}
     return {
         "event": name,
         "time": to_json(event.time),
@@ -77,6 +78,7 @@ def event_as_dict(event: Event) -> dict[str, Any]:
         "lag": to_json(event.lag),
         "delay": to_json(event.delay),
         "tokens": None if frame.tokens is None else [int(t) for t in frame.tokens],
+        **pauses,
     }
 
 
@@ -88,7 +90,7 @@ class EventLog(Closing):
     """A listener that writes each event as a line, at once. A context manager.
 
     Args:
-        target: a file, which is replaced if it exists, or "-" for stdout.
+        target: a file, which is replaced if it exists; "-" for stdout; or a descriptor.
 
     Writing may wait for a disk or a pipe, so let a `Dispatcher` deliver to it. When the reader of a
     pipe has gone, the journal says nothing more; any other trouble is an OSError.
@@ -97,11 +99,13 @@ class EventLog(Closing):
         MoshiError: the file cannot be written.
     """
 
-    def __init__(self, target: Path | str) -> None:
+    def __init__(self, target: Path | str | int) -> None:
         try:
+            # Not `sys.stdout`: a thread that waits in there would break the program's end.
             if str(target) == STDOUT:
-                # Not `sys.stdout`: a thread that waits in there would break the program's end.
                 self._descriptor = os.dup(1)
+            elif isinstance(target, int):
+                self._descriptor = os.dup(target)
             else:
                 flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
                 self._descriptor = os.open(target, flags, 0o600)
