@@ -26,7 +26,7 @@ class SpeechMachine:
     """The state of one text.
 
     rows: of the model's table of text tokens, its initial one included.
-    ahead: so many words further the second text stream is; 0: there is none.
+    ahead: words by which the second text stream is ahead; 0: there is none.
     max_padding: steps that may pass before a word must begin.
     initial_padding: steps before the first word.
     ended: no more text will come.

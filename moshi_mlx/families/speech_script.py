@@ -127,7 +127,7 @@ class ScriptReader:
             try:
                 return float(tag[1])
             except ValueError:
-                raise ArgumentError(f"{tag[0]}: the time is no number of seconds") from None
+                raise ArgumentError(f"{tag[0]}: the time is not a number of seconds") from None
         if (time := _TIME.search(tag[0])) is not None:
             seconds = float(time[1]) / (1000 if time[2].lower() == "ms" else 1)
         elif (strength := _STRENGTH.search(tag[0])) is not None:
