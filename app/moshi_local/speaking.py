@@ -29,6 +29,7 @@ from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
+from moshi_mlx.spoken_text import LANGUAGES, spoken_text
 from moshi_mlx.voices import Voice
 
 from . import arguments as a
@@ -41,7 +42,8 @@ from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .observers.wav import streamed_header, to_pcm16
 from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
 from .role import consent_of, one_short_line, own_voices
-from .texts import Arriving, file_of, text_in
+from .terminal.lines import printable
+from .texts import Arriving, file_of, sentences, text_in
 from .whole_words import WholeWords
 
 __all__ = ["SpeakingOptions", "speak", "speak_command"]
@@ -107,6 +109,8 @@ def speak(options: SpeakingOptions) -> None:
     check_outputs(options.outputs(), [path, *_voice_files(options), *inputs_of(options.model)])
     playback: Playback | None = None
     text: str | Arriving
+    if options.flags.normalize is not None:
+        spoken_text("", options.flags.normalize)  # whether that can be done
     if options.text == "-":
         if sys.stdin is None:
             raise ArgumentError("there is no standard input to read a text from")
@@ -140,7 +144,8 @@ def speak(options: SpeakingOptions) -> None:
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
         try:
             with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, options, made):
-                made.take(_stream(model, options, text, voices, verdict.kv_bits))
+                script = _normalized(text, options.flags.normalize, notes)
+                made.take(_stream(model, options, script, voices, verdict.kv_bits))
         except (KeyboardInterrupt, SystemExit):
             kept = "" if options.target is None else f"; {options.target} was not written"
             notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
@@ -160,6 +165,24 @@ def check_script(text: str) -> None:
     reader = ScriptReader(lambda word: [len(word)], frame_rate=_STEPS_A_SECOND)
     if not any(entry.text for entry in entries_of(reader, turns_of(text))):
         raise ArgumentError("the text has no word to speak")
+
+
+def _normalized(
+    text: str | Arriving, language: str | None, notes: Console
+) -> str | Sequence[str] | Iterator[str]:
+    """What `Tts.speak` is given: the text, as it is or written out and shown."""
+    if language is None:
+        return text if isinstance(text, str) else iter(text)
+
+    def shown(piece: str) -> str:
+        spoken = spoken_text(piece, language)
+        for line in spoken.splitlines():
+            notes.print(printable(line), markup=False, soft_wrap=True)
+        return spoken
+
+    if isinstance(text, str):
+        return [shown(turn) for turn in turns_of(text)]
+    return map(shown, sentences(text))
 
 
 def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
@@ -183,7 +206,7 @@ def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[Spea
 def _stream(
     model: Model,
     options: SpeakingOptions,
-    text: str | Iterable[str],
+    text: str | Sequence[str] | Iterator[str],
     voices: Sequence[Any],
     kv_bits: int | None,
 ) -> Any:
@@ -398,6 +421,7 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
         "speed": options.flags.speed,
         "cfg": options.flags.cfg,
         "codebooks": options.flags.codebooks,
+        "normalized": options.flags.normalize,
     }
 
 
@@ -480,14 +504,17 @@ def speak_command(
         ),
     ] = None,
     normalize: Annotated[
-        bool,
+        str | None,
         typer.Option(
             "--normalize",
-            help="Write numbers, times, units and abbreviations out before they are spoken, and "
-            "show the text on stderr.",
+            metavar="|".join(LANGUAGES),
+            help="Write numbers, times, units and abbreviations out in this language before they "
+            "are spoken, and show the text on stderr. Text that arrives is then spoken sentence by "
+            "sentence.",
+            show_default="as it is",
             rich_help_panel=SPEECH,
         ),
-    ] = False,
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(
