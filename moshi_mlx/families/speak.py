@@ -30,6 +30,7 @@ from .model import Model
 from .recorded_voices import RecordedVoices
 from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
 from .speech_machine import SpeechMachine
+from .speech_queue import SpeechQueue
 from .speech_run import SpeechRun
 from .speech_script import ScriptReader, entries_of, turns_of
 from .speech_stream import Pieces, SpeechStream, Words
@@ -387,6 +388,10 @@ class Tts(Model):
             Speech(np.concatenate(sound), found, self.sample_rate)
             for sound, found in zip(parts, words, strict=True)
         ]
+
+    def queue(self) -> SpeechQueue:
+        """A queue of texts, which are spoken one after the other on a thread of their own."""
+        return SpeechQueue(self.speak)
 
     def _given_voices(
         self, voice: VoiceLike | Sequence[VoiceLike] | None, folder: Path | None

@@ -102,7 +102,7 @@ def test_what_arrives_must_be_text(pieces: list[bytes], message: str) -> None:
 
 
 def test_sentences_come_when_they_are_whole() -> None:
-    pieces = ["It is 5", ".30 p.m. \"So", "?\" he said. An", "d\nthen"]
+    pieces = ["It is 5", '.30 p.m. "So', '?" he said. An', "d\nthen"]
     found = [*sentences(pieces)]
     assert found == ["It is 5.30 p.m. ", '"So?" he said. ', "And\n", "then"]
     assert [*sentences([])] == []
