@@ -41,6 +41,7 @@ class Entry:
     languages: that it speaks or understands, as ISO 639-1 codes.
     aliases: shorter names.
     weights: its file, in a repository that has several.
+    recordings: a voice can be made of a recording.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Entry:
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
     aliases: tuple[str, ...] = ()
+    recordings: bool = False
     made_from: str | None = None
     weights: str | None = None
 
@@ -114,6 +116,7 @@ def _kyutai(
     nbytes: int,
     languages: tuple[str, ...],
     *aliases: str,
+    recordings: bool = False,
 ) -> Entry:
     """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
@@ -126,6 +129,7 @@ def _kyutai(
         repository=f"kyutai/{repository}",
         languages=languages,
         aliases=aliases,
+        recordings=recordings,
     )
 
 
@@ -149,6 +153,7 @@ def _personaplex(precision: PrecisionName) -> Entry:
         preset="personaplex",
         series=name,
         voices=_PERSONAPLEX_VOICES,
+        recordings=True,
         made_from=None if published else name,
     )
 
@@ -210,7 +215,14 @@ ENTRIES: tuple[Entry, ...] = (
     _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
     _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
-    _kyutai("tts-0.75b", "text to speech", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
+    _kyutai(
+        "tts-0.75b",
+        "text to speech",
+        "tts-0.75b-en-public",
+        1_500_000_000,
+        ("en",),
+        recordings=True,
+    ),
     *(_helium(precision) for precision in _HELIUM_BYTES),
 )
 """All of them, the bundled ones first."""
