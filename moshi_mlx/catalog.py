@@ -33,6 +33,7 @@ class Entry:
     made_from: the name of the entry that it is quantized from on this machine, since it is not
         published; None where it is.
     revision: of the repository; None takes the newest.
+    copies: other repositories that have the same model in another layout.
     preset: the configuration that holds where the repository has no config.json, by its name in
         `published.PRESETS`; None where it has one.
     series: the name without a precision, which stands for the best one that a machine can run;
@@ -60,6 +61,7 @@ class Entry:
     recordings: bool = False
     made_from: str | None = None
     weights: str | None = None
+    copies: tuple[str, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -90,6 +92,7 @@ def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
         preset="moshi",
         series=series,
         voices=(voice,),
+        copies=(f"kmhf/hf-{series}",) if precision == "bf16" else (),
     )
 
 
@@ -229,8 +232,8 @@ ENTRIES: tuple[Entry, ...] = (
 
 
 def find(name: str) -> Entry | None:
-    """The entry with this name, alias or repository."""
-    return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases)), None)
+    """The entry with this name, alias or repository, or whose model a repository has too."""
+    return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases, *e.copies)), None)
 
 
 def entry_of(name: str) -> Entry | None:

@@ -101,7 +101,7 @@ class TextCheckpoint:
         where, config = str(self.weights[0]), self.config.lm
         weights = read_safetensors(self.weights)
         if is_transformers(weights):
-            weights = from_transformers(weights)
+            weights = joined_names(weights)
         lm = shaped_like(weights, config, None, where)
         check(lm, weights, where)
         fill(lm, weights, where, dtype or default_dtype())
@@ -204,7 +204,7 @@ def is_transformers(names: Iterable[str]) -> bool:
     return "model.embed_tokens.weight" in names
 
 
-def from_transformers(weights: Weights) -> Weights:
+def joined_names(weights: Weights) -> Weights:
     """Transformers' names → those of our modules; what is not understood keeps its name.
 
     Raises:

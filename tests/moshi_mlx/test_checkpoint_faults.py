@@ -143,10 +143,6 @@ TENSORS = {
     "GPTQ": (["model.layers.0.mlp.qweight"], "quantized by GPTQ"),
     "PEFT": (["base_model.model.transformer.layers.0.x.lora_A.weight"], "a PEFT adapter"),
     "Transformers": (["decoder.model.layers.0.self_attn.q_proj.linear.weight"], "Transformers"),
-    "Transformers' Mimi": (
-        ["quantizer.semantic_residual_vector_quantizer.layers.0.codebook.embed_sum"],
-        "Transformers",
-    ),
     "anything": (["a", "b", "c", "d"], r"\(it has 'a', 'b', 'c' and 1 more\)"),
 }
 

@@ -69,8 +69,18 @@ ALLOWED: dict[str, set[str]] = {
     "voices": {"arrays", "codec", "formats", "loudness", "safetensors", "threads", "torch_files"},
     "events": {"text"},
     "activity": {"arrays", "events"},
-    "hub": {"catalog", "files", "published", "tokenizer_json"},
-    "published": {"config"},
+    "hub": {
+        "catalog",
+        "files",
+        "published",
+        "safetensors",
+        "tokenizer_json",
+        "transformers_config",
+    },
+    "fields": set(),
+    "transformers_config": {"config", "fields"},
+    "transformers_layout": {"arrays", "config"},
+    "published": {"config", "fields", "transformers_config"},
     "safetensors": {"arrays", "files", "formats"},
     "state": {"config", "safetensors", "threads"},
     "cache": {"config"},
@@ -93,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": {"arrays", "config"},
     "sampling": {"config"},
     "guidance": set(),
-    "layouts": {"arrays", "config"},
+    "layouts": {"arrays", "config", "transformers_layout"},
 }
 # What a part must not import, where it is freer than a list could say.
 FORBIDDEN: dict[str, set[str]] = {
