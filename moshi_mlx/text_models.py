@@ -18,11 +18,11 @@ from .arrays import Weights
 from .backend import default_dtype
 from .config import LmConfig, ModelConfig, SamplingDefaults, TransformerConfig
 from .errors import CheckpointError, ConfigError, HubError, shown
+from .fields import Fields
 from .files import read_json
 from .hub import canonical, file_of_repository, files_of_repository, is_folder_name, local_path
 from .lm import Lm
 from .published import MOST_CONTEXT
-from .published import _Fields as Fields
 from .safetensors import read_header, read_safetensors
 from .text import TextTokenizer
 from .weights import check, fill, shaped_like
