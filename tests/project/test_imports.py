@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
         "arrays",
         "backend",
         "catalog",
+        "fields",
         "config",
         "files",
         "hub",
