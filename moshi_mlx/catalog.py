@@ -13,9 +13,9 @@ _PERSONAPLEX_VOICES = (
     *(f"VAR{sex}{n}" for sex in "FM" for n in range(5)),
 )
 
-PrecisionName = Literal["bf16", "q8", "q4"]
+PrecisionName = Literal["bf16", "q8", "q6", "q4"]
 
-PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q4": 4}
+PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4}
 """Bits per weight, the most exact first; 16 is not quantized."""
 
 
@@ -40,6 +40,7 @@ class Entry:
     voices: names of its voices, or what its one voice is.
     languages: that it speaks or understands, as ISO 639-1 codes.
     aliases: shorter names.
+    weights: its file, in a repository that has several.
     recordings: a voice can be made of a recording.
     """
 
@@ -58,6 +59,7 @@ class Entry:
     aliases: tuple[str, ...] = ()
     recordings: bool = False
     made_from: str | None = None
+    weights: str | None = None
 
     @property
     def bits(self) -> int:
@@ -156,6 +158,27 @@ def _personaplex(precision: PrecisionName) -> Entry:
     )
 
 
+_HELIUM_BYTES: dict[PrecisionName, int] = {
+    "bf16": 4_100_000_000, "q8": 2_180_000_000, "q6": 1_670_000_000, "q4": 1_150_000_000
+}  # fmt: skip
+"""Computed from shapes: every matrix in groups of 64."""
+
+
+def _helium(precision: PrecisionName) -> Entry:
+    return Entry(
+        name=f"helium-{precision}",
+        about="text that goes on from a text",
+        family="helium",
+        precision=precision,
+        nbytes=_HELIUM_BYTES[precision],
+        licence="CC-BY 4.0",
+        repository="kyutai/helium-1-preview-2b-mlx",
+        languages=("en", "fr", "de", "it", "pt", "es"),
+        aliases=("helium",) if precision == "bf16" else (),
+        weights=f"helium-1-preview-2b-{precision}.safetensors",
+    )
+
+
 ENTRIES: tuple[Entry, ...] = (
     Entry(
         name="nano",
@@ -166,9 +189,9 @@ ENTRIES: tuple[Entry, ...] = (
         licence="MIT",
         voices=("female",),
     ),
-    *(_moshi("moshiko", "male", precision) for precision in PRECISIONS),
-    *(_moshi("moshika", "female", precision) for precision in PRECISIONS),
-    *(_personaplex(precision) for precision in PRECISIONS),
+    *(_moshi("moshiko", "male", precision) for precision in _MOSHI_BYTES),
+    *(_moshi("moshika", "female", precision) for precision in _MOSHI_BYTES),
+    *(_personaplex(precision) for precision in _PERSONAPLEX_BYTES),
     # Weights of the second and third: computed from their shapes.
     _hibiki("1b", "hibiki-1b-mlx-bf16", 3_600_000_000, "CC-BY 4.0", ("fr",), "hibiki"),
     _hibiki("2b", "hibiki-2b-mlx-bf16", 6_340_000_000, "CC-BY 4.0", ("fr",)),
@@ -200,6 +223,7 @@ ENTRIES: tuple[Entry, ...] = (
         ("en",),
         recordings=True,
     ),
+    *(_helium(precision) for precision in _HELIUM_BYTES),
 )
 """All of them, the bundled ones first."""
 

@@ -17,6 +17,7 @@ from . import catalog
 from .errors import ConfigError, HubError, shown
 from .files import cache_folder, read_json
 from .published import refuse_other_formats
+from .tokenizer_json import NAME as TOKENIZER_JSON
 
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
@@ -27,7 +28,8 @@ _OTHER_WEIGHTS = re.compile(
 _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _SPLIT = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")  # in parts
 _MIMI = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
-_TOKENIZER = "tokenizer_spm_32k_3.model"
+# The last is of Transformers; made of a SentencePiece model, which is the surer one.
+_TOKENIZERS = ("tokenizer_spm_32k_3.model", "tokenizer.model", TOKENIZER_JSON)
 _LORA = "lora.safetensors"
 _VOICES = "voices.tgz"  # of PersonaPlex
 _VOICE = re.compile(r"voices/[\w.-]+\.(safetensors|pt)", re.ASCII)  # where they are in a folder
@@ -421,7 +423,8 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     chosen = weights or named("moshi_name") or _choose_weights(source)
     lora = _own_adapter(source, fields, named("lora_name")) if own_adapter else None
     # The small files first: what is missing shows before gigabytes are fetched.
-    tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
+    found = next((file for file in _TOKENIZERS if source.has(file)), _TOKENIZERS[0])
+    tokenizer, mimi_config = named("tokenizer_name") or found, named("mimi_config_name")
     mimi = named("mimi_name") or next((file for file in _MIMI if source.has(file)), _MIMI[0])
     chosen = _inside(chosen, "weights", source.where)
     parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)

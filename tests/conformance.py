@@ -31,6 +31,7 @@ from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
 from tests.conformance_speech import run_speech, run_speech_file
 from tests.conformance_stt import run_stt
+from tests.conformance_text import run_text
 from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
@@ -175,6 +176,8 @@ def run_case(folder: Path) -> dict[str, float]:
         return run_speech_file(folder)
     if (folder / "runs.json").exists():
         return run_speech(folder)
+    if read_json(folder / "config.json").get("model_type") == "helium":
+        return run_text(folder)
     lm, expected, given = load_case(folder)
     result: dict[str, float] = {}
     if "forward.codes" in expected:

@@ -390,7 +390,7 @@ class Tts(Model):
         ]
 
     def queue(self) -> SpeechQueue:
-        """A queue of texts, which are spoken one after the other on a thread of their own."""
+        """A queue of texts, which are spoken one after the other on another thread."""
         return SpeechQueue(self.speak)
 
     def _given_voices(
