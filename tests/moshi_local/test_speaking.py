@@ -367,14 +367,19 @@ def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.VirtualCard]:
 
 @pytest.mark.device
 def test_the_speaker_plays_all_of_it_in_whole_words(
-    card: rig.VirtualCard, model: Path, spoken: Path, tmp_path: Path
+    card: rig.VirtualCard, model: Path, tmp_path: Path
 ) -> None:
     """Through a pipe in bursts: the same samples, with silence between words alone."""
-    run_ = benchmark.spoken_in_bursts(card, tmp_path, TEXT, ["--model", str(model)], seed=1)
+    text = f"{TEXT} And so on."
+    run(model, text, "-o", tmp_path / "whole.wav")
+    given = ["--model", str(model)]
+    run_ = benchmark.spoken_in_bursts(card, tmp_path, text, given, seed=0, stalls=(2.0, 3.0))
     assert not run_.exit_code, run_.told
-    wanted, _ = soundfile.read(spoken, dtype="float32")
+    wanted, _ = soundfile.read(tmp_path / "whole.wav", dtype="float32")
     assert run_.facts["output_seconds"] == pytest.approx(len(wanted) / RATE, abs=0.001)
     assert run_.facts["gaps"] == 0
     assert run_.first_sound is not None
     heard = np.count_nonzero(run_.speaker) / RATE
     assert heard == pytest.approx(np.count_nonzero(wanted) / RATE, abs=0.2)
+    assert run_.silences(), "the text came too late"
+    assert all(seconds < 0.15 for seconds in run_.from_words())
