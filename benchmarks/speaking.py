@@ -31,7 +31,7 @@ from tests import rig
 WORDS = "one two three four five six seven eight nine ten the a and of it was there when they came"
 WORDS_A_SECOND = 2.5
 LEVEL = 0.003
-STALL_SECONDS = (0.5, 3.0)
+STALL_SECONDS = (1.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,19 @@ class SpokenRun:
             for i in np.flatnonzero(gaps >= 100 * least)
         ]
 
+    def from_words(self) -> list[float]:
+        """How far each silence is from the nearest end of a word, in the speech (seconds).
+
+        Of speech that has no silence by itself, as that of a random model.
+        """
+        ends = np.array([word["end"] for word in self.facts["words"]])
+        found, before = [], 0.0
+        for begin, seconds in self.silences():
+            at = begin - (self.first_sound or 0.0) - before
+            before += seconds
+            found.append(float(np.abs(ends - at).min()))
+        return found
+
 
 def sentences(seconds: float, seed: int = 0) -> str:
     """Text that takes about that long to say."""
@@ -82,13 +95,18 @@ def spoken(card: rig.VirtualCard, folder: Path, text: str, options: Sequence[str
 
 
 def spoken_in_bursts(
-    card: rig.VirtualCard, folder: Path, text: str, options: Sequence[str], seed: int = 0
+    card: rig.VirtualCard,
+    folder: Path,
+    text: str,
+    options: Sequence[str],
+    seed: int = 0,
+    stalls: tuple[float, float] = STALL_SECONDS,
 ) -> SpokenRun:
-    """The same through a pipe, in pieces that do not end where words do."""
+    """The same through a pipe, in pieces that do not end where words do, with such pauses."""
     rng, pieces, at = random.Random(seed), [], 0
     while at < len(text):
         size = rng.randint(3, 30)
-        pieces.append((text[at : at + size], rng.uniform(*STALL_SECONDS)))
+        pieces.append((text[at : at + size], rng.uniform(*stalls)))
         at += size
     return _run(card, folder, "-", options, pieces)
 
@@ -175,6 +193,8 @@ def main() -> int:
         silences = [seconds for _, seconds in run.silences()]
         longest = max(silences, default=0.0)
         print(f"{len(silences)} silences of 0.15 s and more, the longest {longest:.2f} s")
+        if run.facts and silences:
+            print(f"at most {max(run.from_words()):.2f} s from the end of a word")
     for fault in faults(run):
         print(f"FAULT: {fault}")
     return 1 if faults(run) else 0

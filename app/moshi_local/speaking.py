@@ -19,6 +19,7 @@ from typing import Annotated, Any, BinaryIO, Protocol
 import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import Progress, TextColumn
 
 from moshi_mlx import ArgumentError, Model, Word, __version__
 from moshi_mlx.arrays import Pcm
@@ -143,7 +144,7 @@ def speak(options: SpeakingOptions) -> None:
             sink = _Filed(stack.enter_context(writer))
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
         try:
-            with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, options, made):
+            with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, made):
                 script = _normalized(text, options.flags.normalize, notes)
                 made.take(_stream(model, options, script, voices, verdict.kv_bits))
         except (KeyboardInterrupt, SystemExit):
@@ -242,6 +243,8 @@ class _Made:
         self.took = 0.0
         """Seconds of work."""
         self.began = time.monotonic()
+        self.on_more: Callable[[], None] = lambda: None
+        """Called after each piece."""
         self._rate, self._sink, self._arriving = rate, sink, arriving
 
     @property
@@ -261,6 +264,7 @@ class _Made:
             self.words += chunk.words
             self.samples += len(pcm)
             self._sink.write(pcm, chunk.words)
+            self.on_more()
         self._sink.finish()
 
     def _timed(self, stream: Iterable[Any]) -> Iterator[Any]:
@@ -365,9 +369,26 @@ def _tags(model: str) -> SoundTags:
 
 
 @contextmanager
-def _progress(notes: Console, options: SpeakingOptions, made: _Made) -> Iterator[None]:
+def _progress(notes: Console, made: _Made) -> Iterator[None]:
     """A line on a terminal, nothing elsewhere: how much has been made, and how fast."""
-    yield
+    with Progress(
+        TextColumn("{task.description}"),
+        console=notes,
+        transient=True,
+        redirect_stdout=False,
+        disable=not notes.is_terminal,
+    ) as lines:
+        task = lines.add_task("")
+        made.on_more = lambda: lines.update(task, description=_how_much(made))
+        yield
+
+
+def _how_much(made: _Made) -> str:
+    speed = made.seconds / max(made.took, 1e-3)
+    return (
+        f"{made.seconds:.1f} s of speech made in {made.took:.1f} s, {speed:.1f} times as fast as "
+        "it is heard"
+    )
 
 
 def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> Iterator[str]:
@@ -378,10 +399,7 @@ def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> I
             first = playback.first_sound_at - made.began
         yield f"first sound after {first:.2f} s"
     where = "" if options.target is None or options.piped else f": {options.target}"
-    yield (
-        f"{made.seconds:.1f} s of speech made in {made.took:.1f} s, "
-        f"{made.seconds / max(made.took, 1e-3):.1f} times as fast as it is heard{where}"
-    )
+    yield f"{_how_much(made)}{where}"
     if playback is not None:
         port = playback.statistics()
         names = ("callback", "xrun", "gap", "restart")

@@ -236,6 +236,9 @@ def heard(name: str, model: str | None) -> tuple[Pcm, int, str]:
         path = file_of_repository(catalog.VOICE_REPOSITORY, file)
         licence = catalog.voice_licence(name)
         return _sound_of(path), _RATE, f"{file} of {catalog.VOICE_REPOSITORY}, licence {licence}"
+    if "/" in name and not path.exists():
+        folders = ", ".join(folder.name for folder in catalog.VOICE_FOLDERS)
+        raise MoshiError(f"there is no voice {name!r}: the published ones are in {folders}")
     path = _own_or_file(name)
     voice = load_voice(path)
     if voice.codes is None:

@@ -455,5 +455,7 @@ def test_a_voice_of_ones_own_is_heard(
     line = refused(capsys, "voices", "play", PERSONAPLEX / "voice.pt", "-o", target)
     assert "is what a model read of a recording, which cannot be played" in line
     assert "you have no voice 'BEN'" in refused(capsys, "voices", "play", "BEN", "-o", target)
+    line = refused(capsys, "voices", "play", "alba/x.wav", "-o", target)
+    assert "there is no voice 'alba/x.wav': the published ones are in alba-mackenna, " in line
     line = refused(capsys, "voices", "play", "ADA", "-o", tmp_path / "a.txt")
     assert "its name must end in .wav or .flac" in line
