@@ -20,6 +20,7 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.config import LmConfig
+from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.text import TextTokenizer
@@ -29,6 +30,7 @@ from moshi_mlx.training.trainer import TrainConfig, Trainer
 
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards
 from .codec_data import FRAME_SIZE
+from .model_folder import export_model
 from .renditions import training_voices
 from .sentences import (
     EPAD,
@@ -323,6 +325,12 @@ def _checks(seed: int, number: int) -> list[Clip]:
     ]
 
 
+def export(out: Path) -> None:
+    """The newest checkpoint as a folder for `moshi_mlx.load`: `out`/model."""
+    nano = bundled_folder("nano")
+    export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small transcriber.")
     parser.add_argument("step", choices=["prepare", "train", "export", "check"])
@@ -336,6 +344,8 @@ def main() -> None:
         prepare(args.out, args.shards, args.processes, args.seed)
     elif args.step == "train":
         train(args.out, args.minutes, args.seed)
+    elif args.step == "export":
+        export(args.out)
 
 
 if __name__ == "__main__":

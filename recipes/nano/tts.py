@@ -19,6 +19,7 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.config import LmConfig
+from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.text import TextTokenizer
@@ -29,6 +30,7 @@ from moshi_mlx.training.trainer import TrainConfig, Trainer
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards, silence
 from .codec_data import FRAME_SIZE
 from .grid import on_grid
+from .model_folder import export_model
 from .sentences import (
     EPAD,
     PAD,
@@ -274,6 +276,12 @@ def prepare_data(out: Path, shards: int, processes: int, seed: int) -> None:
     make_shards(functools.partial(make_clips, seed), out / "clips", range(shards), processes)
 
 
+def export(out: Path) -> None:
+    """The newest checkpoint as a folder for `moshi_mlx.load`: `out`/model."""
+    nano = bundled_folder("nano")
+    export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small voice.")
     parser.add_argument("step", choices=["prepare", "train", "export", "check"])
@@ -287,6 +295,8 @@ def main() -> None:
         prepare_data(args.out, args.shards, args.processes, args.seed)
     elif args.step == "train":
         train(args.out, args.minutes, args.seed)
+    elif args.step == "export":
+        export(args.out)
 
 
 if __name__ == "__main__":
