@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import functools
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ from .sentences import (
 from .speech import (
     SAMPLE_RATE,
     UNHEARD_USER_VOICES,
+    Span,
     augment,
     coloured,
     swayed,
@@ -110,14 +112,32 @@ def make_clips(seed: int, number: int) -> list[Clip]:
     maker = SentenceMaker()
     texts = [maker.sentence(rng) for _ in range(_CLIPS)]
     voices = rng.permutation(training_voices(rng, len(texts))).tolist()
-    return _spoken(list(zip(texts, voices, strict=True)), rng, strange=True)
+    return _clips(recorded(list(zip(texts, voices, strict=True)), rng, True, _SETTLE))
 
 
-def _spoken(
-    lines: list[tuple[str, str]], rng: np.random.Generator, strange: bool = False
-) -> list[Clip]:
-    """Clips of (text, voice): at any offset on the frame grid, in noise, with pauses around."""
-    recordings, clips = [], []
+@dataclass(frozen=True)
+class Recording:
+    """Somebody who says something: audio [samples] float32 of whole frames, the words' times in
+    seconds, and when the speech ends."""
+
+    pcm: np.ndarray
+    words: tuple[Span, ...]
+    end: float
+    voice: str
+
+
+def recorded(
+    lines: list[tuple[str, str]], rng: np.random.Generator, strange: bool, settle: int
+) -> list[Recording]:
+    """(text, voice) spoken: at any offset on the frame grid, in noise, with pauses around.
+
+    Args:
+        lines: texts with their voices.
+        rng: what chance there is.
+        strange: some voices become such as no engine has.
+        settle: frames of noise before everything else.
+    """
+    recordings = []
     for text, voice in lines:
         speech = synthesize(vary(text, voice, rng, ranges=_RANGES))
         if strange and rng.uniform() < _SWAYED_SHARE:
@@ -127,21 +147,32 @@ def _spoken(
         before = int(rng.integers(1, 6))
         long = rng.uniform() < _LONG_TAIL_SHARE
         after = int(rng.integers(20, 45) if long else rng.integers(2, 10))
-        lead = (_SETTLE + before) * FRAME_SIZE + int(rng.integers(FRAME_SIZE))
+        lead = (settle + before) * FRAME_SIZE + int(rng.integers(FRAME_SIZE))
         length = (lead + int(speech.speech_end * SAMPLE_RATE)) // FRAME_SIZE + 1 + after
         room = max(0, length * FRAME_SIZE - lead - len(speech.pcm))
         pcm = np.pad(speech.pcm, (lead, room))[: length * FRAME_SIZE]
-        recordings.append(augment(pcm, rng))
+        moved = lead / SAMPLE_RATE
+        words = tuple(Span(w.label, w.start + moved, w.end + moved) for w in speech.words)
+        end = speech.speech_end + moved
+        recordings.append(Recording(augment(pcm, rng), words, end, voice))
+    return recordings
 
-        def frame(seconds: float, lead: int = lead) -> float:
-            return round((lead / SAMPLE_RATE + seconds) * FRAME_RATE - _SETTLE, 2)
 
-        starts = tuple(frame(word.start) for word in speech.words)
-        words = tuple(word.label for word in speech.words)
-        clips.append(Clip(np.empty(0), words, starts, frame(speech.speech_end), voice))
+def _clips(recordings: list[Recording]) -> list[Clip]:
+    """Their codes without the frames that the codec settles in."""
+
+    def frame(seconds: float) -> float:
+        return round(seconds * FRAME_RATE - _SETTLE, 2)
+
     return [
-        replace(clip, codes=codes[:, _SETTLE:])
-        for clip, codes in zip(clips, encode(recordings), strict=True)
+        Clip(
+            codes[:, _SETTLE:],
+            tuple(word.label for word in recording.words),
+            tuple(frame(word.start) for word in recording.words),
+            frame(recording.end),
+            recording.voice,
+        )
+        for recording, codes in zip(recordings, encode([r.pcm for r in recordings]), strict=True)
     ]
 
 
@@ -269,12 +300,20 @@ def _shifted(codes: np.ndarray) -> np.ndarray:
     ]
 
 
-def held_out_clips(seed: int, voices: tuple[str, ...], salt: int) -> list[Clip]:
-    """The held-out wordings, and as many random sentences, by these voices in turn."""
-    rng = np.random.default_rng([seed, salt, 10**6])
+def held_out_lines(
+    rng: np.random.Generator, voices: Sequence[str]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """The held-out wordings, and as many sentences like those of training, by voices in turn."""
     maker = SentenceMaker()
-    texts = [*held_out_sentences(), *(maker.sentence(rng) for _ in held_out_sentences())]
-    return _spoken([(t, voices[i % len(voices)]) for i, t in enumerate(texts)], rng)
+    sentences = held_out_sentences()
+    texts = [*sentences, *(maker.sentence(rng) for _ in sentences)]
+    lines = [(text, voices[i % len(voices)]) for i, text in enumerate(texts)]
+    return lines[: len(sentences)], lines[len(sentences) :]
+
+
+def heard_voices() -> list[str]:
+    """The voices of training."""
+    return sorted(set(training_voices(np.random.default_rng(0), 100)))
 
 
 def train(out: Path, minutes: float, seed: int) -> None:
@@ -318,11 +357,12 @@ def prepare(out: Path, shards: int, processes: int, seed: int) -> None:
 
 
 def _checks(seed: int, number: int) -> list[Clip]:
-    heard = sorted(set(training_voices(np.random.default_rng(0), 100)))
-    return [
-        *held_out_clips(seed, tuple(heard), number),
-        *held_out_clips(seed, UNHEARD_USER_VOICES, number + 1)[::3],
-    ]
+    lines = []
+    for salt, voices in enumerate((heard_voices(), list(UNHEARD_USER_VOICES))):
+        rng = np.random.default_rng([seed, number + salt, 10**6])
+        held_out, like_training = held_out_lines(rng, voices)
+        lines += [*held_out, *like_training][:: 1 + 2 * salt]
+    return _clips(recorded(lines, np.random.default_rng([seed, number, 10**6, 2]), False, _SETTLE))
 
 
 def export(out: Path) -> None:
