@@ -27,14 +27,25 @@ if TYPE_CHECKING:
         TokenizerError,
         VerbError,
     )
-    from .events import Event, SpeechEnded, SpeechStarted, TextSaid, WordSpoken
-    from .families import Model, Moshi, PersonaPlex, load
+    from .events import (
+        Event,
+        SpeechEnded,
+        SpeechStarted,
+        TextSaid,
+        TurnEnded,
+        WindowRefreshed,
+        WordSpoken,
+    )
+    from .families import Model, Moshi, PersonaPlex, Stt, load
+    from .families.transcribe import Passage
+    from .families.transcription_session import HeardFrame, TranscriptionSession
     from .lm import Lm, LmOutput
     from .mimi import Mimi
     from .sampling import Sampling
     from .session import Frame, Session, Timing
     from .speech import Speech
     from .text import TextTokenizer, Word
+    from .transcription import HeardWord, Transcription
     from .voices import Voice, load_voice
     from .weights_mimi import load_mimi
 
@@ -47,6 +58,8 @@ _PARTS = {
     "ConfigError": "errors",
     "Event": "events",
     "Frame": "session",
+    "HeardFrame": "families.transcription_session",
+    "HeardWord": "transcription",
     "HubError": "errors",
     "Lm": "lm",
     "LmConfig": "config",
@@ -57,6 +70,7 @@ _PARTS = {
     "ModelConfig": "config",
     "Moshi": "families",
     "MoshiError": "errors",
+    "Passage": "families.transcribe",
     "PersonaPlex": "families",
     "Sampling": "sampling",
     "Session": "session",
@@ -64,12 +78,17 @@ _PARTS = {
     "Speech": "speech",
     "SpeechEnded": "events",
     "SpeechStarted": "events",
+    "Stt": "families",
     "TextSaid": "events",
     "TextTokenizer": "text",
     "Timing": "session",
     "TokenizerError": "errors",
+    "Transcription": "transcription",
+    "TranscriptionSession": "families.transcription_session",
+    "TurnEnded": "events",
     "VerbError": "errors",
     "Voice": "voices",
+    "WindowRefreshed": "events",
     "Word": "text",
     "WordSpoken": "events",
     "load": "families",
@@ -94,6 +113,8 @@ __all__ = [
     "ConfigError",
     "Event",
     "Frame",
+    "HeardFrame",
+    "HeardWord",
     "HubError",
     "Lm",
     "LmConfig",
@@ -104,6 +125,7 @@ __all__ = [
     "ModelConfig",
     "Moshi",
     "MoshiError",
+    "Passage",
     "PersonaPlex",
     "Sampling",
     "Session",
@@ -111,12 +133,17 @@ __all__ = [
     "Speech",
     "SpeechEnded",
     "SpeechStarted",
+    "Stt",
     "TextSaid",
     "TextTokenizer",
     "Timing",
     "TokenizerError",
+    "Transcription",
+    "TranscriptionSession",
+    "TurnEnded",
     "VerbError",
     "Voice",
+    "WindowRefreshed",
     "Word",
     "WordSpoken",
     "load",

@@ -105,6 +105,22 @@ def _hibiki(
     )
 
 
+def _stt(
+    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+) -> Entry:
+    return Entry(
+        name=f"stt-{size}",
+        about=f"speech to text, {' '.join(languages)}",
+        family="stt",
+        precision="bf16",
+        nbytes=nbytes + _MIMI_AND_TOKENIZER,
+        licence="CC-BY 4.0",
+        repository=f"kyutai/{repository}",
+        languages=languages,
+        aliases=aliases,
+    )
+
+
 _PERSONAPLEX_BYTES: dict[PrecisionName, int] = {
     "bf16": 16_742_874_000, "q8": 8_168_645_376, "q4": 4_805_385_728
 }  # fmt: skip
@@ -152,6 +168,9 @@ ENTRIES: tuple[Entry, ...] = (
         "CC BY-NC-SA 4.0",
         ("fr", "es", "pt", "de"),
     ),
+    # The first is the one of several repositories that has pause heads. Computed from shapes.
+    _stt("1b", "stt-1b-en_fr-candle", 1_980_000_000, ("en", "fr"), "stt", "stt-1b-en_fr"),
+    _stt("2.6b", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
 )
 """All of them, the bundled ones first."""
 

@@ -4,6 +4,7 @@ Knows which files a model has and how they fit together: a folder, a weights fil
 catalogue or the hub, an adapter and its base. Knows nothing of what a model is used for.
 """
 
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -35,6 +36,7 @@ WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 ADAPTER = "lora.safetensors"
 _MERGED = "consolidated"  # the folder of a whole fine-tune in one of moshi-finetune's checkpoints
+_EXTRA_HEAD = re.compile(r"extra_heads\.\d+\.weight")
 _PADDED = 128  # a model's tables of text tokens may be padded to a multiple of this
 
 
@@ -231,12 +233,24 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
         )
     tensors = check_files(files.weights, whole_name)
     detect_layout(tensors, str(files.weights[0]))
+    config = _with_its_heads(config, tensors)
     if files.lora is not None:
         adapter = read_header(files.lora)
         require(ADAPTER_TENSORS, adapter, str(files.lora))
         tensors |= {name: info for name, info in adapter.items() if name not in tensors}
     require(MIMI, read_header(files.mimi), str(files.mimi))
     return Checkpoint(name, files, config, mimi_config, text, _lora_scaling(files, config), tensors)
+
+
+def _with_its_heads(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> ModelConfig:
+    """The files say whether there are extra heads: some repositories of a model leave them out."""
+    heads = [info for name, info in tensors.items() if _EXTRA_HEAD.fullmatch(name)]
+    if bool(heads) == bool(config.lm.extra_heads):
+        return config
+    width = heads[0].shape[0] if heads else config.lm.extra_heads_dim
+    lm = replace(config.lm, extra_heads=len(heads), extra_heads_dim=width)
+    names = {"extra_heads_num_heads": len(heads), "extra_heads_dim": width}
+    return replace(config, lm=lm, raw={**config.raw, **names})
 
 
 def config_of(files: ModelFiles) -> ModelConfig:

@@ -240,6 +240,18 @@ class SamplingDefaults:
     top_k_text: int = 25
 
 
+@dataclass(frozen=True, slots=True)
+class SttConfig:
+    """`stt_config`: how a speech-to-text model's text lies behind its sound.
+
+    audio_delay_seconds: that the text comes after the sound.
+    audio_silence_prefix_seconds: of silence that the model hears before a sound.
+    """
+
+    audio_delay_seconds: float
+    audio_silence_prefix_seconds: float = 0.0
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     """`lora_rank` and `lora_scaling` of a low-rank adapter: W + scaling · B·A."""
@@ -256,5 +268,6 @@ class ModelConfig:
     model_type: str = "moshi"
     sampling: SamplingDefaults = SamplingDefaults()
     lora: LoraConfig | None = None
+    stt: SttConfig | None = None
     quantization: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)

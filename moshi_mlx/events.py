@@ -19,7 +19,7 @@ class Event:
 
 @dataclass(frozen=True)
 class WordSpoken(Event):
-    """Moshi has finished a word."""
+    """Moshi has finished a word; or who is transcribed has."""
 
     word: Word
 
@@ -43,3 +43,21 @@ class SpeechEnded(Event):
     """A side has been silent for a while; `time` is when it fell silent."""
 
     side: Literal["moshi", "user"]
+
+
+@dataclass(frozen=True)
+class TurnEnded(Event):
+    """Who is transcribed has paused for longer than between words.
+
+    `time` is when that was heard; the turn's last words may still be on their way.
+    """
+
+
+@dataclass(frozen=True)
+class WindowRefreshed(Event):
+    """A transcriber had stopped writing, and has begun anew with what it had not written down.
+
+    unheard_seconds: of sound, up to `time`, that it hears again.
+    """
+
+    unheard_seconds: float

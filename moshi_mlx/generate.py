@@ -24,7 +24,7 @@ from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
 from .state import MOST_FRAMES, SavedState, damage_refused, model_fingerprint
-from .step import Drawn, Given, Heard, Recent, StepKind, TextHook, frame_step, prepared
+from .step import Drawn, Given, Heard, Recent, StepKind, TextChoice, TextHook, frame_step, prepared
 from .threads import Exclusive, mlx_work
 from .transformer import attend
 
@@ -212,6 +212,7 @@ class Generator:
         overwrite: npt.ArrayLike | None = None,
         null_mask: npt.ArrayLike | None = None,
         on_text: TextHook | None = None,
+        allowed: npt.ArrayLike | None = None,
     ) -> Step:
         """Hears one frame and says one: the frame given is heard in this very step.
 
@@ -234,15 +235,18 @@ class Generator:
             on_text: given the text tokens int32 [B], drawn or forced, before the depth transformer
                 sees them; returns the tokens to use, as `text` has them. Costs a second
                 synchronisation with the device.
+            allowed: text tokens that may be written, bool [B, text_card] or [text_card]: where the
+                one that was drawn is not among them, the likeliest of them is. It costs the same.
 
         Raises:
             ArgumentError: a shape is wrong, or a token is none of the model's.
         """
         callable_or_none("on_text", on_text)
+        hook = self._hooked(on_text, self._allowed(allowed))
         heard = self._codes("codes", codes, self.given, none_drawn=True)
         null = self._null_mask(null_mask)
         known, offset = list(self._known), self._cache[0].offset
-        given, forced, over = self._given(text, audio, overwrite, on_text)
+        given, forced, over = self._given(text, audio, overwrite, hook)
         self._ring.hear(heard)
         try:
             drawn = self._draw(self._reads(null), given)
@@ -478,7 +482,7 @@ class Generator:
         text: npt.ArrayLike | None,
         audio: npt.ArrayLike | None,
         overwrite: npt.ArrayLike | None,
-        on_text: TextHook | None,
+        hook: TextChoice | None,
     ) -> tuple[Given, Tokens | None, Tokens | None]:
         """What a step is told: for the step, and the codes forced and overwritten, if any."""
         draw = UNGENERATED_TOKEN
@@ -490,7 +494,6 @@ class Generator:
         known = self._known.popleft() if self._known else None
         if known is not None:
             words = np.where(words == draw, known[:, 0], words)
-        hook = None if on_text is None else self._hooked(on_text)
         if audio is None and overwrite is None and known is None:
             sparse = bool((words == ZERO_TOKEN).any()) or hook is not None
             given = Given(words.astype(np.uint32), None, self.generated, sparse, hook)
@@ -506,13 +509,39 @@ class Generator:
         given = Given(words.astype(np.uint32), forced.astype(np.uint32), slices, sparse, hook)
         return given, forced, over
 
-    def _hooked(self, on_text: TextHook) -> TextHook:
-        """The hook, with what it returns checked."""
+    def _hooked(
+        self, on_text: TextHook | None, allowed: npt.NDArray[np.bool_] | None
+    ) -> TextChoice | None:
+        """Both ways to change the text, with what the hook returns checked."""
+        if on_text is None and allowed is None:
+            return None
 
-        def hook(tokens: Tokens) -> Tokens:
-            return self._tokens("on_text's tokens", on_text(tokens), ZERO_TOKEN)
+        def hook(tokens: Tokens, logits: mx.array) -> Tokens:
+            if allowed is not None:
+                drawn = tokens[:, None]
+                there = np.take_along_axis(allowed, drawn, axis=1)[:, 0]
+                if not there.all():
+                    if self.guidance is not None:
+                        logits = self.guidance.guided_text(logits)
+                    found = np.where(allowed, np.array(logits.astype(mx.float32)), -np.inf)
+                    tokens = np.where(there, tokens, found.argmax(axis=1).astype(np.int32))
+            if on_text is not None:
+                return self._tokens("on_text's tokens", on_text(tokens), ZERO_TOKEN)
+            return tokens
 
         return hook
+
+    def _allowed(self, allowed: npt.ArrayLike | None) -> npt.NDArray[np.bool_] | None:
+        """As bool [B, text_card], checked."""
+        if allowed is None:
+            return None
+        given = on_host("allowed", allowed)
+        if given.dtype != np.bool_:
+            raise ArgumentError(f"allowed must be bool, is {given.dtype}")
+        spread = _spread("allowed", given, (self.batch, self.lm.config.text_card_out))
+        if not spread.any(axis=1).all():
+            raise ArgumentError("allowed must have a token for each conversation")
+        return spread
 
     def _tokens(self, name: str, tokens: npt.ArrayLike, least: int) -> Tokens:
         """Text tokens as int32 [B], checked."""

@@ -24,6 +24,7 @@ from .config import (
     QuantizerConfig,
     SamplingDefaults,
     SeanetConfig,
+    SttConfig,
     TransformerConfig,
 )
 from .errors import ConfigError, shown
@@ -92,6 +93,8 @@ MOST_CONTEXT = 100_000
 """Positions, two hours of frames: nothing but memory limits it otherwise."""
 MOST_DELAY = 10_000
 """Frames, 13 minutes."""
+MOST_STT_SECONDS = 60.0
+"""Of a speech-to-text model's delay, and of the silence before a sound."""
 _MOST_OF_SEANET = 10_000
 
 
@@ -389,6 +392,26 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
     return SamplingDefaults(**values)
 
 
+def _read_stt(fields: _Fields) -> SttConfig | None:
+    """`stt_config`: both are times, which may be 0."""
+    if fields.none("stt_config"):
+        return None
+    table = fields.table("stt_config")
+    seconds: dict[str, float] = {}
+    for name, default in (
+        ("audio_delay_seconds", ...),
+        ("audio_silence_prefix_seconds", 0.0),
+    ):
+        value = table.take(name, default)
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not 0 <= value <= MOST_STT_SECONDS:
+            problem = f"must be seconds from 0 to {MOST_STT_SECONDS:g}, is {shown(value)}"
+            raise table.fail(name, problem)
+        seconds[name] = float(value)
+    table.finish()
+    return SttConfig(**seconds)
+
+
 def read_lora_scaling(data: Mapping[str, Any], where: str) -> float:
     """What an adapter's part is multiplied by, by its config.json. Raises ConfigError."""
     return _Fields(data, where).number("lora_scaling", LoraConfig().scaling)
@@ -488,6 +511,7 @@ def read_config(
         model_type=model_type,
         sampling=_read_sampling(around),
         lora=lora,
+        stt=_read_stt(around),
         quantization=quantization,
         raw=raw if model else {**PRESETS[preset], **raw},
     )

@@ -7,34 +7,29 @@ process.
 
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
 from .activity import Activity
-from .arguments import callable_or_none, samples, truth, whole
+from .arguments import callable_or_none, truth, whole
 from .arrays import Codes, Pcm, Tokens
 from .backend import on_gpu
-from .closing import Closing
 from .codec import Codec, MlxCodec
 from .config import LmConfig
-from .errors import ArgumentError, SessionError
+from .errors import SessionError
 from .events import Event, TextSaid, WordSpoken
+from .frame_session import FrameSession
 from .generate import Generator
 from .saying import Saying
 from .state import SavedState, damage_refused, joined
 from .step import TextHook
-from .stream import FrameStream, Source
 from .text import TextTokenizer, Word, WordStream
-from .threads import Exclusive
 from .worker import Worker
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -98,7 +93,7 @@ class Opening:
     from_cache: bool
 
 
-class Session(Closing):
+class Session(FrameSession[Frame]):
     """A conversation; made by `Moshi.session`. From any thread, one at a time, or by `stream`.
 
     The model's own thread makes the steps, so that one is whole whatever becomes of its caller.
@@ -130,17 +125,11 @@ class Session(Closing):
     ) -> None:
         callable_or_none("hook", hook)
         self._hook = hook
-        self._codec = codec
+        super().__init__(codec, worker)
         self._tokenizer = tokenizer
         self._generator = generator
-        self._worker = worker
         self.opening = opening
         self._prompted = opening is not None
-        self._turn = Exclusive("session")
-        self._closed = self._gone = False
-        self._streaming = False
-        self.frame_rate = codec.sample_rate / codec.frame_size
-        self._silence = np.zeros(codec.frame_size, dtype=np.float32)
         self._one_go = on_gpu() and isinstance(codec, MlxCodec) and generator.guidance is None
         worker.call(self._begin if state is None else partial(self._restore, state))
 
@@ -345,76 +334,11 @@ class Session(Closing):
         self._moshi.restore(state.facts["moshi"], self._index)
         self._user.restore(state.facts["user"], self._index)
 
-    def stream(self, source: Source) -> FrameStream[Frame]:
-        """Steps through the frames of `source`, on the one thread that does MLX's work.
-
-        Safe in an event loop and beside other sessions of the model; ends with the source. One
-        stream at a time per session. A frame whose caller is cancelled comes next.
-
-        Raises:
-            SessionError: as `step`, by the first frame.
-        """
-
-        def begin() -> None:
-            if self._streaming:
-                raise SessionError("this session is being streamed already")
-            self._streaming = True
-
-        def end() -> None:
-            self._streaming = False
-
-        return FrameStream(
-            source, begin, lambda pcm: self._worker.submit(partial(self._step, pcm)), end
-        )
-
-    def close(self) -> None:
-        """Lets go of the state, after a step on its way; it cannot be used again.
-
-        From anywhere, a signal's handler included: it waits for nothing.
-        """
-        if not self._closed:
-            self._closed = True
-            with suppress(SessionError):  # the thread has ended, or is not in this forked child
-                self._worker.submit(self._let_go)
+    def _hear(self, pcm: npt.ArrayLike) -> Frame:
+        return self._step(pcm)
 
     def _let_go(self) -> None:
-        self._gone = True
         del self._generator, self._codec_state
-
-    def _do(self, work: Callable[[], T]) -> T:
-        """Work on the model's thread, while no other call of this session does any."""
-
-        def done() -> T:
-            if self._gone:
-                raise _closed()
-            return work()
-
-        with self._turn.held():
-            self._check_open()
-            return self._worker.call(done)
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise _closed()
-
-    def _not_streaming(self, otherwise: str) -> None:
-        if self._streaming:
-            raise SessionError(f"this session is being streamed: {otherwise}")
-
-    def _checked(self, pcm: npt.ArrayLike) -> Pcm:
-        try:
-            heard = samples(pcm)
-        except ArgumentError as error:
-            raise SessionError(f"a frame is refused: {error}") from None
-        if heard.shape != (self._codec.frame_size,):
-            raise SessionError(
-                f"a frame is {self._codec.frame_size} samples, this has shape {heard.shape}"
-            )
-        return np.clip(np.nan_to_num(heard, posinf=0.0, neginf=0.0), -1.0, 1.0)
-
-
-def _closed() -> SessionError:
-    return SessionError("this session is closed: make a new one")
 
 
 def word_stream(tokenizer: TextTokenizer, config: LmConfig, frame_rate: float) -> WordStream:

@@ -82,6 +82,24 @@ class Sound:
         with closing(_decoder(self.path)) as decoder:
             yield from _checked(self.path, decoder)
 
+    def mono(self, rate: int) -> Iterator[Pcm]:
+        """All of it in order as float32 [n] at `rate`, n ≥ 1: the mean of its channels.
+
+        Raises:
+            AudioFileError: as `blocks`.
+        """
+        resampler = soxr.ResampleStream(self.rate, rate, 1) if rate != self.rate else None
+        for block in self.blocks():
+            found = block.mean(axis=1)
+            if resampler is not None:
+                found = resampler.resample_chunk(found)
+            if len(found):
+                yield found
+        if resampler is not None:
+            found = resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+            if len(found):
+                yield found
+
     def read(self, rate: int, seconds: float = math.inf) -> Pcm:
         """Its first `seconds`, float32 [channels, samples] at `rate`. Raises AudioFileError."""
         needed = math.ceil(min(seconds, self.seconds) * self.rate)

@@ -34,6 +34,8 @@ NOT_FORCED = 2**32 - 2
 
 TextHook = Callable[[Tokens], npt.ArrayLike]
 """Text tokens int32 [B] → the tokens to use in their place."""
+TextChoice = Callable[[Tokens, mx.array], npt.ArrayLike]
+"""The same, given the text logits [B, text_card] too; 2B with guidance."""
 
 
 class Recent(NamedTuple):
@@ -60,7 +62,7 @@ class Given(NamedTuple):
     codes: npt.NDArray[np.uint32] | None
     slices: int
     sparse: bool = False
-    hook: TextHook | None = None
+    hook: TextChoice | None = None
 
 
 class Heard(NamedTuple):
@@ -201,7 +203,7 @@ class FrameStep:
             return Drawn(*end(x, y, key, text, codes, guards, cross))
         speak, sound = self._half(which)
         text, logits, z = speak(x, y, key, text, guards, cross)
-        chosen = np.asarray(given.hook(np.array(text).astype(np.int32)), dtype=np.int32)
+        chosen = np.asarray(given.hook(np.array(text).astype(np.int32), logits), dtype=np.int32)
         text = mx.array(chosen.astype(np.uint32))
         (drawn,) = sound(z, key, text, codes, guards)
         return Drawn(drawn, logits, z)

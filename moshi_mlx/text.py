@@ -18,6 +18,7 @@ from .formats import what_is
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
 _TOKENS = -2, 2**31 - 1  # as models have them, in int32
+_LONG = 24  # characters of a word that an EPAD ends in any case
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -116,6 +117,10 @@ class WordStream:
     that it gives: where the next word starts (EPAD stands in the frame before it), or
     `patience` frames after the last piece, whichever comes first. A piece without a word
     boundary that comes after its word was finished makes a new word.
+
+    With `joins`, EPAD finishes a word only once it is long: pieces without a boundary, as of the
+    digits of a number, continue the word on both sides of an EPAD; text without any is still
+    parted.
     """
 
     def __init__(
@@ -128,12 +133,14 @@ class WordStream:
         pad: int = 3,
         frame_rate: float = 12.5,
         patience: int = 4,
+        joins: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._epad, self._pad = epad, pad
         self._breaks = {bos, eos}
         self._frame_rate = frame_rate
         self._patience = patience
+        self._joins = joins
         self._decoder = _decoder()
         self._frame = 0  # the frame that comes next
         self._start: int | None = None  # first frame of the unfinished word
@@ -156,11 +163,11 @@ class WordStream:
         elif frame < self._frame:
             raise ValueError(f"frame {frame} after frame {self._frame - 1}: time cannot go back")
         self._frame = frame + 1
-        if token == self._epad:
+        if token == self._epad and not (self._joins and len(self._text) < _LONG):
             return self._close(frame + 1)
         if token in self._breaks:
             return self._close(frame)
-        data = b"" if token == self._pad else self._tokenizer.piece_bytes(token)
+        data = b"" if token in (self._pad, self._epad) else self._tokenizer.piece_bytes(token)
         if not data:
             waited = self._start is not None and frame - self._last >= self._patience
             return self._close(frame + 1) if waited else []

@@ -27,6 +27,7 @@ from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
+from tests.conformance_stt import run_stt
 from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
@@ -171,7 +172,10 @@ def run_case(folder: Path) -> dict[str, float]:
         result |= run_stream(lm, expected, given)
     if "voice.codes" in expected:
         result |= run_personaplex(folder, expected)
-    result |= run_translation(lm, expected, given, folder)
+    if read_json(folder / "config.json").get("model_type") == "stt":
+        result |= run_stt(lm, expected, folder)
+    else:
+        result |= run_translation(lm, expected, given, folder)
     if not result:
         raise MoshiError(f"{folder}: expected.safetensors holds nothing to compare")
     return result

@@ -20,11 +20,13 @@ from .dialogue import Moshi
 from .kinds import Kind, Verb, kind_of, require_verb
 from .model import Model
 from .persona import PersonaPlex
+from .transcribe import Stt
 
 __all__ = [
     "Model",
     "Moshi",
     "PersonaPlex",
+    "Stt",
     "Verb",
     "family_of",
     "generated_streams",
@@ -44,6 +46,17 @@ def load(
     dtype: mx.Dtype | None = ...,
     offline: bool = ...,
 ) -> Moshi: ...
+@overload
+def load(
+    name: str | Path,
+    *,
+    verb: Literal["transcribe"],
+    weights: str | None = ...,
+    lora: str | Path | None = ...,
+    codec: CodecName = ...,
+    dtype: mx.Dtype | None = ...,
+    offline: bool = ...,
+) -> Stt: ...
 @overload
 def load(
     name: str | Path,

@@ -33,7 +33,7 @@ KINDS = {
     "moshi": Kind("a dialogue model", "talk", "dialogue"),
     "personaplex": Kind("a dialogue model", "talk", "persona", persona=True),
     "hibiki": Kind("a speech translation model", "translate", "translate"),
-    "stt": Kind("a speech-to-text model", "transcribe"),
+    "stt": Kind("a speech-to-text model", "transcribe", "transcribe"),
     "tts": Kind("a text-to-speech model", "speak"),
     "helium": Kind("a text model", "complete"),
 }
