@@ -20,7 +20,9 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
+import moshi_mlx
 from moshi_mlx.config import LmConfig
+from moshi_mlx.files import read_json
 from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
@@ -28,11 +30,15 @@ from moshi_mlx.text import TextTokenizer
 from moshi_mlx.training.losses import Batch, LossConfig, cross_entropy, objective
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer
+from moshi_mlx.trees import named_parameters
+from moshi_mlx.weights import load_lm
 
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards
 from .codec_data import FRAME_SIZE
 from .model_folder import export_model
+from .recognize import matching_words, word_error_rate
 from .renditions import training_voices
+from .report import Figures, Goal, markdown, write_card
 from .sentences import (
     EPAD,
     PAD,
@@ -276,6 +282,19 @@ def lm_config() -> LmConfig:
     return read_config(CONFIG, "nano-stt").lm
 
 
+def begin(lm: Lm) -> None:
+    """Takes over what nano knows of hearing: its tables of the user's codes, and its layers."""
+    folder = bundled_folder("nano")
+    config = read_config(read_json(folder / "config.json"), "nano").lm
+    known = named_parameters(load_lm(folder / "model.safetensors", config, dtype=mx.float32))
+    mine = named_parameters(lm)
+    taken = {n: w for n, w in known.items() if n.startswith(("transformer.", "out_norm."))}
+    for k in range(CODEBOOKS):
+        taken[f"audio_embs.{k}.weight"] = known[f"audio_embs.{config.dep_q + k}.weight"]
+    assert all(mine[name].shape == weight.shape for name, weight in taken.items())
+    lm.load_weights(list(taken.items()), strict=False)
+
+
 class Checker:
     """Word error of sequences never trained on, teacher-forced: a wrong word, or none, counts."""
 
@@ -333,17 +352,18 @@ def train(out: Path, minutes: float, seed: int) -> None:
         loss=LossConfig(text_padding_weight=0.25, text_end_padding_weight=0.5),
         optim=OptimConfig(
             name="muon",
-            lr=2e-3,
-            muon_lr=3e-3,
+            lr=1.5e-3,
+            muon_lr=2e-3,
             weight_decay=0.05,
             warmup_steps=40,
             schedule="linear",
-            decay_start=0.4,
+            decay_start=0.25,
             final=0.03,
         ),
     )
     dataset, check = Transcripts(clips, tokenizer, seed), Checker(checks, tokenizer)
     lm = PausingLm(lm_config())
+    begin(lm)
     say = functools.partial(print, flush=True)
     Trainer(lm, config, dataset, check, say=say, objective=pausing_objective).run()
 
@@ -371,6 +391,77 @@ def export(out: Path) -> None:
     export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
 
 
+# ---------------------------------------------------------------------------------------- figures
+
+
+GOALS = tuple(
+    goal
+    for group in ("held-out wordings", "sentences like those of training")
+    for goal in (
+        Goal(f"word error, {group}", group, "word error", most=0.1),
+        Goal(f"error of words' starts in ms, {group}", group, "start, mean ms off", most=120),
+    )
+)
+_AT_ONCE = 32  # recordings
+_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.stt check`, not by hand. -->"
+
+
+def figures(model: str | Path, seed: int) -> Figures:
+    """What the model makes of renditions never trained on, by kind.
+
+    The wordings are sentences never trained on; the other sentences are of the same making as
+    those of training. Voices: those of training, in manners and noise of their own, and some of
+    the same engines that were never heard.
+    """
+    stt = moshi_mlx.load(model)
+    assert isinstance(stt, moshi_mlx.Stt)
+    found = {}
+    for salt, (kind, voices) in enumerate(
+        (("", heard_voices()), (", unheard voices", list(UNHEARD_USER_VOICES)))
+    ):
+        rng = np.random.default_rng([seed, salt, 10**7])
+        groups = zip(
+            ("held-out wordings", "sentences like those of training"),
+            held_out_lines(rng, voices),
+            strict=True,
+        )
+        for group, lines in groups:
+            recordings = recorded(lines, rng, strange=False, settle=0)
+            found[group + kind] = _figures_of(stt, recordings)
+    return found
+
+
+def _figures_of(stt: moshi_mlx.Stt, recordings: list[Recording]) -> dict[str, float]:
+    transcripts = []
+    for start in range(0, len(recordings), _AT_ONCE):
+        block = [recording.pcm for recording in recordings[start : start + _AT_ONCE]]
+        transcripts += stt.transcribe(block)
+    pairs, late = [], []
+    for recording, transcript in zip(recordings, transcripts, strict=True):
+        said = [word.label for word in recording.words]
+        heard = [word.text for word in transcript.words]
+        pairs.append((" ".join(said), " ".join(heard)))
+        late += [
+            1000 * (transcript.words[there].start - recording.words[here].start)
+            for here, there in matching_words(said, heard)
+        ]
+    return {
+        "word error": word_error_rate(pairs),
+        "sentences right": float(np.mean([said == heard for said, heard in pairs])),
+        "start, mean ms off": float(np.mean(np.abs(late))),
+        "start, bias in ms": float(np.mean(late)),
+        "words": sum(len(recording.words) for recording in recordings),
+    }
+
+
+def check(model: str | Path, seed: int, card: Path | None) -> None:
+    """Prints the figures, and writes them into a card."""
+    text = markdown(figures(model, seed), GOALS)
+    print(text)
+    if card is not None:
+        write_card(card, text, _CARD_BEGIN)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small transcriber.")
     parser.add_argument("step", choices=["prepare", "train", "export", "check"])
@@ -379,6 +470,8 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=90, help="of training, over all sittings")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--model", help="to check, in place of what was exported")
+    parser.add_argument("--card", type=Path, help="MODEL_CARD.md that the figures go into")
     args = parser.parse_args()
     if args.step == "prepare":
         prepare(args.out, args.shards, args.processes, args.seed)
@@ -386,6 +479,8 @@ def main() -> None:
         train(args.out, args.minutes, args.seed)
     elif args.step == "export":
         export(args.out)
+    else:
+        check(args.model or args.out / "model", args.seed, args.card)
 
 
 if __name__ == "__main__":
