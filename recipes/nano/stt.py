@@ -434,7 +434,7 @@ def figures(model: str | Path, seed: int) -> Figures:
 def _figures_of(stt: moshi_mlx.Stt, recordings: list[Recording]) -> dict[str, float]:
     transcripts = []
     for start in range(0, len(recordings), _AT_ONCE):
-        block = [recording.pcm for recording in recordings[start : start + _AT_ONCE]]
+        block: list[Any] = [r.pcm for r in recordings[start : start + _AT_ONCE]]
         transcripts += stt.transcribe(block)
     pairs, late = [], []
     for recording, transcript in zip(recordings, transcripts, strict=True):
