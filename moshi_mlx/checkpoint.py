@@ -247,7 +247,7 @@ def _with_its_heads(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> M
     heads = [info for name, info in tensors.items() if _EXTRA_HEAD.fullmatch(name)]
     if bool(heads) == bool(config.lm.extra_heads):
         return config
-    width = heads[0].shape[0] if heads else config.lm.extra_heads_dim
+    width = heads[0].shape[0] if heads and heads[0].shape else config.lm.extra_heads_dim
     lm = replace(config.lm, extra_heads=len(heads), extra_heads_dim=width)
     names = {"extra_heads_num_heads": len(heads), "extra_heads_dim": width}
     return replace(config, lm=lm, raw={**config.raw, **names})

@@ -26,6 +26,7 @@ from .stall import StallRule, StallWatch
 from .turns import TurnRule, TurnWatch
 from .words_heard import Pauses, WordsHeard
 
+_MOST_AGAIN = 60.0  # seconds of a sound that are kept to be heard again
 _LEAD = 6  # quiet frames that are heard again in front of the first sound
 
 
@@ -162,7 +163,8 @@ class Hearer:
         self._stall = StallWatch(stall, stt.audio_delay_seconds, frame_rate, context)
         self._turns = TurnWatch(turn, frame_rate)
         self._user = Activity("user", frame_rate)
-        self._heard: deque[Fed] = deque(maxlen=context)  # of the sound, since the last word's end
+        # Of the sound, since the last word's end.
+        self._heard: deque[Fed] = deque(maxlen=math.ceil(_MOST_AGAIN * frame_rate))
         self._again = -math.inf  # up to where it was heard again, and nothing written since
         self._new = 0  # frames of the sound that were heard for the first time
         self._frame = 0
@@ -194,9 +196,9 @@ class Hearer:
         frame, self._frame = self._frame, self._frame + 1
         if token is None:
             token = self._padding
-        wrote = self._words.writes(token)
-        if wrote:
+        if self._words.writes(token):
             self._again = -math.inf
+            self._stall.wrote()
         words = self._words.step(frame, token, pauses, self.seconds)
         events: list[Event] = []
         new = fed.of_sound and fed.moment >= self._new
@@ -215,7 +217,9 @@ class Hearer:
         if fed.of_sound and fed.moment > -1:
             self._heard.append(fed)
             self._forget()
-            anew = self._stall.step(_loud(fed), not self.speaking, wrote)
+            if new:  # what is heard again is heard to its end
+                paused = not (self.speaking or self.partial)
+                anew = self._stall.step(_loud(fed), paused)
         return Said(tuple(words), tuple(events)), anew
 
     def renewed(self) -> Said:

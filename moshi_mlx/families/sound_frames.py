@@ -56,8 +56,11 @@ class SoundFrames:
             return (self._block(block) for block in source)
         pcm = self._block(source)
         if not pcm.size:
-            raise ArgumentError(f"{self._name} has no samples: give a sound")
+            raise self._empty()
         return (pcm[i : i + _BLOCK] for i in range(0, len(pcm), _BLOCK))
+
+    def _empty(self) -> ArgumentError:
+        return ArgumentError(f"{self._name} has no samples: give a sound")
 
     def _block(self, given: npt.ArrayLike) -> Pcm:
         pcm = samples(given)
@@ -88,5 +91,7 @@ class SoundFrames:
         for block in self._blocks:
             self._samples += len(block)
             yield np.clip(block, -1.0, 1.0)
+        if not self._samples:
+            raise self._empty()
         self._ended = True
         yield np.zeros(self._after, np.float32)

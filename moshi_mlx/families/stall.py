@@ -15,7 +15,8 @@ class StallRule:
 
     seconds: of sound without text; None: never for that.
     at_latest: seconds more that a pause is waited for.
-    used: the share of the window from which it is refreshed in a pause in any case; None: never.
+    used: the share of the window that has been heard since, from which it is refreshed in a pause
+        in any case; None: never.
     """
 
     seconds: float | None = 3.0
@@ -40,21 +41,21 @@ class StallWatch:
         self._loud = 0  # frames since the last text
         self._used = 0
 
-    def step(self, loud: bool, paused: bool, wrote: bool) -> bool:
-        """Takes a frame of the sound; whether the window is to be refreshed now.
+    def wrote(self) -> None:
+        """There was text."""
+        self._loud, self._wait = 0, self._rule.seconds
+
+    def step(self, loud: bool, paused: bool) -> bool:
+        """Takes a frame that is heard for the first time; whether to refresh the window now.
 
         Args:
             loud: the frame sounds.
-            paused: nobody has spoken for a moment.
-            wrote: it brought text.
+            paused: nobody has spoken for a moment, and no word is half written.
         """
         self._used += 1
-        if wrote:
-            self._loud, self._wait = 0, self._rule.seconds
-        else:
-            self._loud += loud
+        self._loud += loud
         used, unwritten = self._rule.used, self._loud / self._rate - self._delay
-        if used is not None and paused and not self._loud and self._used >= used * self._context:
+        if used is not None and paused and self._used >= used * self._context:
             return True
         if self._wait is None or unwritten <= self._wait:
             return False
