@@ -20,7 +20,6 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-import moshi_mlx
 from moshi_mlx.config import LmConfig
 from moshi_mlx.files import read_json
 from moshi_mlx.hub import bundled_folder
@@ -36,9 +35,7 @@ from moshi_mlx.weights import load_lm
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards
 from .codec_data import FRAME_SIZE
 from .model_folder import export_model
-from .recognize import matching_words, word_error_rate
 from .renditions import training_voices
-from .report import Figures, Goal, markdown, write_card
 from .sentences import (
     EPAD,
     PAD,
@@ -118,7 +115,9 @@ def make_clips(seed: int, number: int) -> list[Clip]:
     maker = SentenceMaker()
     texts = [maker.sentence(rng) for _ in range(_CLIPS)]
     voices = rng.permutation(training_voices(rng, len(texts))).tolist()
-    return _clips(recorded(list(zip(texts, voices, strict=True)), rng, True, _SETTLE))
+    return _clips(
+        recorded(list(zip(texts, voices, strict=True)), rng, strange=True, settle=_SETTLE)
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +132,12 @@ class Recording:
 
 
 def recorded(
-    lines: list[tuple[str, str]], rng: np.random.Generator, strange: bool, settle: int
+    lines: list[tuple[str, str]],
+    rng: np.random.Generator,
+    *,
+    strange: bool,
+    settle: int,
+    disturbed: float = 1.0,
 ) -> list[Recording]:
     """(text, voice) spoken: at any offset on the frame grid, in noise, with pauses around.
 
@@ -142,6 +146,7 @@ def recorded(
         rng: what chance there is.
         strange: some voices become such as no engine has.
         settle: frames of noise before everything else.
+        disturbed: how much, by noise, rooms and microphones, 0 … 1.
     """
     recordings = []
     for text, voice in lines:
@@ -160,7 +165,7 @@ def recorded(
         moved = lead / SAMPLE_RATE
         words = tuple(Span(w.label, w.start + moved, w.end + moved) for w in speech.words)
         end = speech.speech_end + moved
-        recordings.append(Recording(augment(pcm, rng), words, end, voice))
+        recordings.append(Recording(augment(pcm, rng, disturbed), words, end, voice))
     return recordings
 
 
@@ -382,84 +387,14 @@ def _checks(seed: int, number: int) -> list[Clip]:
         rng = np.random.default_rng([seed, number + salt, 10**6])
         held_out, like_training = held_out_lines(rng, voices)
         lines += [*held_out, *like_training][:: 1 + 2 * salt]
-    return _clips(recorded(lines, np.random.default_rng([seed, number, 10**6, 2]), False, _SETTLE))
+    rng = np.random.default_rng([seed, number, 10**6, 2])
+    return _clips(recorded(lines, rng, strange=False, settle=_SETTLE))
 
 
 def export(out: Path) -> None:
     """The newest checkpoint as a folder for `moshi_mlx.load`: `out`/model."""
     nano = bundled_folder("nano")
     export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
-
-
-# ---------------------------------------------------------------------------------------- figures
-
-
-GOALS = tuple(
-    goal
-    for group in ("held-out wordings", "sentences like those of training")
-    for goal in (
-        Goal(f"word error, {group}", group, "word error", most=0.1),
-        Goal(f"error of words' starts in ms, {group}", group, "start, mean ms off", most=120),
-    )
-)
-_AT_ONCE = 32  # recordings
-_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.stt check`, not by hand. -->"
-
-
-def figures(model: str | Path, seed: int) -> Figures:
-    """What the model makes of renditions never trained on, by kind.
-
-    The wordings are sentences never trained on; the other sentences are of the same making as
-    those of training. Voices: those of training, in manners and noise of their own, and some of
-    the same engines that were never heard.
-    """
-    stt = moshi_mlx.load(model)
-    assert isinstance(stt, moshi_mlx.Stt)
-    found = {}
-    for salt, (kind, voices) in enumerate(
-        (("", heard_voices()), (", unheard voices", list(UNHEARD_USER_VOICES)))
-    ):
-        rng = np.random.default_rng([seed, salt, 10**7])
-        groups = zip(
-            ("held-out wordings", "sentences like those of training"),
-            held_out_lines(rng, voices),
-            strict=True,
-        )
-        for group, lines in groups:
-            recordings = recorded(lines, rng, strange=False, settle=0)
-            found[group + kind] = _figures_of(stt, recordings)
-    return found
-
-
-def _figures_of(stt: moshi_mlx.Stt, recordings: list[Recording]) -> dict[str, float]:
-    transcripts = []
-    for start in range(0, len(recordings), _AT_ONCE):
-        block: list[Any] = [r.pcm for r in recordings[start : start + _AT_ONCE]]
-        transcripts += stt.transcribe(block)
-    pairs, late = [], []
-    for recording, transcript in zip(recordings, transcripts, strict=True):
-        said = [word.label for word in recording.words]
-        heard = [word.text for word in transcript.words]
-        pairs.append((" ".join(said), " ".join(heard)))
-        late += [
-            1000 * (transcript.words[there].start - recording.words[here].start)
-            for here, there in matching_words(said, heard)
-        ]
-    return {
-        "word error": word_error_rate(pairs),
-        "sentences right": float(np.mean([said == heard for said, heard in pairs])),
-        "start, mean ms off": float(np.mean(np.abs(late))),
-        "start, bias in ms": float(np.mean(late)),
-        "words": sum(len(recording.words) for recording in recordings),
-    }
-
-
-def check(model: str | Path, seed: int, card: Path | None) -> None:
-    """Prints the figures, and writes them into a card."""
-    text = markdown(figures(model, seed), GOALS)
-    print(text)
-    if card is not None:
-        write_card(card, text, _CARD_BEGIN)
 
 
 def main() -> None:
@@ -480,6 +415,8 @@ def main() -> None:
     elif args.step == "export":
         export(args.out)
     else:
+        from .stt_figures import check
+
         check(args.model or args.out / "model", args.seed, args.card)
 
 

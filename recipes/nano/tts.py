@@ -11,16 +11,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
-import soundfile
 
-import moshi_mlx
 from moshi_mlx.config import LmConfig
 from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
@@ -34,20 +31,16 @@ from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_
 from .codec_data import FRAME_SIZE
 from .grid import on_grid
 from .model_folder import export_model
-from .recognize import Whisper, matching_words, spelt, word_error_rate
-from .report import Figures, Goal, markdown, write_card
 from .sentences import (
     EPAD,
     PAD,
-    SOUND_ALIKE,
     TEXT_CARD,
     SentenceMaker,
     held_out_sentences,
     punctuated,
     train_tokenizer,
-    vocabulary,
 )
-from .speech import NANO_VOICE, SAMPLE_RATE, Rendition, synthesize
+from .speech import NANO_VOICE, Rendition, synthesize
 from .tokens import text_stream
 
 DELAY = 8
@@ -97,7 +90,9 @@ CONFIG: dict[str, Any] = {
 _BATCH, _FRAMES = 8, 150  # beyond the context: the model learns to do without the first frame
 _CLIPS = 200  # of a shard
 _SETTLE = 30  # frames of silence that the codec hears before a clip
-_TEMPO = 1.15  # of durations: the codec keeps slow speech better
+TEMPO = 1.15
+"""Of durations: the codec keeps slow speech better."""
+
 _LONGEST, _LONGEST_LAST = 9, 7  # frames of a word; no more paddings are allowed between two
 _PAUSE = 3  # frames after a clip, less after a long word
 _TAIL = 9  # frames that are kept after a clip's speech
@@ -126,7 +121,7 @@ def _spoken(texts: list[str]) -> list[Clip]:
     recordings, clips = [], []
     for text in texts:
         speech = on_grid(
-            synthesize(Rendition(text, NANO_VOICE, _TEMPO)),
+            synthesize(Rendition(text, NANO_VOICE, TEMPO)),
             longest=_LONGEST,
             longest_last=_LONGEST_LAST,
         )
@@ -289,69 +284,6 @@ def export(out: Path) -> None:
     export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
 
 
-# ---------------------------------------------------------------------------------------- figures
-
-_HEARD = "words heard right"
-_HELD_OUT, _RANDOM = "held-out wordings", "words in random order"
-_ORIGINAL = "flite itself, held-out wordings"
-GOALS = (
-    Goal("words heard right, held-out wordings", _HELD_OUT, _HEARD, least=0.8),
-    Goal("words heard right, words in random order", _RANDOM, _HEARD),
-    Goal("the same of flite itself, held-out wordings", _ORIGINAL, _HEARD),
-)
-_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.tts check`, not by hand. -->"
-
-
-def figures(model: str | Path, whisper: Whisper, seed: int, out: Path) -> Figures:
-    """How sentences never trained on are understood; their sound is left in `out`."""
-    tts = moshi_mlx.load(model)
-    assert isinstance(tts, moshi_mlx.Tts)
-    rng = np.random.default_rng([seed, 10**7])
-    words = [w for w in vocabulary() if w not in SOUND_ALIKE]
-    sentences = held_out_sentences()
-    random = [" ".join(rng.choice(words, 5, replace=False)) for _ in range(40)]
-    spoken = {
-        _HELD_OUT: [tts.speak(text, seed=seed).all().pcm for text in sentences],
-        _RANDOM: [tts.speak(text, seed=seed).all().pcm for text in random],
-        _ORIGINAL: [synthesize(Rendition(t, NANO_VOICE, _TEMPO)).pcm for t in sentences],
-    }
-    found = {}
-    for group, clips in spoken.items():
-        texts = random if group == _RANDOM else sentences
-        folder = out / group.replace(" ", "-").replace(",", "")
-        folder.mkdir(parents=True, exist_ok=True)
-        for number, pcm in enumerate(clips):
-            soundfile.write(folder / f"{number:02}.wav", pcm, SAMPLE_RATE)
-        found[group] = _figures_of(texts, clips, whisper)
-    return found
-
-
-def _figures_of(
-    texts: Sequence[str], clips: Sequence[np.ndarray], whisper: Whisper
-) -> dict[str, float]:
-    pairs = [
-        (text, spelt(whisper.hear(pcm, SAMPLE_RATE)))
-        for text, pcm in zip(texts, clips, strict=True)
-    ]
-    right = [len(matching_words(text.split(), heard.split())) for text, heard in pairs]
-    words = [len(text.split()) for text in texts]
-    return {
-        _HEARD: sum(right) / sum(words),
-        "word error": word_error_rate(pairs),
-        "sentences right": float(np.mean([text == heard for text, heard in pairs])),
-        "seconds a word": sum(len(pcm) for pcm in clips) / SAMPLE_RATE / sum(words),
-        "words": sum(words),
-    }
-
-
-def check(model: str | Path, whisper: Path, seed: int, out: Path, card: Path | None) -> None:
-    """Prints the figures, and writes them into a card."""
-    text = markdown(figures(model, Whisper(whisper), seed, out), GOALS)
-    print(text)
-    if card is not None:
-        write_card(card, text, _CARD_BEGIN)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small voice.")
     parser.add_argument("step", choices=["prepare", "train", "export", "check"])
@@ -373,6 +305,8 @@ def main() -> None:
     elif args.whisper is None:
         parser.error("check needs --whisper, the folder of a Whisper model for faster-whisper")
     else:
+        from .tts_figures import check
+
         model = args.model or args.out / "model"
         check(model, args.whisper, args.seed, args.out / "spoken", args.card)
 
