@@ -121,6 +121,22 @@ def _stt(
     )
 
 
+def _tts(
+    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+) -> Entry:
+    return Entry(
+        name=f"tts-{size}",
+        about=f"speech from text, {' and '.join(languages)}",
+        family="tts",
+        precision="bf16",
+        nbytes=nbytes + _MIMI_AND_TOKENIZER,
+        licence="CC-BY 4.0",
+        repository=f"kyutai/{repository}",
+        languages=languages,
+        aliases=aliases,
+    )
+
+
 _PERSONAPLEX_BYTES: dict[PrecisionName, int] = {
     "bf16": 16_742_874_000, "q8": 8_168_645_376, "q4": 4_805_385_728
 }  # fmt: skip
@@ -171,6 +187,9 @@ ENTRIES: tuple[Entry, ...] = (
     # The first is the one of several repositories that has pause heads. Computed from shapes.
     _stt("1b", "stt-1b-en_fr-candle", 1_980_000_000, ("en", "fr"), "stt", "stt-1b-en_fr"),
     _stt("2.6b", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
+    # Weights of the first: computed from their shapes; of the second: by its name.
+    _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
 )
 """All of them, the bundled ones first."""
 
@@ -219,3 +238,41 @@ def suggestion(name: str) -> str:
         close = difflib.get_close_matches(wanted, names(), n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
     return f"{hint}A model is one of {', '.join(names())}, a folder, or org/repo on the hub."
+
+
+# ------------------------------------------------------------------------- published voices
+
+VOICE_REPOSITORY = "kyutai/tts-voices"
+"""On the hub: recordings, and beside each what a text-to-speech model reads of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class VoiceFolder:
+    """A folder of VOICE_REPOSITORY.
+
+    name: its path; the voices in it are called NAME/FILE.wav.
+    about: whose voices they are.
+    licence: of its files, by the repository's card.
+    """
+
+    name: str
+    about: str
+    licence: str
+
+
+VOICE_FOLDERS = (
+    VoiceFolder("alba-mackenna", "characters of one voice actor", "CC BY 4.0"),
+    VoiceFolder("cml-tts/fr", "French, of the CML-TTS dataset", "CC BY 4.0"),
+    VoiceFolder("ears", "107 speakers of the EARS dataset", "CC BY-NC 4.0"),
+    VoiceFolder("expresso", "acted conversations of the Expresso dataset", "CC BY-NC 4.0"),
+    VoiceFolder("unmute-prod-website", "of the demonstration at unmute.sh", "see its card"),
+    VoiceFolder("vctk", "speakers of the VCTK dataset", "CC BY 4.0"),
+    VoiceFolder("voice-donations", "228 volunteers", "CC0"),
+    VoiceFolder("voice-zero", "readers of LibriVox", "CC0"),
+)
+
+
+def voice_licence(name: str) -> str:
+    """The licence of a published voice, by the folder in its name."""
+    folder = next((f for f in VOICE_FOLDERS if name.startswith(f"{f.name}/")), None)
+    return "see its folder's card" if folder is None else folder.licence

@@ -253,6 +253,22 @@ class SttConfig:
 
 
 @dataclass(frozen=True)
+class TtsConfig:
+    """`tts_config`: how a text-to-speech model writes.
+
+    audio_delay: seconds by which the sound is behind the text.
+    second_stream_ahead: words by which the second text stream is ahead; 0: there is none.
+    multistream: the second speaker has the second half of the codebooks.
+    max_speakers: voices that the model can be given.
+    """
+
+    audio_delay: float
+    second_stream_ahead: int = 0
+    multistream: bool = False
+    max_speakers: int = 5
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     """`lora_rank` and `lora_scaling` of a low-rank adapter: W + scaling · B·A."""
 
@@ -269,5 +285,6 @@ class ModelConfig:
     sampling: SamplingDefaults = SamplingDefaults()
     lora: LoraConfig | None = None
     stt: SttConfig | None = None
+    tts: TtsConfig | None = None
     quantization: Mapping[str, Any] | None = None
     raw: Mapping[str, Any] = field(default_factory=dict)

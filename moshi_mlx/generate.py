@@ -313,7 +313,12 @@ class Generator:
         return Step(self._ring.say(tokens), tokens, logits, state)
 
     @_alone
-    def prefill(self, frames: npt.ArrayLike, embeddings: npt.ArrayLike | None = None) -> mx.array:
+    def prefill(
+        self,
+        frames: npt.ArrayLike,
+        embeddings: npt.ArrayLike | None = None,
+        null_mask: npt.ArrayLike | None = None,
+    ) -> mx.array:
         """Takes frames that are known, in one pass without the depth transformer.
 
         The same as stepping through them with every token forced. T frames give T − 1 steps, since
@@ -326,6 +331,8 @@ class Generator:
                 `steps` + T − 1; −1 for none.
             embeddings: floats [B, n, dim], n < T: what the first n steps read, as `Lm.embed` gives
                 it, in place of what is in the frames. None: the frames say it all.
+            null_mask: with guidance, streams that the null half reads as none, bool
+                [B, 1 + n_q, T − 1], step by step.
 
         Returns:
             Text logits [B, T − 1, text_card] of these steps; 2B with guidance.
@@ -352,6 +359,7 @@ class Generator:
             raise ArgumentError("after `keep`, frames must fit into the rest of the context")
         known = known.astype(np.int32)
         start, length = self.steps, known.shape[2]
+        masks = self._null_masks(null_mask, length - 1)
 
         def written(position: int) -> Tokens:
             """Text and codes of a position, −2 where these frames don't say them."""
@@ -366,7 +374,7 @@ class Generator:
         reads = []
         for t in range(length - 1):
             self._ring.hear(known[:, own.stop :, t])
-            reads.append(self._reads(None))
+            reads.append(self._reads(masks[t]))
             tokens = written(start + t + 1)
             if self._text.guarded or self._audio.guarded:
                 self._recent.append(tokens)
@@ -581,6 +589,19 @@ class Generator:
         if given.dtype != np.bool_:
             raise ArgumentError(f"null_mask must be bool, is {given.dtype}")
         return _spread("null_mask", given, (self.batch, 1 + self.lm.config.n_q))
+
+    def _null_masks(
+        self, masks: npt.ArrayLike | None, steps: int
+    ) -> list[npt.NDArray[np.bool_] | None]:
+        """Of the steps of a `prefill`, each as `_null_mask` has it."""
+        if masks is None:
+            return [None] * steps
+        given = on_host("null_mask", masks)
+        shape = (self.batch, 1 + self.lm.config.n_q, steps)
+        return [
+            self._null_mask(mask)
+            for mask in np.moveaxis(_whole_shape("null_mask", given, shape), 2, 0)
+        ]
 
     def _reads(self, null_mask: npt.NDArray[np.bool_] | None) -> Tokens:
         """What the model reads in this step; with guidance, then what the null half reads."""

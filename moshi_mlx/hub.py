@@ -4,6 +4,7 @@ Knows which files a checkpoint has, by its config.json or by the published defau
 nothing of what is in the weights. The hub's client is imported only for a name of the hub.
 """
 
+import difflib
 import re
 import shlex
 import shutil
@@ -96,6 +97,44 @@ def resolve(
         raise _unreadable(error) from error
 
 
+def files_of_repository(repo: str, *, offline: bool = False) -> list[str]:
+    """Names of a repository's files, as the hub lists them now.
+
+    Args:
+        repo: org/repo.
+        offline: those in the cache alone; so it is too where the hub cannot be reached.
+
+    Raises:
+        HubError: it isn't there, or is refused.
+    """
+    return _open_repository(repo, None, offline).files()
+
+
+def file_of_repository(repo: str, file: str, *, offline: bool = False) -> Path:
+    """One file of a repository, fetched if it is not in the cache.
+
+    Args:
+        repo: org/repo.
+        file: its name, folders included.
+        offline: only look into the cache.
+
+    Raises:
+        HubError: there is no such file, or it cannot be fetched.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(repo, file)
+    if isinstance(cached, str):
+        return Path(cached)
+    source = _open_repository(repo, None, offline)
+    if not source.has(file):
+        alike = [each for each in source.files() if each.endswith(PurePosixPath(file).suffix)]
+        close = difflib.get_close_matches(file, alike, n=3, cutoff=0.6)
+        hint = f": did you mean {' or '.join(close)}?" if close else ""
+        raise HubError(f"{source.where} has no file {file}{hint}")
+    return source.get(file)
+
+
 def canonical(name: str | Path) -> str:
     """A model's name as the rest of the program knows it: an address of the hub as its repository.
 
@@ -169,6 +208,9 @@ class _Source(Protocol):
 
     def has(self, file: str) -> bool: ...
 
+    def files(self) -> list[str]:
+        """Names of all its files, with those of their folders."""
+
     def matching(self, pattern: re.Pattern[str]) -> list[str]:
         """Names of its files, none in another folder, that are as the pattern says."""
 
@@ -198,6 +240,10 @@ class _Folder:
 
     def has(self, file: str) -> bool:
         return (self._folder / file).is_file()
+
+    def files(self) -> list[str]:
+        found = (p for p in self._folder.rglob("*") if p.is_file())
+        return sorted(p.relative_to(self._folder).as_posix() for p in found)
 
     def matching(self, pattern: re.Pattern[str]) -> list[str]:
         return sorted(p.name for p in self._folder.iterdir() if pattern.fullmatch(p.name))
@@ -229,6 +275,9 @@ class _Repository:
 
     def has(self, file: str) -> bool:
         return file in self._sizes
+
+    def files(self) -> list[str]:
+        return sorted(self._sizes)
 
     def matching(self, pattern: re.Pattern[str]) -> list[str]:
         return sorted(filter(pattern.fullmatch, self._sizes))

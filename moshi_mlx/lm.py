@@ -4,6 +4,7 @@ Knows tokens and logits. Knows nothing of sound, of sampling, or of a conversati
 """
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -67,6 +68,19 @@ class Lm(nn.Module):
         if self._embedding_sum is None or not self._embedding_sum.is_of(tables):
             self._embedding_sum = EmbeddingSum(tables) if can_stack(tables) else None
         return self._embedding_sum
+
+    def without_streams(self, streams: Sequence[int]) -> "Lm":
+        """The same model, its arrays shared, for which what it reads of some streams is zero."""
+        other = copy(self)
+        other.__dict__.pop("_frame_steps", None)  # they belong to this one
+        other._embedding_sum = None
+        other.text_emb = copy(self.text_emb)
+        other.audio_embs = [copy(table) for table in self.audio_embs]
+        for k in streams:
+            table = other.audio_embs[k]
+            for name in ("weight", "biases") if "scales" in table else ("weight",):
+                table[name] = mx.zeros_like(table[name])
+        return other
 
     def embed(self, tokens: mx.array, conditions: Conditions | None = None) -> mx.array:
         """Sum of all streams' embeddings: integers [B, 1 + n_q, T] → [B, T, dim]."""

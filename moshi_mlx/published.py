@@ -26,6 +26,7 @@ from .config import (
     SeanetConfig,
     SttConfig,
     TransformerConfig,
+    TtsConfig,
 )
 from .errors import ConfigError, shown
 
@@ -96,6 +97,7 @@ MOST_DELAY = 10_000
 MOST_STT_SECONDS = 60.0
 """Of a speech-to-text model's delay, and of the silence before a sound."""
 _MOST_OF_SEANET = 10_000
+_MOST_AHEAD, _MOST_SPEAKERS = 100, 100
 
 
 class _Fields:
@@ -380,6 +382,8 @@ def _read_sampling(fields: _Fields) -> SamplingDefaults:
         return SamplingDefaults()
     table = fields.table("lm_gen_config")
     values: dict[str, Any] = {}
+    if "text_temp" in table.left and "temp_text" not in table.left:  # as speaking models spell it
+        table.left["temp_text"] = table.take("text_temp")
     for name in SamplingDefaults.__dataclass_fields__:
         if name not in table.left:
             continue
@@ -410,6 +414,21 @@ def _read_stt(fields: _Fields) -> SttConfig | None:
         seconds[name] = float(value)
     table.finish()
     return SttConfig(**seconds)
+
+
+def _read_tts(fields: _Fields) -> TtsConfig | None:
+    """`tts_config`."""
+    if fields.none("tts_config"):
+        return None
+    table = fields.table("tts_config")
+    config = TtsConfig(
+        audio_delay=table.number("audio_delay", most=MOST_DELAY),
+        second_stream_ahead=table.whole("second_stream_ahead", 0, least=0, most=_MOST_AHEAD),
+        multistream=table.flag("multistream", False),
+        max_speakers=table.whole("max_speakers", 5, most=_MOST_SPEAKERS),
+    )
+    table.finish()
+    return config
 
 
 def read_lora_scaling(data: Mapping[str, Any], where: str) -> float:
@@ -512,6 +531,7 @@ def read_config(
         sampling=_read_sampling(around),
         lora=lora,
         stt=_read_stt(around),
+        tts=_read_tts(around),
         quantization=quantization,
         raw=raw if model else {**PRESETS[preset], **raw},
     )

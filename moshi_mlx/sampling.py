@@ -14,7 +14,8 @@ class Sampling:
 
     The filters apply in the order of the fields, each to what the one before left; 0 switches one
     off. Logits of tokens among the last `repetition_window` of their stream are divided (negative
-    ones multiplied) by `repetition_penalty` (Keskar et al. 2019); 1 switches that off.
+    ones multiplied) by `repetition_penalty` (Keskar et al. 2019); 1 switches that off. `bonus` is
+    a token and what is added to its logit before anything else.
 
     Raises:
         ArgumentError: a number is out of range, or none.
@@ -26,6 +27,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float = 1.0
     repetition_window: int = 64
+    bonus: tuple[int, float] = (0, 0.0)
 
     def __post_init__(self) -> None:
         if real("temperature", self.temperature, 0, 1e6):
@@ -36,6 +38,9 @@ class Sampling:
         real("repetition_penalty", self.repetition_penalty, 1e-3, 1e3)
         # Frozen, but for numbers that only behave like integers.
         object.__setattr__(self, "top_k", whole("top_k", self.top_k, 0))
+        token, more = self.bonus
+        bonus = whole("bonus's token", token, 0), real("bonus", more, -1e3, 1e3)
+        object.__setattr__(self, "bonus", bonus)
         window = whole("repetition_window", self.repetition_window, 1, 100_000)
         object.__setattr__(self, "repetition_window", window)
 
@@ -70,6 +75,9 @@ def draw(logits: mx.array, uniform: mx.array | None, sampling: Sampling) -> mx.a
         uniform: numbers in 0 … 1, float32 [N], that decide; greedy sampling needs none.
         sampling: how to draw.
     """
+    token, bonus = sampling.bonus
+    if bonus:
+        logits = logits + mx.where(mx.arange(logits.shape[-1]) == token, bonus, 0.0)
     if sampling.greedy:
         return mx.argmax(logits, axis=-1)
     if uniform is None:

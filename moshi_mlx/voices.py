@@ -38,7 +38,7 @@ RING = 4
 """Positions of the ring that a file of embeddings has: position p at p mod 4."""
 
 _FORMAT = "moshi-local voice 1"
-_CODEBOOKS = 8
+_CODEBOOKS, _MOST_CODEBOOKS = 8, 64
 _MOST = 3000  # frames
 _LARGEST_CODE = 2**20
 _SECONDS = (1.0, 60.0)
@@ -52,7 +52,7 @@ class Voice:
     """A voice: either `codes`, or `embeddings` and `cache`.
 
     name: for messages and files.
-    codes: int32 [8, V], the codec's, frame by frame.
+    codes: int32 [codebooks, V], the codec's, frame by frame.
     embeddings: float32 [V − 1, dim]: the model's input at positions 0 … V − 2.
     cache: int32 [streams, 4]: the tokens of the last positions, position p at p mod 4.
     about: what its file says: consent, date, source.
@@ -67,9 +67,11 @@ class Voice:
     def __post_init__(self) -> None:
         if self.codes is not None and self.embeddings is None and self.cache is None:
             codes = integers(f"codes of voice {self.name}", self.codes, 0, _LARGEST_CODE)
-            if codes.ndim != 2 or len(codes) != _CODEBOOKS or not 1 <= codes.shape[1] <= _MOST:
+            good = codes.ndim == 2 and 1 <= len(codes) <= _MOST_CODEBOOKS
+            if not good or not 1 <= codes.shape[1] <= _MOST:
                 raise ArgumentError(
-                    f"voice {self.name}: codes must be [8, 1 to {_MOST}], are {list(codes.shape)}"
+                    f"voice {self.name}: codes must be [1 to {_MOST_CODEBOOKS}, 1 to {_MOST}], "
+                    f"are {list(codes.shape)}"
                 )
             object.__setattr__(self, "codes", codes)
             return
@@ -211,7 +213,12 @@ def _flat(array: npt.NDArray[Any], name: str) -> npt.NDArray[Any]:
 
 
 def voice_from_sound(
-    codec: Codec[Any], pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
+    codec: Codec[Any],
+    pcm: npt.ArrayLike,
+    *,
+    name: str,
+    accept_faults: bool = False,
+    codebooks: int = _CODEBOOKS,
 ) -> Voice:
     """The voice of a recording of one speaker.
 
@@ -223,6 +230,7 @@ def voice_from_sound(
         pcm: sound [samples] of one channel at the codec's rate: floats in −1 … 1, int16 or int32.
         name: of the voice.
         accept_faults: also take a recording that clips or is noisy.
+        codebooks: that the model needs.
 
     Raises:
         ArgumentError: there is less than 1 s or more than 60 s of voice, or the recording clips or
@@ -253,7 +261,7 @@ def voice_from_sound(
     state = codec.init_state()
     frames = padded.reshape(-1, codec.frame_size)
     codes = [codec.encode_step(frame, state) for frame in frames]
-    return Voice(name, codes=np.concatenate(codes, axis=1)[:_CODEBOOKS])
+    return Voice(name, codes=np.concatenate(codes, axis=1)[:codebooks])
 
 
 def recording_faults(pcm: Pcm, rate: float) -> list[str]:

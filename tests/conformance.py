@@ -6,6 +6,7 @@ case; exits with 1 if any failed.
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +17,7 @@ import numpy as np
 if not __package__:  # as a script: its folder has a moshi_mlx too, of tests
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from moshi_mlx.conditions import Condition
 from moshi_mlx.config import UNGENERATED_TOKEN
 from moshi_mlx.errors import MoshiError
 from moshi_mlx.families import family_of, generated_streams
@@ -32,7 +34,7 @@ from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
 GREEDY = Sampling(temperature=0)
-Given = dict[str, str | mx.array | None]
+Given = dict[str, Condition]
 
 
 def load_case(folder: Path) -> tuple[Lm, dict[str, np.ndarray], Given | None]:
@@ -56,10 +58,13 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     return float(np.abs(ours - theirs).max(initial=0.0))
 
 
-def run_forward(lm: Lm, expected: dict[str, np.ndarray], given: Given | None) -> dict[str, float]:
-    """Largest difference per tensor; masks count as 0 or 1."""
+def run_forward(
+    lm: Lm, expected: dict[str, np.ndarray], given: Given | Sequence[Given] | None
+) -> dict[str, float]:
+    """Largest difference per tensor; masks count as 0 or 1. Conditions: of all, or of each."""
     codes = expected["forward.codes"]
-    conditions = None if given is None else lm.condition_provider([given] * len(codes))
+    values = [given] * len(codes) if isinstance(given, dict) else given
+    conditions = None if values is None else lm.condition_provider(values)
     output = lm.forward(mx.array(codes), conditions)
     masks = np.array(output.masks)
     text_mask, mask = masks[:, :1], masks[:, 1:]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,6 +12,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from moshi_mlx import catalog
 from moshi_mlx.cache import KV_GROUPS
+from moshi_mlx.families.kinds import KINDS, Verb
 from moshi_mlx.outputs import is_stdout
 
 from .options import CodecChoice, EchoMode
@@ -77,6 +79,38 @@ def refuse_options_before(context: typer.Context) -> None:
             raise typer.BadParameter(
                 f"options of {context.invoked_subcommand} go after {context.invoked_subcommand}"
             )
+
+
+def default_of(verb: Verb) -> str:
+    """What a command of that verb uses: the first of the catalogue that can do it, its short name.
+
+    One that comes with the program goes before those that are fetched, as they do there.
+    """
+    entry = next(entry for entry in catalog.ENTRIES if KINDS[entry.family].verb == verb)
+    return (*entry.aliases, entry.name)[0]
+
+
+def source_of(context: typer.Context, name: str) -> str:
+    """Where a parameter's value comes from: COMMANDLINE, DEFAULT, …"""
+    source = context.get_parameter_source(name)
+    return "DEFAULT" if source is None else source.name
+
+
+def refuse_given(context: typer.Context, names: Collection[str], how: str) -> None:
+    """Refuses options that mean nothing here; they would be lost without a word.
+
+    Args:
+        context: of the command.
+        names: of the parameters.
+        how: they are used, for the message: "goes with --live".
+
+    Raises:
+        typer.BadParameter: one of them is on the command line.
+    """
+    for parameter in context.command.params:
+        name = str(parameter.name)
+        if name in names and source_of(context, name) == "COMMANDLINE":
+            raise typer.BadParameter(f"{parameter.opts[0]} {how}")
 
 
 # ---------------------------------------------------------------------------- the model

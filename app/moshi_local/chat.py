@@ -7,9 +7,8 @@ to a disk goes through a `Dispatcher`, so that the loop never waits for it.
 from __future__ import annotations
 
 import secrets
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import compress
 from pathlib import Path
@@ -53,9 +52,6 @@ __all__ = ["ChatOptions", "chat"]
 GREETING_SECONDS = 30.0
 """So long --no-greeting keeps Moshi from speaking first."""
 WARM_UP_FRAMES = 12
-SWITCH_SECONDS = 0.001
-"""So long a thread may keep Python to itself while the sound card's waits for it, of a block of
-20 ms; Python's own 5 ms can come several times in a row."""
 RECORDER_EVENTS = 1000
 """What may wait for a slow disk: about a minute."""
 
@@ -179,7 +175,7 @@ class _Live:
         )
         # The terminal and the recording first: the card may take seconds to stop.
         with stop_on_signals() as stop, ExitStack() as card, ExitStack() as stack:
-            stack.enter_context(_quick_switches())
+            stack.enter_context(system.quick_switches())
             keys = self._keys(conversation, stop)
             stack.enter_context(keys)
             if options.push_to_talk and not keys.active:
@@ -265,17 +261,6 @@ class _Live:
             trace.close()
         except MoshiError as error:
             self.problems.append(str(error))
-
-
-@contextmanager
-def _quick_switches() -> Iterator[None]:
-    """Let the sound card's thread have Python sooner."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_SECONDS)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _default_changed(sound: SoundFlags) -> Callable[[], bool] | None:

@@ -44,6 +44,7 @@ from .options import (
     SoundFlags,
 )
 from .platform import batch_gpu_work, machine
+from .speaking import speak_command
 from .translation import translate_command
 from .voices import voices_app
 
@@ -220,6 +221,7 @@ def run_command(
 
 
 app.command("translate", cls=a.Command)(translate_command)
+app.command("speak", cls=a.Command)(speak_command)
 
 
 @app.command("models", cls=a.Command)

@@ -16,6 +16,7 @@ __all__ = [
     "PersonaFlags",
     "SamplingFlags",
     "SoundFlags",
+    "SpeakingFlags",
     "TranslationFlags",
 ]
 
@@ -99,6 +100,22 @@ class TranslationFlags:
 
     quality: str = "very_good"
     cfg: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingFlags:
+    """What only speech from text has.
+
+    speed: from −2, slower, to 2, faster.
+    cfg: how closely to keep to the voice; None is the model's own.
+    codebooks: of the sound; None is all of them.
+    normalize: write numbers, units and abbreviations out before they are spoken.
+    """
+
+    speed: float = 0.0
+    cfg: float | None = None
+    codebooks: int | None = None
+    normalize: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from moshi_mlx import ArgumentError, catalog
 from moshi_mlx.checkpoint import config_of
 from moshi_mlx.families.kinds import KINDS, takes_no
 from moshi_mlx.families.voice_files import VoiceFiles
-from moshi_mlx.formats import what_is
 from moshi_mlx.hub import ModelFiles, local_path
 from moshi_mlx.session import Opening
 from moshi_mlx.voices import Voice
@@ -21,6 +20,7 @@ from moshi_mlx.voices import Voice
 from .config_file import config_folder
 from .machine.verdict import local_files
 from .options import PersonaFlags
+from .texts import text_in
 
 __all__ = ["Role", "files_of", "one_short_line", "own_voices", "role_for"]
 
@@ -109,29 +109,7 @@ def read_persona(persona: str) -> str:
     """
     if not persona.startswith("@"):
         return persona
-    path = local_path(persona[1:])
-    try:
-        with path.open("rb") as file:
-            data = file.read(LARGEST_PERSONA + 1)
-    except OSError as error:
-        raise ArgumentError(
-            f"--persona {persona}: {path} cannot be read: {error.strerror or error}"
-        ) from error
-    if len(data) > LARGEST_PERSONA:
-        raise ArgumentError(
-            f"--persona {persona}: the file has more than {LARGEST_PERSONA // 1000} kB, which is "
-            "too much for a persona"
-        )
-    try:
-        text = data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
-        what = what_is(path) or "not text in UTF-8"
-        raise ArgumentError(f"--persona {persona}: the file is {what}: give a text file")
-    if not text:
-        raise ArgumentError(f"--persona {persona}: the file has no text")
-    return text
+    return text_in(local_path(persona[1:]), LARGEST_PERSONA, f"--persona {persona}")
 
 
 def told(persona: str | None, voice: Voice | None, opening: Opening, keep: bool) -> Iterator[str]:

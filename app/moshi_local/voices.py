@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,22 +19,26 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moshi_mlx import MoshiError, catalog
+from moshi_mlx import HubError, MoshiError, catalog
+from moshi_mlx.arrays import Pcm
 from moshi_mlx.checkpoint import config_of, find_files, open_checkpoint
 from moshi_mlx.config import MimiConfig
 from moshi_mlx.families.kinds import KINDS, kind_of, takes_no
 from moshi_mlx.families.voice_files import VoiceFiles, voices_in
-from moshi_mlx.hub import ModelFiles, canonical
+from moshi_mlx.hub import ModelFiles, canonical, file_of_repository, files_of_repository
+from moshi_mlx.outputs import Output, check_outputs
 from moshi_mlx.sounds import Sound, open_sound
 from moshi_mlx.voices import VOICE_SUFFIXES, Voice, load_voice, voice_from_sound
 from moshi_mlx.worker import on_good_thread
 
 from . import arguments as a
+from .audio.files import SPEECH_FORMATS, write_sound
+from .audio.playback import playback_on
 from .machine.verdict import local_files
-from .observers.record import is_recording
+from .observers.record import made_here
 from .role import one_short_line, own_voices
 
-__all__ = ["add_voice", "listing", "voices_app"]
+__all__ = ["add_voice", "heard", "listing", "voices_app"]
 
 MOST_SECONDS = 120.0
 """Of a recording, silence at its ends included."""
@@ -41,6 +46,7 @@ CONSENT_QUESTION = "Whose voice is this, and how did they agree?"
 _NAME = re.compile(r"\w[\w-]{0,63}")
 _LONGEST_CONSENT = 1000  # characters
 _CODEBOOKS = 8
+_RATE = 24_000
 
 voices_app = typer.Typer(cls=a.Group, invoke_without_command=True)
 
@@ -138,6 +144,130 @@ def remove_command(name: _NameArgument) -> None:
     path = _own(name)
     path.unlink()
     print(f"removed {path}")
+
+
+@voices_app.command("published", cls=a.Command)
+def published_command(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[WORD]…", help="Only names that have all of these in them."),
+    ] = None,
+    as_json: a.JsonOption = False,
+) -> None:
+    """List the published voices for text to speech by name, as the hub has them now."""
+    wanted = [word.casefold() for word in words or ()]
+    names = [
+        file
+        for file in files_of_repository(catalog.VOICE_REPOSITORY)
+        if file.endswith(".wav") and all(word in file.casefold() for word in wanted)
+    ]
+    rows = [{"name": name, "licence": catalog.voice_licence(name)} for name in names]
+    if as_json:
+        _print_json(rows)
+        return
+    for row in rows:
+        print(f"{row['name']}  ({row['licence']})")
+
+
+@voices_app.command("play", cls=a.Command)
+def play_command(
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME|FILE",
+            help="A published voice, one of your own, a voice's file, or a sound file.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Make sound of a voice's codes with the codec of this model.",
+            show_default="the first one that is here",
+        ),
+    ] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--save",
+            metavar="FILE",
+            help="Write it to this sound file.",
+            show_default="play it on the speaker",
+        ),
+    ] = None,
+    output: a.OutputOption = None,
+    rate: a.RateOption = None,
+) -> None:
+    """Hear a voice. A published one is fetched if it is not here."""
+    if save is not None:
+        check_outputs([Output(save, "the voice", tuple(SPEECH_FORMATS))])
+    pcm, sample_rate, about = heard(name, None if model is None else canonical(model))
+    print(about, file=sys.stderr)
+    if save is not None:
+        write_sound(save, pcm, sample_rate)
+        return
+    with playback_on(output, rate, sample_rate) as playback:
+        playback.write(pcm)
+        playback.finish()
+
+
+def heard(name: str, model: str | None) -> tuple[Pcm, int, str]:
+    """What a voice sounds like.
+
+    Args:
+        name: of a published voice or one of the user's own; a voice's file, or a sound file.
+        model: whose codec makes sound of codes; None takes the first one that is here.
+
+    Returns:
+        float32 [samples], their rate (Hz), and a line that says what it is.
+
+    Raises:
+        MoshiError: there is no such voice, it cannot be fetched, or it has no sound.
+    """
+    path = Path(name).expanduser()
+    if path.suffix not in VOICE_SUFFIXES and path.is_file():
+        return _sound_of(path), _RATE, str(path)
+    if any(name.startswith(f"{folder.name}/") for folder in catalog.VOICE_FOLDERS):
+        file = f"{name.partition('.wav')[0]}.wav"
+        path = file_of_repository(catalog.VOICE_REPOSITORY, file)
+        licence = catalog.voice_licence(name)
+        return _sound_of(path), _RATE, f"{file} of {catalog.VOICE_REPOSITORY}, licence {licence}"
+    path = _own_or_file(name)
+    voice = load_voice(path)
+    if voice.codes is None:
+        raise MoshiError(
+            f"voice {voice.name} is what a model read of a recording, which cannot be played: let "
+            "the model speak with it"
+        )
+    return _decoded(voice, model), _RATE, f"voice {voice.name}, {_seconds(voice):.1f} s"
+
+
+def _sound_of(path: Path) -> Pcm:
+    """Mono, at _RATE."""
+    mixed: Pcm = open_sound(path).read(_RATE).mean(axis=0)
+    return mixed
+
+
+def _decoded(voice: Voice, model: str | None) -> Pcm:
+    """The sound of a voice's codes. Raises MoshiError."""
+    codes = voice.codes
+    assert codes is not None
+    here = (name for name in _takers() if local_files(name) is not None)
+    chosen = next(here, None) if model is None else model
+    if chosen is None:
+        raise MoshiError(
+            f"voice {voice.name} is codes, and no model is here that makes sound of them: name one "
+            "with --model"
+        )
+    checkpoint = open_checkpoint(chosen)
+
+    def made() -> Pcm:
+        codec = checkpoint.choose_codec("mlx", len(codes))
+        return codec.decode_step(codes, codec.init_state())
+
+    return on_good_thread(made)
 
 
 def add_voice(
@@ -244,7 +374,20 @@ def listing(model: str | None = None) -> dict[str, Any]:
             }
         ]
     own = [_about(path) for path in voices_in(own_voices())]
-    return {"models": rows, "own": own, "folder": str(own_voices())}
+    published = {
+        "repository": catalog.VOICE_REPOSITORY,
+        "folders": [asdict(folder) for folder in catalog.VOICE_FOLDERS],
+        "here": _published_here(),
+    }
+    return {"models": rows, "published": published, "own": own, "folder": str(own_voices())}
+
+
+def _published_here() -> list[str]:
+    """Names of the published voices that have been fetched."""
+    with suppress(HubError):
+        files = files_of_repository(catalog.VOICE_REPOSITORY, offline=True)
+        return sorted({f"{file.partition('.wav')[0]}.wav" for file in files if ".wav" in file})
+    return []
 
 
 def _here(files: ModelFiles | None) -> list[str]:
@@ -258,10 +401,16 @@ def _takers() -> list[str]:
 
 
 def _check_sound(source: Path, sound: Sound) -> None:
-    if is_recording(source):
+    made = made_here(source)
+    if made == "a conversation":
         raise MoshiError(
             f"{source} is a recording that moshi-local made of a conversation, and whoever speaks "
             "there has not recorded it to give away a voice: record the speaker for this"
+        )
+    if made is not None:
+        raise MoshiError(
+            f"{source} is synthetic speech that moshi-local made, of a voice whose speaker agreed "
+            "to that voice alone: record the speaker for this"
         )
     if sound.seconds > MOST_SECONDS:
         raise MoshiError(
@@ -369,6 +518,7 @@ def _print_listing(console: Console, found: dict[str, Any]) -> None:
             voices += " (no choice)"
         table.add_row(row["model"], voices, row["licence"] or "see its own files")
     console.print(table, markup=False)
+    _print_published(console, found["published"])
     if not found["own"]:
         console.print("Your own: none yet; `moshi-local voices add` makes one.", soft_wrap=True)
         return
@@ -381,3 +531,19 @@ def _print_listing(console: Console, found: dict[str, Any]) -> None:
         cells = (one_short_line(row["name"]), "" if seconds is None else f"{seconds:.1f}")
         own.add_row(*cells, one_short_line(said, 200), one_short_line(date))
     console.print(own, markup=False)
+
+
+def _print_published(console: Console, found: dict[str, Any]) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold", padding=(0, 1))
+    for column in ("published", "for text to speech", "licence"):
+        table.add_column(column, overflow="fold")
+    for folder in found["folders"]:
+        table.add_row(f"{folder['name']}/…", folder["about"], folder["licence"])
+    console.print(table, markup=False)
+    if found["here"]:
+        console.print(f"Of these here: {', '.join(found['here'])}", markup=False, soft_wrap=True)
+    console.print(
+        "Their names: `moshi-local voices published`; to hear one: `moshi-local voices play NAME`.",
+        markup=False,
+        soft_wrap=True,
+    )

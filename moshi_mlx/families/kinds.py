@@ -34,7 +34,7 @@ KINDS = {
     "personaplex": Kind("a dialogue model", "talk", "persona", persona=True),
     "hibiki": Kind("a speech translation model", "translate", "translate"),
     "stt": Kind("a speech-to-text model", "transcribe", "transcribe"),
-    "tts": Kind("a text-to-speech model", "speak"),
+    "tts": Kind("a text-to-speech model", "speak", "speak"),
     "helium": Kind("a text model", "complete"),
 }
 """By `model_type`."""

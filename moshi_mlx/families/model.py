@@ -43,10 +43,16 @@ class Model:
         config = checkpoint.config.lm
         own = cls.generated_streams(config)
         checkpoint.fitting(own)  # what doesn't fit shows before anything is read
-        chosen = checkpoint.choose_codec(codec, max(own, config.n_q - own))
+        chosen = checkpoint.choose_codec(codec, cls.codebooks(checkpoint.config))
         lm = checkpoint.load_lm(dtype, own)
         cls.amend(lm)
         return cls(checkpoint, lm, chosen)
+
+    @classmethod
+    def codebooks(cls, config: ModelConfig) -> int:
+        """Of the codec, as the model needs them."""
+        own = cls.generated_streams(config.lm)
+        return max(own, config.lm.n_q - own)
 
     @classmethod
     def amend(cls, lm: Lm) -> None:

@@ -89,6 +89,10 @@ def make_prompt(
     embeddings = None
     if voice is not None and voice.codes is not None:
         codes = integers(f"codes of voice {voice.name}", voice.codes, 0, config.card - 1)
+        if len(codes) != own:
+            raise ArgumentError(
+                f"voice {voice.name}: has {len(codes)} codebooks, this model needs {own}"
+            )
         phase(padding(voice.frames), codes)
     elif voice is not None:
         phases.append(_replayed(voice, config))

@@ -601,7 +601,7 @@ def test_a_conversation_opens_its_card_after_the_model_is_loaded(
         "open output",
         "start output",
     ]
-    assert (intervals, sys.getswitchinterval()) == ([chat.SWITCH_SECONDS], before)
+    assert (intervals, sys.getswitchinterval()) == ([system.SWITCH_SECONDS], before)
 
 
 CLOCK = SimpleNamespace(currentTime=10.0, inputBufferAdcTime=9.97, outputBufferDacTime=10.05)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,9 +24,11 @@ from moshi_local.events import FrameDone
 from moshi_local.observers.record import Recorder
 from moshi_local.options import SamplingFlags
 from moshi_local.role import LARGEST_PERSONA, own_voices
+from moshi_mlx import catalog
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.voices import load_voice
 from tests.moshi_mlx.test_families import NANO, with_anna
+from tests.moshi_mlx.test_hub import hub_of
 from tests.moshi_mlx.test_voices import packed, parts
 
 PERSONAPLEX = Path(__file__).parents[1] / "fixtures" / "personaplex" / "personaplex"
@@ -189,7 +193,7 @@ class _Code:
         (["--persona", "@."], "cannot be read: Is a directory"),
         (["--persona", "@evil.pt"], "the file is a pickle"),
         (["--persona", "@latin.txt"], "the file is not text in UTF-8: give a text file"),
-        (["--persona", "@large.txt"], "has more than 100 kB, which is too much for a persona"),
+        (["--persona", "@large.txt"], "has more than 100 kB, which is too much"),
         (["--persona", "@empty.txt"], "--persona @empty.txt: the file has no text"),
         (["--keep-persona"], "--keep-persona goes with --persona or --voice"),
         (["--persona", PERSONA, "--keep-persona", "--kv-bits", "8"],
@@ -364,3 +368,65 @@ def test_a_recorded_conversation_is_no_voice(
     line = refused(capsys, *add(model, recorder.path))
     assert "is a recording that moshi-local made of a conversation" in line
     assert not own_voices().exists()
+
+
+# ------------------------------------------------------------------------------- to hear
+
+
+def test_published_voices_are_listed_and_heard(
+    tmp_path: Path, speech: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a program that asks a hub, then without it."""
+    names = ["alba-mackenna/casual.wav", "expresso/ex01 a.wav", "odd/one.wav"]
+    files = dict.fromkeys(names, speech.read_bytes()) | {"README.md": b"", f"{names[0]}.x": b""}
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+
+    def ask(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "moshi_local", "voices", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    with hub_of({catalog.VOICE_REPOSITORY: files}) as address:
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        assert ask("published")[1].splitlines() == [
+            "alba-mackenna/casual.wav  (CC BY 4.0)",
+            "expresso/ex01 a.wav  (CC BY-NC 4.0)",
+            "odd/one.wav  (see its folder's card)",
+        ]
+        found = json.loads(ask("published", "ALBA", "cas", "--json")[1])
+        assert found == [{"name": names[0], "licence": "CC BY 4.0"}]
+        code, _, told = ask("play", "alba-mackenna/casul.wav", "-o", str(tmp_path / "a.wav"))
+        assert code == 2 and f"did you mean {names[0]}?" in told
+        assert ask("play", names[0], "-o", str(tmp_path / "a.wav"))[0] == 0
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    code, out, told = ask("play", names[0], "-o", str(tmp_path / "b.flac"))
+    assert (code, out) == (0, ""), told
+    assert told == "alba-mackenna/casual.wav of kyutai/tts-voices, licence CC BY 4.0\n"
+    pcm, rate = soundfile.read(tmp_path / "b.flac")
+    np.testing.assert_allclose(pcm, soundfile.read(speech)[0], atol=1e-4)
+    assert rate == 24_000
+    assert json.loads(ask("--json")[1])["published"]["here"] == names[:1]
+
+
+def test_a_voice_of_ones_own_is_heard(
+    model: Path, speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said(capsys, *add(model, speech))
+    target = tmp_path / "ada.wav"
+    _, told = said(capsys, "voices", "play", "ADA", "-o", target, "--model", model)
+    assert told == "voice ADA, 4.0 s\n"
+    pcm, rate = soundfile.read(target)
+    assert len(pcm) / rate == pytest.approx(4.0)
+    assert np.abs(pcm).max() > 0.1
+    line = refused(capsys, "voices", "play", "ADA", "-o", target)
+    assert "no model is here that makes sound of them" in line
+    line = refused(capsys, "voices", "play", PERSONAPLEX / "voice.pt", "-o", target)
+    assert "is what a model read of a recording, which cannot be played" in line
+    assert "you have no voice 'BEN'" in refused(capsys, "voices", "play", "BEN", "-o", target)
+    line = refused(capsys, "voices", "play", "ADA", "-o", tmp_path / "a.txt")
+    assert "its name must end in .wav or .flac" in line

@@ -74,6 +74,7 @@ class LiveAudio:
     """Frames from a microphone and to a speaker: an `AudioPort` over a `SoundDevice`.
 
     sample_rate (Hz) and frame_size (samples) are the model's. echo says when to cancel the echo.
+    A device without a speaker makes none, and what is written is not played.
     default_changed is asked once per second, on another thread, whether the system's own devices
     are others now; if so, the card is opened again. clock and wall give seconds; tests put others
     there.
@@ -163,6 +164,8 @@ class LiveAudio:
         line = self._line
         if line is None:
             return
+        if not line.speaks:
+            return
         line.write(pcm)
         delay = line.delay()
         self._delays.append(delay)
@@ -191,10 +194,11 @@ class LiveAudio:
         if (delay := self.delay()) is not None:
             found["delay_ms"] = round(1000 * delay, 1)
         if (line := self._line) is not None:
-            found["cushion_ms"] = round(1000 * line.playout.cushion)
-            found["drift_ppm"] = round(1e6 * line.playout.drift, 1)
             found["input_rate"] = line.info.input_rate
-            found["output_rate"] = line.info.output_rate
+            if line.speaks:
+                found["cushion_ms"] = round(1000 * line.playout.cushion)
+                found["drift_ppm"] = round(1e6 * line.playout.drift, 1)
+                found["output_rate"] = line.info.output_rate
             found["echo_cancelled"] = int(line.reference is not None)
         return found
 
@@ -207,7 +211,9 @@ class LiveAudio:
     def lag(self) -> float:
         """Sound that waits to be heard or played, beyond what must (seconds)."""
         line = self._line
-        return line.capture.lag + line.playout.lag if line is not None else 0.0
+        if line is None:
+            return 0.0
+        return line.capture.lag + (line.playout.lag if line.speaks else 0.0)
 
     def levels(self) -> tuple[float, float]:
         """The peaks of the last frame heard, before the echo is cancelled, and of the last one
@@ -274,7 +280,7 @@ class LiveAudio:
             info,
             sample_rate=self._rate,
             frame_size=self._frame_size,
-            cancel=needs_canceller(self._echo, info.output_name),
+            cancel=bool(info.output_name) and needs_canceller(self._echo, info.output_name),
             noise_suppression=self._noise_suppression,
             counters=self.counters,
             clock=self._clock,
@@ -411,7 +417,10 @@ class _Question:
 
 
 class _Line:
-    """One opening of the card: both sides, and the canceller between them."""
+    """One opening of the card: both sides, and the canceller between them.
+
+    `speaks`: it has a speaker; without one, `playout` is never called.
+    """
 
     def __init__(
         self,
@@ -435,6 +444,7 @@ class _Line:
                     "use a common rate, such as 48000"
                 )
         self.info = info
+        self.speaks = bool(info.output_name)
         self.others_delay: deque[float] = deque(maxlen=DELAYS_KEPT)
         """From mouth to ear without our cushion, of the last second."""
         self.least_delay = math.inf
@@ -504,18 +514,20 @@ class _Line:
 
     def check_calls(self, now: float) -> bool:
         """Note which sides have called; True if both ever have."""
-        for side, calls in enumerate((self.capture.calls, self.playout.calls)):
+        heard, played = self.capture.calls, self.playout.calls
+        for side, calls in enumerate((heard, played) if self.speaks else (heard,)):
             if calls != self._calls[side]:
                 self._calls[side], self._called_at[side] = calls, now
-        return all(self._calls)
+        return all(self._calls) if self.speaks else bool(self._calls[0])
 
     def silent_for(self, now: float) -> float:
         """How long a side has not called (seconds)."""
-        return now - min(self._called_at)
+        return now - min(self._called_at if self.speaks else self._called_at[:1])
 
 
 def _dumb(info: StreamInfo, reason: str) -> AudioDeviceError:
+    names = {"input": info.input_name, "output": info.output_name}
+    what = " with ".join(f'{kind} "{name}"' for kind, name in names.items() if name)
     return AudioDeviceError(
-        f'input "{info.input_name}" with output "{info.output_name}" was opened '
-        f"{SILENT_STARTS} times and delivers no sound: {reason}"
+        f"{what} was opened {SILENT_STARTS} times and delivers no sound: {reason}"
     )

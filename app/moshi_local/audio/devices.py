@@ -20,6 +20,7 @@ from .quiet import quiet_libraries
 
 __all__ = [
     "DeviceInfo",
+    "choose_device",
     "choose_devices",
     "find_device",
     "is_number",
@@ -202,18 +203,23 @@ def _plain_character(c: str) -> str:
 def choose_devices(input: str | None, output: str | None) -> tuple[DeviceInfo, DeviceInfo]:
     """The devices asked for; None for the system's own. Raises AudioDeviceError."""
     devices = list_devices()
-    chosen: list[DeviceInfo] = []
-    for kind, spec in (("input", input), ("output", output)):
-        if spec is not None:
-            chosen.append(find_device(spec, kind, devices))
-            continue
-        usable = [d for d in devices if d.channels(kind)]
-        if not usable:
-            raise AudioDeviceError(
-                f"there is no {kind} device; plug one in, or use `moshi-local run` with files"
-            )
-        chosen.append(next((d for d in usable if d.is_default(kind)), usable[0]))
-    return chosen[0], chosen[1]
+    return _chosen("input", input, devices), _chosen("output", output, devices)
+
+
+def choose_device(kind: str, spec: str | None) -> DeviceInfo:
+    """One of them alone, "input" or "output". Raises AudioDeviceError."""
+    return _chosen(kind, spec, list_devices())
+
+
+def _chosen(kind: str, spec: str | None, devices: Sequence[DeviceInfo]) -> DeviceInfo:
+    if spec is not None:
+        return find_device(spec, kind, devices)
+    usable = [d for d in devices if d.channels(kind)]
+    if not usable:
+        raise AudioDeviceError(
+            f"there is no {kind} device; plug one in, or use `moshi-local run` with files"
+        )
+    return next((d for d in usable if d.is_default(kind)), usable[0])
 
 
 def print_devices(console: Console, devices: Sequence[DeviceInfo]) -> None:

@@ -10,8 +10,10 @@ import math
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,11 +29,89 @@ from moshi_mlx.sounds import SAMPLE_RATES, Sound, check_is_file, open_sound
 
 from ..port import Read
 
-__all__ = ["FileAudio", "check_sound_files", "write_sound"]
+__all__ = ["FileAudio", "SoundTags", "SoundWriter", "check_sound_files", "write_sound"]
 
 _MOST_SAMPLES = 2**20  # of a frame
 _DAY = 86_400.0
-FORMATS = {".wav": "WAV", ".flac": "FLAC"}
+FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16")}
+"""What libsndfile calls a lossless file and its samples, by suffix."""
+SPEECH_FORMATS = {
+    **FORMATS,
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+    ".opus": ("OGG", "OPUS"),
+    ".ogg": ("OGG", "VORBIS"),
+}
+"""And those that lose something."""
+
+
+@dataclass(frozen=True, slots=True)
+class SoundTags:
+    """What a sound file says about itself."""
+
+    title: str
+    comment: str
+    software: str
+    date: str
+
+
+class SoundWriter:
+    """A sound file that is written piece by piece, whole in the end or absent.
+
+    A context manager; without `finish` nothing is left behind.
+
+    Args:
+        target: is replaced if it exists; its suffix is one of SPEECH_FORMATS.
+        rate: Hz.
+        channels: their number.
+        tags: what the file says about itself.
+
+    Raises:
+        AudioFileError: on entering and later, if it cannot be written.
+    """
+
+    def __init__(
+        self, target: Path, rate: int, channels: int = 1, tags: SoundTags | None = None
+    ) -> None:
+        self._target, self._rate, self._channels, self._tags = target, rate, channels, tags
+        self._closing = ExitStack()
+
+    def __enter__(self) -> SoundWriter:
+        name, subtype = SPEECH_FORMATS[self._target.suffix.lower()]
+        with ExitStack() as stack:
+            self._partial = stack.enter_context(partial_file(Path(os.path.realpath(self._target))))
+            with _errors(self._target):
+                self._sink = stack.enter_context(SoundSink(self._partial))
+                self._file = stack.enter_context(
+                    soundfile.SoundFile(
+                        self._sink, "w", self._rate, self._channels, subtype, format=name
+                    )
+                )
+                if self._tags is not None:
+                    _tag(self._file, self._tags)
+            self._closing = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._closing.__exit__(*error)
+
+    def write(self, sound: npt.NDArray[np.float32]) -> None:
+        """Appends float32 [samples] or [samples, channels] in −1 … 1. Raises AudioFileError."""
+        with _errors(self._target):
+            self._file.write(sound)
+            self._sink.check()
+
+    def finish(self) -> None:
+        """The file is whole: it gets its name. Raises AudioFileError."""
+        with _errors(self._target):
+            self._file.close()
+            self._sink.check()
+            self._sink.close()
+            self._partial.replace(os.path.realpath(self._target))
+
+
+def _tag(file: soundfile.SoundFile, tags: SoundTags) -> None:
+    for field in fields(tags):
+        setattr(file, field.name, getattr(tags, field.name))
 
 
 class FileAudio:
@@ -65,18 +145,10 @@ class FileAudio:
         self._given = 0
         self._samples = self._frames()
         self._heard = np.zeros(frame_size, np.float32)
-        self._closing = ExitStack()
-        self._output: soundfile.SoundFile | None = None
+        self._output = SoundWriter(target, sample_rate, 2 if stereo else 1)
 
     def __enter__(self) -> FileAudio:
-        with ExitStack() as stack:
-            target = Path(os.path.realpath(self._target))
-            self._partial = stack.enter_context(partial_file(target))
-            with _errors(self._target):
-                self._sink = stack.enter_context(SoundSink(self._partial))
-                file = _sound_file(self._sink, self._target, self._rate, 2 if self._stereo else 1)
-                self._output = stack.enter_context(file)
-            self._closing = stack.pop_all()
+        self._output.__enter__()
         return self
 
     def __exit__(
@@ -86,14 +158,11 @@ class FileAudio:
         trace: TracebackType | None,
     ) -> None:
         self._samples.close()
-        with self._closing:
-            if kind is not None or not self.whole or self._output is None:
-                return
-            with _errors(self._target):
-                self._output.close()
-                self._sink.check()
-                self._sink.close()
-                self._partial.replace(os.path.realpath(self._target))
+        try:
+            if kind is None and self.whole:
+                self._output.finish()
+        finally:
+            self._output.__exit__(kind, error, trace)
 
     @property
     def whole(self) -> bool:
@@ -111,14 +180,11 @@ class FileAudio:
 
     def write(self, pcm: Pcm) -> None:
         """Append the answer to the frame that was read last, [frame_size]. Raises MoshiError."""
-        assert self._output is not None, "FileAudio is a context manager"
         pcm = samples(pcm)
         if pcm.shape != (self._frame_size,):
             raise ArgumentError(f"pcm must be [{self._frame_size}], is {list(pcm.shape)}")
         finite("pcm", pcm)
-        with _errors(self._target):
-            self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
-            self._sink.check()
+        self._output.write(np.column_stack([self._heard, pcm]) if self._stereo else pcm)
 
     def _frames(self) -> Generator[Pcm]:
         """The recording as whole frames, the last one filled up with zeros."""
@@ -155,24 +221,9 @@ def write_sound(target: Path, sound: npt.NDArray[np.float32], rate: int) -> None
     Raises:
         AudioFileError: it cannot be written.
     """
-    real = Path(os.path.realpath(target))
-    with _errors(target), partial_file(real) as partial, SoundSink(partial) as sink:
-        with _sound_file(sink, target, rate, 1 if sound.ndim == 1 else sound.shape[1]) as file:
-            file.write(sound)
-        sink.check()
-        sink.close()
-        partial.replace(real)
-
-
-def _sound_file(sink: SoundSink, target: Path, rate: int, channels: int) -> soundfile.SoundFile:
-    return soundfile.SoundFile(
-        sink,
-        "w",
-        samplerate=rate,
-        channels=channels,
-        format=FORMATS[target.suffix.lower()],
-        subtype="PCM_16",
-    )
+    with SoundWriter(target, rate, 1 if sound.ndim == 1 else sound.shape[1]) as file:
+        file.write(sound)
+        file.finish()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""One microphone and one speaker as PortAudio streams, mono to those who listen.
+"""One microphone and one speaker, or one of them alone, as PortAudio streams, mono to who listens.
 
 Knows nothing of frames, delay and echo. The PortAudio callback copies and returns. A sound card
 stands behind the `SoundDevice` protocol, so that tests can put a card without hardware there.
@@ -21,6 +21,7 @@ from moshi_mlx.arrays import Pcm
 from ..platform import asks_for_microphone, sound_latency
 from .devices import (
     DeviceInfo,
+    choose_device,
     choose_devices,
     find_device,
     is_number,
@@ -77,7 +78,7 @@ first of these samples is at the speaker (seconds)."""
 
 @dataclass(frozen=True, slots=True)
 class StreamInfo:
-    """What has been opened; rates in Hz.
+    """What has been opened; rates in Hz. What was not wanted has the name "".
 
     one_clock: microphone and speaker run on one clock; for each block `play` is called, then
     `hear`, with the same number of samples.
@@ -115,6 +116,9 @@ class PortAudioDevice:
     device's own.
     block: samples in a callback; None for BLOCK_SECONDS, 0 lets PortAudio choose.
     separate: two streams even on one device.
+    microphone: open one; without it `hear` is never called.
+    speaker: open one; without it `play` is never called.
+    latency: to ask of PortAudio (seconds); None is as little as a conversation can have.
     refresh: look for devices again at each opening, the first included. PortAudio otherwise knows
         only those that were there when it was started; but this ends all streams that the process
         has open through PortAudio, also those of others.
@@ -134,9 +138,14 @@ class PortAudioDevice:
         rate: int | None = None,
         block: int | None = None,
         separate: bool = False,
+        microphone: bool = True,
+        speaker: bool = True,
+        latency: float | None = None,
         refresh: bool = False,
     ) -> None:
         self._specs = [input, output]
+        self._microphone, self._speaker = microphone, speaker
+        self._asked_latency = latency
         self._refresh = refresh
         self._sample_rate = sample_rate
         self._rate = rate
@@ -170,6 +179,14 @@ class PortAudioDevice:
                     self._specs[i] = lasting_name(find_device(spec, kind, found), kind, found)
             if self._refresh:
                 refresh_devices()
+            if not self._microphone:
+                target = choose_device("output", self._specs[1])
+                self._stopping = self._ended = False
+                return self._open_speaker(target)
+            if not self._speaker:
+                source = choose_device("input", self._specs[0])
+                self._stopping = self._ended = False
+                return self._open_microphone(source)
             source, target = choose_devices(self._specs[0], self._specs[1])
             self._stopping = self._ended = False
             if source.index == target.index and not self._separate:
@@ -220,8 +237,18 @@ class PortAudioDevice:
         )
         return StreamInfo(source.name, target.name, rate, rate, True)
 
-    def _open_separate(self, source: DeviceInfo, target: DeviceInfo) -> StreamInfo:
-        def make_output(rate: int, channels: tuple[int, int]) -> Any:
+    def _open_speaker(self, target: DeviceInfo) -> StreamInfo:
+        rate = self._open_output(target)
+        return StreamInfo("", target.name, rate, rate, True)
+
+    def _open_microphone(self, source: DeviceInfo) -> StreamInfo:
+        rate = self._open_input(source)
+        return StreamInfo(source.name, "", rate, rate, True)
+
+    def _open_output(self, target: DeviceInfo) -> int:
+        """Opens the speaker and returns its rate."""
+
+        def make(rate: int, channels: tuple[int, int]) -> Any:
             play = _Spreader(channels[1])
 
             def on_block(played: Any, frames: int, clock: Any, status: Any) -> None:
@@ -235,7 +262,12 @@ class PortAudioDevice:
                 **self._options(rate),
             )
 
-        def make_input(rate: int, channels: tuple[int, int]) -> Any:
+        return self._first_that_opens(make, (target,), [(0, 1), (0, target.outputs)])
+
+    def _open_input(self, source: DeviceInfo) -> int:
+        """Opens the microphone and returns its rate."""
+
+        def make(rate: int, channels: tuple[int, int]) -> Any:
             hear = _Mixer(channels[0])
 
             def on_block(heard: Any, frames: int, clock: Any, status: Any) -> None:
@@ -249,11 +281,14 @@ class PortAudioDevice:
                 **self._options(rate),
             )
 
-        input_rate = self._first_that_opens(make_input, (source,), [(1, 0), (source.inputs, 0)])
+        return self._first_that_opens(make, (source,), [(1, 0), (source.inputs, 0)])
+
+    def _open_separate(self, source: DeviceInfo, target: DeviceInfo) -> StreamInfo:
+        input_rate = self._open_input(source)
         self._start_streams()
         # As it is listed now: its rate may be another.
         target = next((d for d in list_devices() if d.index == target.index), target)
-        output_rate = self._first_that_opens(make_output, (target,), [(0, 1), (0, target.outputs)])
+        output_rate = self._open_output(target)
         return StreamInfo(source.name, target.name, input_rate, output_rate, False)
 
     def _options(self, rate: int) -> dict[str, Any]:
@@ -265,6 +300,8 @@ class PortAudioDevice:
         }
 
     def _latency(self, device: DeviceInfo, kind: str, rate: int) -> float:
+        if self._asked_latency is not None:
+            return self._asked_latency
         return sound_latency(device.low_latency(kind), device.rate, rate, BLOCK_SECONDS)
 
     def _start_streams(self) -> None:

@@ -30,7 +30,7 @@ from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
 from .wav import BYTES_PER_SAMPLE, MAX_BYTES, WavWriter, to_pcm16
 
-__all__ = ["Recorder", "is_recording", "recording_output"]
+__all__ = ["SOFTWARE", "Recorder", "SPEECH_TAG", "made_here", "recording_output"]
 
 CHANNELS = ("user", "moshi")
 SAVE_SECONDS = 5.0
@@ -45,7 +45,10 @@ ROOM_BYTES = 3 * 4096
 """What the end of a recording needs of a full disk beside the words and events."""
 FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
-_SOFTWARE = "moshi-local"
+SOFTWARE = "moshi-local"
+"""In the tags of every sound file that this program makes."""
+SPEECH_TAG = "synthetic speech by"
+"""So the comment of speech without a conversation begins."""
 
 
 def recording_output(folder: Path) -> Output:
@@ -53,13 +56,17 @@ def recording_output(folder: Path) -> Output:
     return Output(folder, "the recording into", kind="folder", private=True)
 
 
-def is_recording(path: Path) -> bool:
-    """Whether a sound file is one that this program made, by its tags."""
+def made_here(path: Path) -> Literal["a conversation", "speech"] | None:
+    """What this program made a sound file of, by its tags; None if it did not make it."""
     try:
         with soundfile.SoundFile(path) as file:
-            return file.software.startswith(_SOFTWARE) or f"made with {_SOFTWARE}" in file.comment
+            software, comment = file.software, file.comment
     except (soundfile.SoundFileError, OSError):
-        return False
+        return None
+    if comment.startswith(SPEECH_TAG) and SOFTWARE in comment:
+        return "speech"
+    ours = software.startswith(SOFTWARE) or f"made with {SOFTWARE}" in comment
+    return "a conversation" if ours else None
 
 
 def _now() -> datetime.datetime:
@@ -120,7 +127,7 @@ class Recorder:
         self._max_bytes = max_bytes
         self._tag = (
             f"right channel: synthetic speech by Moshi ({model}), left channel: the user; "
-            f"made with {_SOFTWARE} {__version__}"
+            f"made with {SOFTWARE} {__version__}"
         )
         self._made = ExitStack()  # its folder
         self._lock = threading.RLock()
@@ -219,7 +226,7 @@ class Recorder:
         tags = {
             "ICMT": self._tag,
             "INAM": "Conversation with Moshi",
-            "ISFT": f"{_SOFTWARE} {__version__}",
+            "ISFT": f"{SOFTWARE} {__version__}",
             "ICRD": f"{self._started:%Y-%m-%d}",
         }
         wav = WavWriter(
@@ -381,7 +388,7 @@ class Recorder:
             ) as file:
                 file.comment = self._tag
                 file.title = "Conversation with Moshi"
-                file.software = f"{_SOFTWARE} {__version__}"
+                file.software = f"{SOFTWARE} {__version__}"
                 file.date = f"{self._started:%Y-%m-%d}"
                 for part in self._parts:
                     for block in soundfile.blocks(part.path, FLAC_SAMPLES, dtype="int16"):

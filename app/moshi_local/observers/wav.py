@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from moshi_mlx.closing import Closing
 
-__all__ = ["MAX_BYTES", "WavWriter", "to_pcm16"]
+__all__ = ["MAX_BYTES", "WavWriter", "streamed_header", "to_pcm16"]
 
 MAX_BYTES = 0xFFFF_FFFF
 """Sizes in a RIFF file have 32 bits."""
@@ -53,14 +53,9 @@ class WavWriter(Closing):
     ) -> None:
         self.samples = 0
         self._block = BYTES_PER_SAMPLE * channels
-        rate, block = sample_rate, self._block
-        form = struct.pack("<HHIIHH", 1, channels, rate, rate * block, block, 8 * BYTES_PER_SAMPLE)
-        info = b"INFO" + b"".join(
-            _chunk(name.encode("ascii"), text.encode() + b"\0") for name, text in tags.items()
-        )
-        self._chunks = b"WAVE" + _chunk(b"fmt ", form) + _chunk(b"LIST", info)
+        self._chunks = _chunks_before_sound(sample_rate, channels, tags)
         self._start = 8 + len(self._chunks) + 8
-        self._max_samples = (max_bytes - self._start) // block
+        self._max_samples = (max_bytes - self._start) // self._block
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
         try:
@@ -110,6 +105,30 @@ class WavWriter(Closing):
         riff = struct.pack("<4sI", b"RIFF", self._start - 8 + size)
         data = struct.pack("<4sI", b"data", size)
         os.pwrite(self._descriptor, riff + self._chunks + data, 0)
+
+
+def streamed_header(sample_rate: int, channels: int, tags: Mapping[str, str]) -> bytes:
+    """What stands before the samples where their number is not known, as in a pipe.
+
+    The sizes in it are the largest ones, as other programs write and read them there.
+
+    Args:
+        sample_rate: Hz.
+        channels: their number.
+        tags: as `WavWriter` takes them.
+    """
+    unknown = struct.pack("<I", MAX_BYTES)
+    chunks = _chunks_before_sound(sample_rate, channels, tags)
+    return b"RIFF" + unknown + chunks + b"data" + unknown
+
+
+def _chunks_before_sound(rate: int, channels: int, tags: Mapping[str, str]) -> bytes:
+    block = BYTES_PER_SAMPLE * channels
+    form = struct.pack("<HHIIHH", 1, channels, rate, rate * block, block, 8 * BYTES_PER_SAMPLE)
+    info = b"INFO" + b"".join(
+        _chunk(name.encode("ascii"), text.encode() + b"\0") for name, text in tags.items()
+    )
+    return b"WAVE" + _chunk(b"fmt ", form) + _chunk(b"LIST", info)
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -1,0 +1,526 @@
+"""`moshi-local speak`: a text, a file or what arrives on standard input becomes speech.
+
+Joins the model's speech, what takes it (a file, a pipe, the speaker), and the files of its words.
+Knows nothing of how a model speaks.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, BinaryIO, Protocol
+
+import numpy as np
+import typer
+from rich.console import Console
+
+from moshi_mlx import ArgumentError, Model, Word, __version__
+from moshi_mlx.arrays import Pcm
+from moshi_mlx.errors import counted
+from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
+from moshi_mlx.files import signals_interrupt
+from moshi_mlx.hub import canonical
+from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
+
+from . import arguments as a
+from .assembly import consoles, inputs_of, load_model
+from .audio.devices import choose_device
+from .audio.files import SPEECH_FORMATS, SoundTags, SoundWriter
+from .audio.playback import Playback, playback_on
+from .observers.record import SOFTWARE, SPEECH_TAG
+from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
+from .observers.wav import streamed_header, to_pcm16
+from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
+from .role import own_voices
+from .texts import Arriving, file_of, text_in
+from .whole_words import WholeWords
+
+__all__ = ["SpeakingOptions", "speak", "speak_command"]
+
+_STEPS_A_SECOND = 12.5
+LARGEST_TEXT = 20_000_000
+"""Bytes of a file: some hundred hours of speech."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpeakingOptions:
+    """What `speak` is asked for; the other fields as `Tts.speak` has them.
+
+    text: the text, a file's name, or "-" for standard input as it arrives.
+    target: the sound file, or "-" for a WAV on standard output; None is the speaker.
+    voices: names or files; the second one is the other speaker's.
+    srt, vtt, json: files for the words with their times.
+    """
+
+    text: str
+    model: ModelSource
+    target: Path | None = None
+    voices: tuple[str, ...] = ()
+    flags: SpeakingFlags = field(default_factory=SpeakingFlags)
+    seed: int = 0
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    kv_bits: int | None = None
+    sound: SoundFlags = field(default_factory=SoundFlags)
+    srt: Path | None = None
+    vtt: Path | None = None
+    json: Path | None = None
+
+    @property
+    def piped(self) -> bool:
+        """Whether the sound goes to standard output."""
+        return self.target is not None and (str(self.target) == "-" or is_stdout(self.target))
+
+    def outputs(self) -> Iterator[Output]:
+        """The files that are written."""
+        if self.target is not None and not self.piped:
+            yield Output(self.target, "the speech", tuple(SPEECH_FORMATS))
+        yield from self.texts()
+
+    def texts(self) -> Iterator[Output]:
+        """Those beside the sound."""
+        for path, what, suffix in (
+            (self.srt, "the subtitles", ".srt"),
+            (self.vtt, "the subtitles", ".vtt"),
+            (self.json, "the summary", ".json"),
+        ):
+            if path is not None:
+                yield Output(path, what, (suffix,))
+
+
+def speak(options: SpeakingOptions) -> None:
+    """Makes speech, and gives it to the file, the pipe or the speaker while it is made.
+
+    Raises:
+        MoshiError: what is wrong with an option, a text, a file, the model or a device.
+    """
+    _, notes = consoles(options.piped)
+    path = None if options.text == "-" else file_of(options.text)
+    check_outputs(options.outputs(), [path, *_voice_files(options), *inputs_of(options.model)])
+    playback: Playback | None = None
+    text: str | Arriving
+    if options.text == "-":
+        if sys.stdin is None:
+            raise ArgumentError("there is no standard input to read a text from")
+        text = Arriving(
+            sys.stdin.fileno(),
+            "standard input",
+            waits=lambda: playback.settle() if playback else None,
+        )
+    else:
+        text = options.text if path is None else text_in(path, LARGEST_TEXT)
+        check_script(text)
+    if options.target is None:
+        choose_device("output", options.sound.output)
+    model, verdict = load_model(options.model, notes, options.kv_bits, "speak")
+    if isinstance(text, Arriving) and sys.stdin.isatty():
+        notes.print("type the text; Ctrl-D ends it", markup=False)
+    with ExitStack() as stack:
+        sink: _Sink
+        if options.target is None:
+            sound, rate = options.sound, model.sample_rate
+            playback = stack.enter_context(playback_on(sound.output, sound.rate, rate))
+            streamed = (lambda: not text.ended) if isinstance(text, Arriving) else (lambda: False)
+            sink = _Heard(playback, model.sample_rate, streamed)
+        elif options.piped:
+            sink = _Piped(sys.stdout.buffer, model)
+        else:
+            tags = _tags(model.name)
+            writer = SoundWriter(options.target, model.sample_rate, tags=tags)
+            sink = _Filed(stack.enter_context(writer))
+        made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
+        try:
+            with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, options, made):
+                made.take(_stream(model, options, text, verdict.kv_bits))
+        except (KeyboardInterrupt, SystemExit):
+            kept = "" if options.target is None else f"; {options.target} was not written"
+            notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
+            raise
+    played = {} if playback is None else playback.statistics()
+    _write_texts(options, _summary(options, model, made) | played, made.words)
+    for line in _told(options, made, playback):
+        notes.print(line, markup=False, soft_wrap=True)
+
+
+def check_script(text: str) -> None:
+    """Whether there is something to say, before a model is loaded.
+
+    Raises:
+        ArgumentError: there is no word, or a turn or a break makes no sense.
+    """
+    reader = ScriptReader(lambda word: [len(word)], frame_rate=_STEPS_A_SECOND)
+    if not any(entry.text for entry in entries_of(reader, turns_of(text))):
+        raise ArgumentError("the text has no word to speak")
+
+
+def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
+    """The files that the voices may name, which need not be there."""
+    for voice in options.voices:
+        yield Path(voice).expanduser()
+        yield own_voices() / f"{voice}.safetensors"
+
+
+def _stream(
+    model: Model, options: SpeakingOptions, text: str | Iterable[str], kv_bits: int | None
+) -> Any:
+    """The model's speech, which is made as it is taken."""
+    flags = options.flags
+    return model.speak(
+        text,
+        voice=list(options.voices) or None,
+        cfg=flags.cfg,
+        speed=flags.speed,
+        codebooks=flags.codebooks,
+        seed=options.seed,
+        text=options.sampling.text(model.text_sampling),
+        audio=options.sampling.audio(model.audio_sampling),
+        kv_bits=kv_bits,
+        voices_folder=own_voices(),
+    )
+
+
+class _Made:
+    """What has been made so far, on its way to where it goes.
+
+    Args:
+        rate: of the sound (Hz).
+        sink: where it goes.
+        arriving: the text, if it arrives.
+    """
+
+    def __init__(self, rate: int, sink: _Sink, arriving: Arriving | None) -> None:
+        self.words: list[Any] = []
+        self.samples = 0
+        self.first: float | None = None
+        """Seconds from the text to the first sound that was made."""
+        self.took = 0.0
+        """Seconds of work."""
+        self.began = time.monotonic()
+        self._rate, self._sink, self._arriving = rate, sink, arriving
+
+    @property
+    def seconds(self) -> float:
+        """Of sound."""
+        return self.samples / self._rate
+
+    def take(self, stream: Iterable[Any]) -> None:
+        """All of it, as it comes. Raises MoshiError."""
+        for chunk in self._timed(stream):
+            pcm = _mixed(chunk.pcm)
+            if self.first is None and len(pcm):
+                arriving = self._arriving
+                if arriving is not None and arriving.first_at is not None:
+                    self.began = arriving.first_at
+                self.first = time.monotonic() - self.began
+            self.words += chunk.words
+            self.samples += len(pcm)
+            self._sink.write(pcm, chunk.words)
+        self._sink.finish()
+
+    def _timed(self, stream: Iterable[Any]) -> Iterator[Any]:
+        """The same; the time that it takes counts, but not that of waiting for text."""
+        chunks, ended, arriving = iter(stream), object(), self._arriving
+        while True:
+            began, waited = time.monotonic(), arriving.waited if arriving else 0.0
+            chunk = next(chunks, ended)
+            waited = arriving.waited - waited if arriving else 0.0
+            self.took += time.monotonic() - began - waited
+            if chunk is ended:
+                return
+            yield chunk
+
+
+def _mixed(pcm: Any) -> Pcm:
+    """One channel, [samples], also where a model keeps two speakers apart."""
+    mixed: Pcm = pcm if pcm.ndim == 1 else np.clip(pcm.sum(axis=1), -1.0, 1.0)
+    return mixed
+
+
+# ------------------------------------------------------------------------ where speech goes
+
+
+class _Sink(Protocol):
+    """What takes sound and words as they are made. Its methods may raise MoshiError."""
+
+    def write(self, pcm: Pcm, words: Sequence[Word]) -> None:
+        """The next float32 [samples], and the words that it ends."""
+
+    def finish(self) -> None:
+        """That was all."""
+
+
+class _Filed:
+    """A sound file."""
+
+    def __init__(self, writer: SoundWriter) -> None:
+        self._writer = writer
+
+    def write(self, pcm: Pcm, words: Sequence[Word]) -> None:
+        self._writer.write(pcm)
+
+    def finish(self) -> None:
+        self._writer.finish()
+
+
+class _Piped:
+    """A WAV on standard output, of a length that is not known."""
+
+    def __init__(self, stream: BinaryIO, model: Model) -> None:
+        tags = _tags(model.name)
+        self._stream = stream
+        self._header = streamed_header(
+            model.sample_rate, 1, {"ICMT": tags.comment, "ISFT": tags.software}
+        )
+
+    def write(self, pcm: Pcm, words: Sequence[Word]) -> None:
+        self._stream.write(self._header + to_pcm16(pcm).astype("<i2").tobytes())
+        self._stream.flush()
+        self._header = b""
+
+    def finish(self) -> None:
+        self._stream.flush()
+
+
+class _Heard:
+    """The speaker. While text arrives, and on a machine that is too slow, it gets whole words.
+
+    Args:
+        playback: of the speaker.
+        rate: of the sound (Hz).
+        arriving: says whether more text may come.
+    """
+
+    def __init__(self, playback: Playback, rate: int, arriving: Callable[[], bool]) -> None:
+        self._playback, self._arriving = playback, arriving
+        self._words = WholeWords(rate)
+
+    def write(self, pcm: Pcm, words: Sequence[Word]) -> None:
+        self._playback.write(self._words.add(pcm, [word.end for word in words]))
+        if not self._arriving() and not self._playback.counters.gaps:
+            self._playback.write(self._words.rest())
+
+    def finish(self) -> None:
+        self._playback.write(self._words.rest())
+        self._playback.finish()
+
+
+def _tags(model: str) -> SoundTags:
+    """What a file of synthetic speech says about itself."""
+    made = f"made with {SOFTWARE} {__version__}"
+    return SoundTags(
+        title="Synthetic speech",
+        comment=f"{SPEECH_TAG} {model}; {made}",
+        software=f"{SOFTWARE} {__version__}",
+        date=f"{datetime.now().astimezone():%Y-%m-%d}",
+    )
+
+
+# ------------------------------------------------------------------------ what is told of it
+
+
+@contextmanager
+def _progress(notes: Console, options: SpeakingOptions, made: _Made) -> Iterator[None]:
+    """A line on a terminal, nothing elsewhere: how much has been made, and how fast."""
+    yield
+
+
+def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> Iterator[str]:
+    """Lines for the user."""
+    if made.first is not None:
+        first = made.first
+        if playback is not None and playback.first_sound_at is not None:
+            first = playback.first_sound_at - made.began
+        yield f"first sound after {first:.2f} s"
+    where = "" if options.target is None or options.piped else f": {options.target}"
+    yield (
+        f"{made.seconds:.1f} s of speech made in {made.took:.1f} s, "
+        f"{made.seconds / max(made.took, 1e-3):.1f} times as fast as it is heard{where}"
+    )
+    if playback is not None:
+        port = playback.statistics()
+        names = ("callback", "xrun", "gap", "restart")
+        yield ", ".join(counted(int(port[f"{name}s"]), name) for name in names)
+
+
+def _write_texts(
+    options: SpeakingOptions, summary: dict[str, object], words: Sequence[Word]
+) -> None:
+    spoken = [word for word in words if word.text]
+    contents: dict[str, Callable[[], str]] = {
+        ".srt": lambda: subtitles_as_srt(spoken),
+        ".vtt": lambda: subtitles_as_vtt(spoken),
+        ".json": lambda: json.dumps(summary, ensure_ascii=False, indent=1) + "\n",
+    }
+    for output in options.texts():
+        content = contents[output.suffixes[0]]()
+        WholeFile(output.path, output.what).write(content, mode=0o666)
+
+
+def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, object]:
+    """For JSON; times in seconds."""
+    return {
+        "text": " ".join(word.text for word in made.words if word.text),
+        "words": [
+            {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+            for word in made.words
+        ],
+        "output": None if options.target is None else str(options.target),
+        "output_seconds": round(made.seconds, 3),
+        "elapsed_seconds": round(made.took, 3),
+        "first_sound_seconds": None if made.first is None else round(made.first, 3),
+        "model": model.name,
+        "codec": model.codec.name,
+        "voices": list(options.voices),
+        "seed": options.seed,
+        "speed": options.flags.speed,
+        "cfg": options.flags.cfg,
+        "codebooks": options.flags.codebooks,
+    }
+
+
+# ---------------------------------------------------------------------------- the command
+
+SPEECH = "Speech"
+_SPEAKER_ONLY = {"output", "rate"}
+
+
+def _text_file(suffix: str, what: str) -> Any:
+    return typer.Option(
+        f"--{suffix}",
+        metavar=f"FILE.{suffix}",
+        help=f"Write {what} to this file.",
+        show_default=False,
+        rich_help_panel=a.OUTPUT,
+    )
+
+
+def speak_command(
+    context: typer.Context,
+    text: Annotated[
+        str,
+        typer.Argument(
+            metavar="TEXT|FILE|-",
+            help="The text; a file, if there is one of that name or it is one word that ends in "
+            ".txt, .md or .json; or - for standard input, which is spoken as it arrives.",
+        ),
+    ],
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--save",
+            metavar="FILE",
+            help="Write the speech to this file, which is replaced: .wav, .flac, .mp3, .opus or "
+            ".ogg; - is a WAV on stdout.",
+            show_default="play it on the speaker",
+            rich_help_panel=a.OUTPUT,
+        ),
+    ] = None,
+    voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--voice",
+            metavar="NAME|FILE",
+            help="Speak with this voice: see `moshi-local voices`. Given twice, the second one is "
+            "the other speaker's.",
+            show_default="the model's choice",
+            rich_help_panel=SPEECH,
+        ),
+    ] = None,
+    speed: Annotated[
+        float,
+        typer.Option(
+            min=-2.0,
+            max=2.0,
+            metavar="FACTOR",
+            help="Speak faster, up to 2, or slower, down to -2.",
+            rich_help_panel=SPEECH,
+        ),
+    ] = 0.0,
+    cfg: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Keep this closely to the voice; some models know a few values only.",
+            show_default="2, or the model's own",
+            rich_help_panel=SPEECH,
+        ),
+    ] = None,
+    codebooks: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Make the sound of this many codebooks; fewer are faster, and sound worse.",
+            show_default="all",
+            rich_help_panel=SPEECH,
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize",
+            help="Write numbers, times, units and abbreviations out before they are spoken, and "
+            "show the text on stderr.",
+            rich_help_panel=SPEECH,
+        ),
+    ] = False,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="NAME",
+            help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
+            "Hugging Face hub.",
+            show_default=a.default_of("speak"),
+            rich_help_panel=a.MODEL,
+        ),
+    ] = None,
+    force: a.ForceOption = False,
+    codec: a.CodecNameOption = CodecChoice.auto,
+    lora: a.LoraOption = None,
+    kv_bits: a.KvBitsOption = None,
+    float16: a.Float16Option = False,
+    seed: a.SeedZeroOption = 0,
+    temperature: a.TemperatureOption = None,
+    temperature_text: a.TemperatureTextOption = None,
+    top_k: a.TopKOption = None,
+    top_k_text: a.TopKTextOption = None,
+    top_p: a.TopPOption = None,
+    min_p: a.MinPOption = None,
+    srt: Annotated[Path | None, _text_file("srt", "SubRip subtitles")] = None,
+    vtt: Annotated[Path | None, _text_file("vtt", "WebVTT subtitles")] = None,
+    json_file: Annotated[Path | None, _text_file("json", "the words with their times")] = None,
+    output: a.OutputOption = None,
+    rate: a.RateOption = None,
+) -> None:
+    """Speak a text: on the speaker while it is made, or into a file.
+
+    Lines that begin with A: and B: are two speakers, and <break time="500ms"/> is a pause. The
+    voice is synthetic, and the file says so.
+    """
+    if save is not None:
+        a.refuse_given(context, _SPEAKER_ONLY, "goes with the speaker, not with -o")
+    speak(
+        SpeakingOptions(
+            text=text,
+            target=save,
+            model=ModelSource(
+                canonical(model or a.default_of("speak")), codec, lora, float16, force
+            ),
+            voices=tuple(voice or ()),
+            flags=SpeakingFlags(speed, cfg, codebooks, normalize),
+            seed=seed,
+            sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
+            kv_bits=kv_bits,
+            sound=SoundFlags(output=output, rate=rate),
+            srt=srt,
+            vtt=vtt,
+            json=json_file,
+        )
+    )

@@ -1,0 +1,569 @@
+"""Text-to-speech models: Kyutai's TTS, which speaks a text while it is still being written.
+
+A model asks for words one by one; its sound is some frames behind. Some take a voice's file, some
+go on from a recording.
+"""
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import numpy.typing as npt
+
+from ..arguments import real, whole
+from ..arrays import Codes, Pcm, Tokens
+from ..checkpoint import Checkpoint
+from ..closing import Closing
+from ..codec import CodecName
+from ..conditions import Condition
+from ..config import ModelConfig, TtsConfig
+from ..errors import ArgumentError, ConfigError, SessionError, VerbError, shown
+from ..generate import Generator
+from ..guidance import Guidance
+from ..hub import local_path
+from ..sampling import Sampling
+from ..speech import Speech
+from ..text import Word
+from ..voices import Voice, load_voice, voice_from_sound
+from .model import Model
+from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
+from .speech_machine import SpeechMachine
+from .speech_run import SpeechRun
+from .speech_script import ScriptReader, turns_of
+
+VoiceLike = str | Path | SpeakerVoice | Voice
+Text = str | Sequence[str] | Iterable[str]
+
+_TOP_K_TEXT, _TOP_K, _TEMPERATURE = 25, 250, 0.6
+_CFG = 2.0
+_PREFIX_CUT = 2  # frames at the end of a recording that are not used
+_PADDING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Pacing:
+    """How a text is spread over the steps, as the reference calls it.
+
+    max_padding: steps that may pass before a word must begin.
+    initial_padding: steps before the first word.
+    final_padding: steps after the last.
+    padding_between: steps that a word's last token has at least, if it is not 0.
+    """
+
+    max_padding: int = 8
+    initial_padding: int = 2
+    final_padding: int = 4
+    padding_between: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("max_padding", "initial_padding", "final_padding", "padding_between"):
+            object.__setattr__(self, name, whole(name, getattr(self, name), 0, 10_000))
+
+
+@dataclass(frozen=True, slots=True)
+class SpokenChunk:
+    """A piece of speech.
+
+    pcm: float32 [samples] in −1 … 1; of two speakers [samples, 2] where the model keeps them apart.
+    words: those whose beginning and end are known by now, with their times in seconds from the
+        first sample of all. Their sound may still be to come.
+    """
+
+    pcm: Pcm
+    words: tuple[Word, ...]
+
+
+class SpeechStream(Closing):
+    """Speech while it is made; made by `Tts.speak`. An iterator, sync or async, of `SpokenChunk`.
+
+    Nothing is made before it is asked for.
+
+    first_sound_seconds: from the first request to the first sound, once that is there.
+    """
+
+    def __init__(
+        self,
+        model: "Tts",
+        text: Iterator[str] | None,
+        reader: ScriptReader,
+        make: Callable[[], SpeechRun],
+    ) -> None:
+        self._model, self._text, self._reader = model, text, reader
+        self._run = model.worker.call(make)
+        self._machine = self._run.machines[0]
+        self._sound = _Sound(model, self._run)
+        self._told = 0  # words that have been told
+        self._closed = False
+        self._began: float | None = None
+        self.first_sound_seconds: float | None = None
+
+    def __iter__(self) -> Iterator[SpokenChunk]:
+        return self
+
+    def __next__(self) -> SpokenChunk:
+        """The next piece. Waits for text where that arrives.
+
+        Raises:
+            ArgumentError: something in the text makes no sense.
+            SessionError: the stream is closed.
+        """
+        if self._closed:
+            raise SessionError("this speech is closed: ask for it again")
+        if self._began is None:
+            self._began = time.monotonic()
+        while not self._run.done:
+            while not self._run.ready:
+                self._read()
+            pcm = self._model.worker.call(self._step)
+            if pcm is not None:
+                if self.first_sound_seconds is None:
+                    self.first_sound_seconds = time.monotonic() - self._began
+                return SpokenChunk(pcm, self._words())
+        words = self._words()
+        if words:
+            return SpokenChunk(self._sound.nothing, words)
+        raise StopIteration
+
+    def __aiter__(self) -> AsyncIterator[SpokenChunk]:
+        return self._async()
+
+    async def _async(self) -> AsyncIterator[SpokenChunk]:
+        import asyncio
+
+        ended = object()
+        while (chunk := await asyncio.to_thread(next, self, ended)) is not ended:
+            assert isinstance(chunk, SpokenChunk)
+            yield chunk
+
+    def all(self) -> Speech:
+        """All that is left, as one."""
+        chunks = [*self]
+        sound = [self._sound.nothing, *(chunk.pcm for chunk in chunks)]
+        words = tuple(word for chunk in chunks for word in chunk.words)
+        return Speech(np.concatenate(sound), words, self._model.sample_rate)
+
+    def close(self) -> None:
+        """Lets go of it. May be called again, from anywhere."""
+        self._closed = True
+
+    def _read(self) -> None:
+        """More text, or the end of it."""
+        piece = None if self._text is None else next(self._text, None)
+        if piece is None:
+            self._machine.add(self._reader.end())
+            self._machine.ended = True
+        elif isinstance(piece, str):
+            self._machine.add(self._reader.read(piece))
+        else:
+            raise ArgumentError(f"text must come in pieces of text, not {shown(piece)}")
+
+    def _step(self) -> Pcm | None:
+        return self._sound.of(self._run.step().frame)
+
+    def _words(self) -> tuple[Word, ...]:
+        """Words whose end has been found since the last call: where what follows them begins."""
+        begun, rate = self._machine.begun, self._model.frame_rate
+        known = len(begun) - (self._machine.end_step is None)
+        found = []
+        for i in range(self._told, known):
+            last = i + 1 == len(begun)
+            end = self._machine.end_step if last else begun[i + 1].step
+            assert end is not None
+            if begun[i].text:
+                start = begun[i].step - self._run.prefix_frames[0]
+                end -= self._run.prefix_frames[0]
+                found.append(Word(begun[i].text, start / rate, end / rate))
+        self._told = max(self._told, known)
+        return tuple(found)
+
+
+class _Sound:
+    """Frames of a run's one text → sound, the prefix's and what comes before it left out."""
+
+    def __init__(self, model: "Tts", run: SpeechRun) -> None:
+        codec: Any = model.codec
+        self._codec, self._run = codec, run
+        self._sides = 2 if model.tts.multistream else 1
+        self._states: list[Any] = []
+        self.nothing = np.zeros((0,) if self._sides == 1 else (0, 2), np.float32)
+
+    def of(self, frame: Tokens | None) -> Pcm | None:
+        """Of the next frame, int32 [1, 1 + streams]; None while there is none to be heard."""
+        if frame is None:
+            return None
+        number = self._run.frame
+        if number < self._run.delay:
+            return None
+        if not self._states:
+            self._states = [self._codec.init_state() for _ in range(self._sides)]
+            before = self._run.prefixes[0][:, : number - self._run.delay]
+            if before.shape[1]:  # its steps were made at once
+                self._decode(before)
+        sides = self._decode(frame[0, 1:, None])
+        if number < self._run.first_sound(0):
+            return None
+        sound = sides[0] if self._sides == 1 else np.stack(sides, axis=1)
+        clipped: Pcm = np.clip(sound, -1.0, 1.0)
+        return clipped
+
+    def _decode(self, codes: Codes) -> list[Pcm]:
+        """Codes [streams, frames] → sound of each side, float32 [samples]."""
+        sides = np.split(codes, self._sides)
+        if self._sides == 2:  # with fewer codebooks than the model has, there are none at the end
+            sides = [side[(side >= 0).all(axis=1)] for side in sides]
+        pairs = zip(sides, self._states, strict=True)
+        return [self._codec.decode_step(side, state) for side, state in pairs]
+
+
+class Tts(Model):
+    """A loaded text-to-speech model; made by `load`."""
+
+    @classmethod
+    def from_checkpoint(
+        cls, checkpoint: Checkpoint, *, codec: CodecName = "auto", dtype: mx.Dtype | None = None
+    ) -> "Tts":
+        if checkpoint.config.tts is None:
+            raise ConfigError(
+                f"{checkpoint.files.config}: field 'tts_config' is missing: a text-to-speech "
+                "model needs its audio_delay"
+            )
+        return super().from_checkpoint(checkpoint, codec=codec, dtype=dtype)
+
+    @classmethod
+    def codebooks(cls, config: ModelConfig) -> int:
+        """Each speaker has a codec's stream where the model keeps them apart."""
+        apart = config.tts is not None and config.tts.multistream
+        return config.lm.n_q // 2 if apart else config.lm.n_q
+
+    @property
+    def tts(self) -> TtsConfig:
+        """How it writes."""
+        assert self.config.tts is not None
+        return self.config.tts
+
+    @property
+    def takes_voice_files(self) -> bool:
+        """Whether a voice is a file that it attends to; else speech that it goes on from."""
+        return TENSOR in self.lm.config.conditioners
+
+    @property
+    def delay_steps(self) -> int:
+        """Steps by which the sound is behind the text."""
+        return int(self.tts.audio_delay * self.frame_rate)
+
+    @property
+    def text_sampling(self) -> Sampling:
+        return self._drawn(_TOP_K_TEXT, "temp_text")
+
+    @property
+    def audio_sampling(self) -> Sampling:
+        return self._drawn(_TOP_K, "temp")
+
+    def _drawn(self, top_k: int, name: str) -> Sampling:
+        """As the makers draw it: top-k is not in the file."""
+        given = self.config.raw.get("lm_gen_config") or {}
+        has = any(field in given for field in (name, "text_temp" if "text" in name else name))
+        temperature = getattr(self.config.sampling, name) if has else _TEMPERATURE
+        return Sampling(temperature=temperature, top_k=top_k)
+
+    # ---------------------------------------------------------------------------- voices
+
+    @cached_property
+    def speaker_voices(self) -> SpeakerVoices:
+        """Where its voices are, if they are files that it attends to."""
+        about = self.config.raw.get("model_id") or {}
+        signature = f"{about.get('sig')}@{about.get('epoch')}"
+        conditioner = self.lm.config.conditioners[TENSOR]
+        return SpeakerVoices(self.checkpoint.folder, signature, conditioner.dim)
+
+    def voices(self, folder: Path | None = None) -> list[str]:
+        """Names of the voices that are here; others may be published."""
+        return self.speaker_voices.names(folder) if self.takes_voice_files else []
+
+    def voice(
+        self, name: VoiceLike, *, folder: Path | None = None, offline: bool = False
+    ) -> SpeakerVoice | Voice:
+        """A voice by its name or file.
+
+        Args:
+            name: as `SpeakerVoices.find` takes it; for a model that goes on from speech, a file
+                that `Voice.save` wrote, or its name in `folder`.
+            folder: one with further voices.
+            offline: never use the network.
+
+        Raises:
+            ArgumentError: there is no such voice, or it is of another model.
+            CheckpointError: its file is damaged.
+        """
+        if isinstance(name, SpeakerVoice | Voice):
+            if isinstance(name, SpeakerVoice) != self.takes_voice_files:
+                raise ArgumentError(f"the voice {name.name} is of another kind of model")
+            return name
+        if not isinstance(name, str | Path) or not str(name):
+            raise ArgumentError(f"voice must be a name, a file or a voice, is {shown(name)}")
+        if self.takes_voice_files:
+            return self.speaker_voices.find(name, folder, offline=offline)
+        paths = [local_path(name)]
+        paths += [] if folder is None else [folder / f"{name}.safetensors"]
+        found = next((path for path in paths if path.is_file()), None)
+        if found is None:
+            raise ArgumentError(
+                f"there is no voice {shown(str(name))}: this model goes on from a recording, "
+                "which `moshi-local voices add` makes a voice of"
+            )
+        return load_voice(found)
+
+    def voice_from_sound(
+        self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
+    ) -> Voice:
+        """The voice of a recording of one speaker, who must agree to it: see `Voice.save`.
+
+        Args:
+            pcm: sound [samples] at `sample_rate`: floats in −1 … 1, int16 or int32; 1 to 60 s of
+                speech.
+            name: of the voice.
+            accept_faults: also take a recording that clips or is noisy.
+
+        Raises:
+            VerbError: the model takes voices from files alone.
+            ArgumentError: there is too little or too much speech, or it clips or is noisy.
+        """
+        if self.takes_voice_files:
+            raise VerbError(
+                f"{self.name} takes published voices alone: what encodes a recording for it is not "
+                "public"
+            )
+        count = self.lm.config.n_q
+        return self.worker.call(
+            lambda: voice_from_sound(
+                self.codec, pcm, name=name, accept_faults=accept_faults, codebooks=count
+            )
+        )
+
+    # ---------------------------------------------------------------------------- speech
+
+    def speak(
+        self,
+        script: Text,
+        *,
+        voice: VoiceLike | Sequence[VoiceLike] | None = None,
+        cfg: float | None = None,
+        speed: float = 0.0,
+        seed: int = 0,
+        text: Sampling | None = None,
+        audio: Sampling | None = None,
+        pacing: Pacing | None = None,
+        codebooks: int | None = None,
+        exact: bool = False,
+        kv_bits: int | None = None,
+        voices_folder: Path | None = None,
+    ) -> SpeechStream:
+        """Speaks a text, while it is made.
+
+        Args:
+            script: a text; lines "A: …" and "B: …" or JSON for two speakers; a list of turns, the
+                first speaker's first; or an iterator of pieces of one speaker's text, which is
+                spoken as it arrives, from the first three words on.
+            voice: one voice, or one for each speaker; None: the model's choice.
+            cfg: how closely to keep to the voice. Some models know a few values alone; others take
+                twice the work. The makers' 2 if None, where there is a voice.
+            speed: −2 (slow) … 2 (fast): less or more is paused between words.
+            seed: the same seed and text give the same speech.
+            text: how it is drawn where pauses end; the makers' way if None.
+            audio: how codes are drawn; the makers' way if None.
+            pacing: the makers' if None.
+            codebooks: of the sound, fewer are faster and worse; all if None.
+            exact: breaks in the reference's one spelling alone.
+            kv_bits: quantize keys and values to 8 or 4 bits; None: as they are computed.
+            voices_folder: one with further voices.
+
+        Raises:
+            ArgumentError: an argument has an impossible value, or the model takes no such voice.
+            CheckpointError: a voice's file is damaged.
+        """
+        pieces, turns = _as_text(script)
+        pacing = Pacing() if pacing is None else pacing
+        machine, reader = self.machine(pacing, exact, ended=turns is not None)
+        for i, turn in enumerate(turns or ()):
+            reader.turn(i % 2)
+            machine.add(reader.read(turn) + reader.end())
+        if turns is None:
+            reader.turn(0)
+        given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
+        voices = [None if v is None else self.voice(v, folder=voices_folder) for v in given]
+        if cfg is None and ("cfg" in self.lm.config.conditioners or any(voices)):
+            cfg = _CFG
+        if speed:
+            real("speed", speed, -2, 2)
+            text = _with_bonus(self.text_sampling if text is None else text, -speed)
+
+        def make() -> SpeechRun:
+            return self.run(
+                [machine], [voices], cfg=cfg, text=text, audio=audio, seed=seed, pacing=pacing,
+                codebooks=codebooks, kv_bits=kv_bits,
+            )  # fmt: skip
+
+        return SpeechStream(self, pieces, reader, make)
+
+    def run(
+        self,
+        machines: Sequence[SpeechMachine],
+        voices: Sequence[Sequence[SpeakerVoice | Voice | None]],
+        *,
+        cfg: float | None = None,
+        guide_text: bool = False,
+        guide_prefix: bool = False,
+        text: Sampling | None = None,
+        audio: Sampling | None = None,
+        seed: int = 0,
+        pacing: Pacing | None = None,
+        codebooks: int | None = None,
+        kv_bits: int | None = None,
+    ) -> SpeechRun:
+        """Texts side by side, as `speak` has one; on the model's thread.
+
+        Args:
+            machines: one for each text; they hold the words.
+            voices: of each text.
+            cfg: as `speak` has it; None: no guidance.
+            guide_text: where guidance doubles the work, guide the text too.
+            guide_prefix: there, the null half hears the recording too.
+            text, audio, seed, pacing, codebooks, kv_bits: as `speak` has them.
+
+        Raises:
+            ArgumentError: as `speak`.
+        """
+        config = self.lm.config
+        pacing = Pacing() if pacing is None else pacing
+        streams = config.dep_q if codebooks is None else codebooks
+        whole("codebooks", streams, 1, config.dep_q)
+        lm, unused = self.lm, []
+        if self.tts.multistream:
+            half, used = config.dep_q // 2, streams // 2
+            unused = [k for k in range(config.dep_q) if k % half >= used]
+            lm, streams = (lm.without_streams(unused) if unused else lm), config.dep_q
+        conditions, guidance = self._conditions(voices, cfg, guide_text)
+        prefixes = None
+        if not self.takes_voice_files:
+            prefixes = [self._prefix(given, streams) for given in voices]
+            if not any(prefix.shape[1] for prefix in prefixes):
+                prefixes = None
+            if guidance is not None and conditions is None and guide_text and guide_prefix:
+                raise ArgumentError("guidance needs a difference: guide the text or the prefix")
+        generator = Generator(
+            lm,
+            batch=len(machines),
+            text=self.text_sampling if text is None else text,
+            audio=self.audio_sampling if audio is None else audio,
+            seed=seed,
+            conditions=conditions,
+            generated=streams,
+            guidance=guidance,
+            kv_bits=kv_bits,
+        )
+        return SpeechRun(
+            generator,
+            machines,
+            delay=self.delay_steps,
+            final_padding=pacing.final_padding,
+            prefixes=prefixes,
+            guide_prefix=guide_prefix,
+            drawn_for_nothing=unused,
+        )
+
+    def machine(
+        self, pacing: Pacing, exact: bool = False, *, ended: bool = True
+    ) -> tuple[SpeechMachine, ScriptReader]:
+        """For one text, and what reads that."""
+        machine = SpeechMachine(
+            rows=self.lm.config.text_card + 1,
+            ahead=self.tts.second_stream_ahead,
+            max_padding=pacing.max_padding,
+            initial_padding=pacing.initial_padding,
+            ended=ended,
+        )
+        reader = ScriptReader(
+            self.text.encode,
+            frame_rate=self.frame_rate,
+            padding_between=pacing.padding_between,
+            speakers=self.takes_voice_files,
+            exact=exact,
+        )
+        return machine, reader
+
+    def _conditions(
+        self,
+        voices: Sequence[Sequence[SpeakerVoice | Voice | None]],
+        cfg: float | None,
+        guide_text: bool,
+    ) -> tuple[list[dict[str, Condition]] | None, Guidance | None]:
+        """What each text's steps are told, and whether they are doubled."""
+        config, guidance = self.lm.config, None
+        known = config.conditioners.get("cfg")
+        if cfg is not None:
+            real("cfg", cfg, 0, 100)
+        if known is None and cfg not in (None, 1):
+            guidance = Guidance(float(cfg), text=guide_text)
+        if not config.conditioners:
+            return None, guidance
+        same: dict[str, Condition] = {}
+        if known is not None and cfg is not None:
+            name, values = f"{cfg:.1f}", known.possible_values or ()
+            if name not in values or float(name) != cfg:
+                raise ArgumentError(f"cfg must be one of {', '.join(values)}, is {cfg:g}")
+            same["cfg"] = name
+        if "control" in config.conditioners:
+            same["control"] = "ok"
+        found = [dict(same) for _ in voices]
+        if self.takes_voice_files:
+            dim = config.conditioners[TENSOR].dim
+            for each, given in zip(found, voices, strict=True):
+                files = [v for v in given if v is None or isinstance(v, SpeakerVoice)]
+                each[TENSOR] = slots_of(
+                    files, self.tts.max_speakers, dim, self.speaker_voices.frames
+                )
+        return found, guidance
+
+    def _prefix(self, given: Sequence[SpeakerVoice | Voice | None], streams: int) -> Codes:
+        """The speech that a text goes on from, int32 [streams, frames]."""
+        spoken = [voice for voice in given if isinstance(voice, Voice)]
+        if not spoken:
+            return np.zeros((streams, 0), np.int32)
+        if len(spoken) > 1:
+            raise ArgumentError("this model goes on from one recording: give one voice")
+        codes = spoken[0].codes
+        if codes is None or len(codes) != streams:
+            count = "no" if codes is None else str(len(codes))
+            raise ArgumentError(
+                f"voice {spoken[0].name}: has {count} codebooks, this model needs {streams}: make "
+                "it again with this model"
+            )
+        if codes.shape[1] <= _PREFIX_CUT:
+            raise ArgumentError(f"voice {spoken[0].name}: is too short")
+        return codes[:, :-_PREFIX_CUT]
+
+
+FAMILY = Tts
+
+
+def _as_text(script: Text) -> tuple[Iterator[str] | None, list[str] | None]:
+    """Pieces that arrive, or turns that are there."""
+    if isinstance(script, str):
+        return None, turns_of(script)
+    if isinstance(script, list | tuple):
+        if not all(isinstance(turn, str) for turn in script):
+            raise ArgumentError(f"script must be turns of text, is {shown(script)}")
+        return None, [*script]
+    if isinstance(script, Iterable):
+        return iter(script), None
+    raise ArgumentError(f"script must be text, turns or pieces of text, is {shown(script)}")
+
+
+def _with_bonus(sampling: Sampling, bonus: float) -> Sampling:
+    """What makes padding likelier, and so speech slower."""
+    return replace(sampling, bonus=(_PADDING, float(bonus)))

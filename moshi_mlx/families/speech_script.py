@@ -1,0 +1,217 @@
+"""What is to be spoken: text, turns and breaks → entries of tokens with the pauses after them.
+
+The rules are those of Kyutai's TTS. Beyond them, breaks may be spelt in every usual way, and
+scripts may be written as lines "A: …" or as JSON. Knows nothing of models and sound.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from ..errors import ArgumentError, shown
+
+MAIN, OTHER = 1, 2
+"""Tokens in front of a turn: the first speaker's, the second speaker's."""
+LONGEST_BREAK = 60.0
+"""Seconds."""
+
+_PLAIN = str.maketrans({"’": "'", ":": " ", "(": None, ")": None})
+_EXACT = re.compile(r'<break\s+time="(\d+(?:.\d*)?)s"\s*/?>')
+_TAG = re.compile(r"<\s*break\b[^<>]*>", re.IGNORECASE)
+_BEGUN_TAG = re.compile(r"<\s*(?:b(?:r(?:e(?:a(?:k(?:[\s/][^<>]{0,60})?)?)?)?)?)?$", re.IGNORECASE)
+_TIME = re.compile(r"time\s*=\s*[\"']?\s*(\d*\.?\d+|\d+\.)\s*(ms|s)\s*[\"']?", re.IGNORECASE)
+_STRENGTH = re.compile(r"strength\s*=\s*[\"']?\s*([a-z-]+)\s*[\"']?", re.IGNORECASE)
+_STRENGTHS = {
+    "none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 1.0, "x-strong": 1.5,
+}  # fmt: skip
+_LINE = re.compile(r"\s*([AB])\s*:\s?(.*)", re.DOTALL)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A word, or a break: that has no tokens.
+
+    padding: steps of padding that must follow.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    padding: int
+
+
+class ScriptReader:
+    """Text of any length → entries, as soon as its words are whole.
+
+    Args:
+        encode: a word alone → its tokens.
+        frame_rate: steps per second.
+        padding_between: steps that a word's last token has at least, if it is not 0.
+        speakers: the model has speaker tokens: one stands in front of a turn's first word where
+            another speaks than before.
+        exact: breaks in the one spelling of the reference alone; others are refused, or are words.
+    """
+
+    def __init__(
+        self,
+        encode: Callable[[str], Sequence[int]],
+        *,
+        frame_rate: float,
+        padding_between: int = 1,
+        speakers: bool = False,
+        exact: bool = False,
+    ) -> None:
+        self._encode, self._rate = encode, frame_rate
+        self._between, self._speakers = padding_between, speakers
+        self._tag = _EXACT if exact else _TAG
+        self._exact = exact
+        self._spoke = -1  # who spoke last
+        self._speaker = 0
+        self._first = True  # no word of this turn yet
+        self._waiting = ""
+
+    def turn(self, speaker: int) -> None:
+        """A turn begins: 0 the main speaker's, 1 the other's."""
+        self._speaker, self._first = speaker, True
+
+    def read(self, text: str) -> list[Entry]:
+        """Takes a piece of a turn; gives the words and breaks that are whole.
+
+        Raises:
+            ArgumentError: a break makes no sense.
+        """
+        text = self._waiting + text
+        tags = [*self._tag.finditer(text)]
+        whole = max((m.end() for m in re.finditer(r"\s", text)), default=0)
+        whole = max(whole, tags[-1].end() if tags else 0)
+        begun = _BEGUN_TAG.search(text)
+        if begun is not None:
+            whole = min(whole, begun.start())
+        self._waiting = text[whole:]
+        return self._entries(text[:whole])
+
+    def end(self) -> list[Entry]:
+        """The turn ends: its last word is whole."""
+        text, self._waiting = self._waiting, ""
+        return self._entries(text)
+
+    def _entries(self, text: str) -> list[Entry]:
+        found: list[Entry] = []
+        at = 0
+        for tag in self._tag.finditer(text):
+            found += self._words(text[at : tag.start()])
+            found.append(Entry("", (), round(self._seconds(tag) * self._rate)))
+            at = tag.end()
+        return found + self._words(text[at:])
+
+    def _words(self, text: str) -> list[Entry]:
+        return [self._word(word) for word in text.translate(_PLAIN).split()]
+
+    def _word(self, word: str) -> Entry:
+        tokens = [*self._encode(word)]
+        if self._first and self._speakers and self._speaker != self._spoke:
+            tokens.insert(0, OTHER if self._speaker else MAIN)
+            self._spoke = self._speaker
+        self._first = False
+        padding = max(0, self._between + len(tokens) - 1) if self._between > 0 else 0
+        return Entry(word, tuple(tokens), padding)
+
+    def _seconds(self, tag: re.Match[str]) -> float:
+        """Of a break."""
+        if self._exact:
+            try:
+                return float(tag[1])
+            except ValueError:
+                raise ArgumentError(f"{tag[0]}: the time is no number of seconds") from None
+        if (time := _TIME.search(tag[0])) is not None:
+            seconds = float(time[1]) / (1000 if time[2].lower() == "ms" else 1)
+        elif (strength := _STRENGTH.search(tag[0])) is not None:
+            known = _STRENGTHS.get(strength[1].lower())
+            if known is None:
+                raise ArgumentError(f"{tag[0]}: the strength is one of {', '.join(_STRENGTHS)}")
+            seconds = known
+        elif re.fullmatch(r"<\s*break\s*/?\s*>", tag[0], re.IGNORECASE):
+            seconds = _STRENGTHS["medium"]
+        else:
+            raise ArgumentError(
+                f'{shown(tag[0])} is no break: write <break time="0.5s"/> or time="500ms"'
+            )
+        if seconds > LONGEST_BREAK:
+            raise ArgumentError(f"{tag[0]}: a break has at most {LONGEST_BREAK:g} s")
+        return seconds
+
+
+def entries_of(reader: ScriptReader, turns: Iterable[str]) -> list[Entry]:
+    """All entries of a script: turns of the main speaker and the other one, one after the other.
+
+    Raises:
+        ArgumentError: a break makes no sense.
+    """
+    found: list[Entry] = []
+    for i, turn in enumerate(turns):
+        reader.turn(i % 2)
+        found += reader.read(turn) + reader.end()
+    return found
+
+
+def turns_of(text: str) -> list[str]:
+    """A text as it is written down → turns; the empty first one lets the other speaker begin.
+
+    A text whose first line begins with "A:" or "B:" is a script, a line of which that begins
+    without belongs to the line before. So is JSON: a list of turns, each a text or an object with
+    "speaker" ("A" or "B", else one after the other) and "text".
+
+    Raises:
+        ArgumentError: the JSON is none, or a turn in it.
+    """
+    if (read := _turns_of_json(text)) is not None:
+        return read
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not lines or _LINE.fullmatch(lines[0]) is None:
+        return [text]
+    said: list[tuple[str, str]] = []
+    for line in lines:
+        match = _LINE.fullmatch(line)
+        if match is not None:
+            said.append((match[1], match[2]))
+        else:
+            said[-1] = (said[-1][0], f"{said[-1][1]}\n{line}")
+    return alternating(said)
+
+
+def alternating(said: Iterable[tuple[str, str]]) -> list[str]:
+    """(speaker, text) → turns of A and B one after the other, empty where one goes on."""
+    turns: list[str] = []
+    for speaker, text in said:
+        if len(turns) % 2 != (speaker == "B"):
+            turns.append("")
+        turns.append(text)
+    return turns
+
+
+def _turns_of_json(text: str) -> list[str] | None:
+    """None: it is no JSON script."""
+    if not text.lstrip().startswith(("[", '{"')):
+        return None
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        if re.match(r'\s*(\[\s*["{]|\{\s*")', text) is None:
+            return None
+        raise ArgumentError("the script begins like JSON and is none") from None
+    if isinstance(found, dict):
+        found = found.get("turns", found.get("script"))
+    if not isinstance(found, list):
+        raise ArgumentError('a script in JSON is a list of turns, or has one as "turns"')
+    said: list[tuple[str, str]] = []
+    for number, turn in enumerate(found, 1):
+        speaker = "AB"[len(said) % 2] if isinstance(turn, str) else None
+        if isinstance(turn, dict):
+            speaker, turn = turn.get("speaker", "AB"[len(said) % 2]), turn.get("text")
+        if speaker not in ("A", "B") or not isinstance(turn, str):
+            raise ArgumentError(
+                f'turn {number} of the script must be a text, or {{"speaker": "A" or "B", '
+                f'"text": …}}, is {shown(found[number - 1])}'
+            )
+        said.append((speaker, turn))
+    return alternating(said)
