@@ -1,8 +1,9 @@
-"""Steps of Kyutai's PyTorch `moshi` with random weights in bfloat16.
+"""Steps of Kyutai's PyTorch `moshi` with random weights, in bfloat16 unless another type is named.
 
-Run by `benchmarks.gpu` as `torch_step.py STEPS [CONFIG]` in a Python that may have it, so nothing
-of ours is imported here. Prints a line of JSON: the seconds of each step after a warm-up (codes in,
-tokens on the host), the peak memory in bytes, the versions. Exit code 3 if a package is missing.
+Run by `benchmarks.gpu` and `benchmarks.stt_speed` as `torch_step.py STEPS [CONFIG [TYPE]]` in a
+Python that may have it, so nothing of ours is imported here. Prints a line of JSON: the seconds of
+each step after a warm-up (codes in, tokens on the host), the peak memory in bytes, the versions.
+Exit code 3 if a package is missing.
 """
 
 import json
@@ -27,7 +28,8 @@ def main() -> int:
     fields = json.loads(Path(config[0]).read_text(encoding="utf-8")) if config else None
     on_gpu = torch.cuda.is_available()
     torch.manual_seed(0)
-    lm = loaders.get_moshi_lm(None, fields, device="cuda" if on_gpu else "cpu")
+    dtype = getattr(torch, config[1]) if config[1:] else torch.bfloat16
+    lm = loaders.get_moshi_lm(None, fields, device="cuda" if on_gpu else "cpu", dtype=dtype)
     generator = LMGen(lm)
     given = lm.n_q - lm.dep_q
     codes = torch.randint(lm.card, (WARM_UP + int(steps), 1, given, 1), device=lm.device)

@@ -105,29 +105,19 @@ def _hibiki(
     )
 
 
-def _stt(
-    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
+def _kyutai(
+    name: str,
+    about: str,
+    repository: str,
+    nbytes: int,
+    languages: tuple[str, ...],
+    *aliases: str,
 ) -> Entry:
+    """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
-        name=f"stt-{size}",
-        about=f"speech to text, {' '.join(languages)}",
-        family="stt",
-        precision="bf16",
-        nbytes=nbytes + _MIMI_AND_TOKENIZER,
-        licence="CC-BY 4.0",
-        repository=f"kyutai/{repository}",
-        languages=languages,
-        aliases=aliases,
-    )
-
-
-def _tts(
-    size: str, repository: str, nbytes: int, languages: tuple[str, ...], *aliases: str
-) -> Entry:
-    return Entry(
-        name=f"tts-{size}",
-        about=f"speech from text, {' and '.join(languages)}",
-        family="tts",
+        name=name,
+        about=f"{about}, {' '.join(languages)}",
+        family=name.partition("-")[0],
         precision="bf16",
         nbytes=nbytes + _MIMI_AND_TOKENIZER,
         licence="CC-BY 4.0",
@@ -185,11 +175,19 @@ ENTRIES: tuple[Entry, ...] = (
         ("fr", "es", "pt", "de"),
     ),
     # The first is the one of several repositories that has pause heads. Computed from shapes.
-    _stt("1b", "stt-1b-en_fr-candle", 1_980_000_000, ("en", "fr"), "stt", "stt-1b-en_fr"),
-    _stt("2.6b", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
+    _kyutai(
+        "stt-1b",
+        "speech to text",
+        "stt-1b-en_fr-candle",
+        1_980_000_000,
+        ("en", "fr"),
+        "stt",
+        "stt-1b-en_fr",
+    ),
+    _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
-    _tts("1.6b", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
-    _tts("0.75b", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
+    _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _kyutai("tts-0.75b", "text to speech", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
 )
 """All of them, the bundled ones first."""
 

@@ -81,7 +81,10 @@ class Codec(Protocol[State]):
 
 
 class MlxCodec:
-    """Our Mimi. A step evaluates its result and the state, and nothing else does."""
+    """Our Mimi. A step evaluates its result and the state, and nothing else does.
+
+    It decodes the first codebooks alone, too.
+    """
 
     name = "mlx"
 
@@ -122,7 +125,7 @@ class MlxCodec:
     @mlx_work
     def decode_step(self, codes: npt.ArrayLike, state: MimiState) -> Pcm:
         bins = self.mimi.config.quantizer.bins
-        checked = _checked_codes(codes, self.num_codebooks, bins)
+        checked = _checked_codes(codes, self.num_codebooks, bins, least=1)
         with state.decoder.turn.held():
             pcm = self.decode_later(mx.array(checked), state)
             mx.eval(pcm, *state.decoder.arrays())
@@ -210,10 +213,15 @@ def _checked_pcm(pcm: npt.ArrayLike, frame_size: int) -> Pcm:
     return np.ascontiguousarray(checked)
 
 
-def _checked_codes(codes: npt.ArrayLike, num_codebooks: int, bins: int) -> Codes:
+def _checked_codes(
+    codes: npt.ArrayLike, num_codebooks: int, bins: int, least: int | None = None
+) -> Codes:
+    """At least `least` of the codebooks; None: all."""
     checked = integers("codes", codes, 0, bins - 1)
-    if checked.ndim != 2 or checked.shape[0] != num_codebooks or not checked.size:
-        raise ArgumentError(f"codes must be [{num_codebooks}, frames], are {checked.shape}")
+    first = num_codebooks if least is None else least
+    if checked.ndim != 2 or not first <= checked.shape[0] <= num_codebooks or not checked.size:
+        known = num_codebooks if least is None else f"{least} to {num_codebooks}"
+        raise ArgumentError(f"codes must be [{known}, frames], are {checked.shape}")
     return np.ascontiguousarray(checked)
 
 

@@ -55,7 +55,7 @@ class TurnEnded(Event):
 
 @dataclass(frozen=True)
 class WindowRefreshed(Event):
-    """A transcriber had stopped writing, and has begun anew with what it had not written down.
+    """A transcriber had stopped writing, and has started afresh with what it had not written down.
 
     unheard_seconds: of sound, up to `time`, that it hears again.
     """

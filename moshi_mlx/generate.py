@@ -6,6 +6,7 @@ Knows nothing of PCM, words or threads.
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -24,7 +25,18 @@ from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling
 from .state import MOST_FRAMES, SavedState, damage_refused, model_fingerprint
-from .step import Drawn, Given, Heard, Recent, StepKind, TextChoice, TextHook, frame_step, prepared
+from .step import (
+    Drawn,
+    Given,
+    Heard,
+    Recent,
+    StepKind,
+    Stepped,
+    TextChoice,
+    TextHook,
+    frame_step,
+    prepared,
+)
 from .threads import Exclusive, mlx_work
 from .transformer import attend
 
@@ -300,9 +312,24 @@ class Generator:
         return bool(self._known)
 
     def _draw(self, reads: Tokens, given: Given, heard: Heard | None = None) -> Drawn:
-        key = mx.array([self._seed, self.steps], dtype=mx.uint32)
-        lately = self._lately()
-        return self._step(reads, self._cache, key, given, lately, self._stepped, heard)
+        return self._step(
+            reads, [self._cache], [self._key], given, self._lately(), self._stepped, heard
+        )
+
+    @property
+    def _key(self) -> mx.array:
+        """Of the next step's random numbers."""
+        return mx.array([self._seed, self.steps], dtype=mx.uint32)
+
+    def _joins(self, other: "Generator") -> bool:
+        """Whether this one's next step can be made together with one of `other`."""
+        alone = self.batch > 1 or self.guidance is not None or self.prompted
+        return not alone and (
+            self.lm is other.lm
+            and self._step is other._step
+            and self._kv_bits == other._kv_bits
+            and self._stepped.cross is None
+        )
 
     def _said(self, tokens: Tokens, drawn: Drawn) -> Step:
         """Ends a step."""
@@ -638,6 +665,103 @@ class Generator:
             config = self.lm.config
             mask[:, [config.text_padding_id, config.text_end_padding_id]] = False
         return mask
+
+
+def step_together(
+    generators: Sequence[Generator],
+    codes: Sequence[npt.ArrayLike],
+    text: Sequence[int | None] | None = None,
+) -> list[Step]:
+    """Steps several conversations with a model at the price of little more than one.
+
+    They need not be of the same age: each attends to its own past, and all else is done for all
+    at once. Each gets what it would get alone, but for the rounding of sums. What cannot be
+    stepped beside others (more than one conversation each, guidance, a prompt that is still to be
+    spoken, conditions to attend to) is stepped alone.
+
+    Args:
+        generators: of one model, each one once.
+        codes: for each of them what `Generator.step` takes, [B, given].
+        text: for each of them the token to write, None to draw.
+
+    Raises:
+        ArgumentError: a shape is wrong, or a token is none of the model's; no step was made.
+    """
+    said = [None] * len(generators) if text is None else list(text)
+    if not len(generators) == len(codes) == len(said) or len({*map(id, generators)}) < len(said):
+        raise ArgumentError("generators, codes and text must be as many, each generator once")
+    pairs = zip(generators, codes, strict=True)
+    heard = [own._codes("codes", given, own.given, none_drawn=True) for own, given in pairs]
+    for generator, token in zip(generators, said, strict=True):
+        if token is not None:
+            generator._tokens("text", token, UNGENERATED_TOKEN)
+    groups: list[list[int]] = []
+    for i, generator in enumerate(generators):
+        beside = (g for g in groups if generators[g[0]]._joins(generator))
+        group = next(beside, None) if generator._joins(generator) else None
+        if group is None:
+            groups.append([i])
+        else:
+            group.append(i)
+    steps: dict[int, Step] = {}
+    for group in groups:
+        members = [generators[i] for i in group]
+        made = _step_group(members, [heard[i] for i in group], [said[i] for i in group])
+        steps |= dict(zip(group, made, strict=True))
+    return [steps[i] for i in range(len(generators))]
+
+
+@mlx_work
+def _step_group(
+    members: list[Generator], heard: list[Tokens], text: list[int | None]
+) -> list[Step]:
+    """Those that can step together; codes [1, given]."""
+    if len(members) == 1:
+        return [members[0].step(heard[0], text=text[0])]
+    with ExitStack() as stack:
+        for member in members:
+            stack.enter_context(member._turn.held())
+        words = zip(members, text, strict=True)
+        given = [member._given(own, None, None, None)[0] for member, own in words]
+        offsets = [member._cache[0].offset for member in members]
+        for member, own in zip(members, heard, strict=True):
+            member._ring.hear(own)
+        lately = [member._lately() for member in members]
+        try:
+            drawn = members[0]._step(
+                np.concatenate([member._reads(None) for member in members]),
+                [member._cache for member in members],
+                [member._key for member in members],
+                Given(
+                    np.concatenate([own.text for own in given]),
+                    None,
+                    given[0].slices,
+                    any(own.sparse for own in given),
+                ),
+                Recent(
+                    _joined([recent.text for recent in lately], 0),
+                    _joined([recent.audio for recent in lately], 1),
+                ),
+                _stepped_together([member._stepped for member in members]),
+            )
+            tokens = np.array(drawn.tokens).astype(np.int32)  # the one synchronisation
+        except BaseException:
+            for member, offset in zip(members, offsets, strict=True):
+                for ring in member._cache:
+                    ring.offset = offset
+            raise
+        rows = [Drawn(*(array[i : i + 1] for array in drawn)) for i in range(len(members))]
+        return [m._said(tokens[i : i + 1], rows[i]) for i, m in enumerate(members)]
+
+
+def _joined(parts: Sequence[mx.array | None], axis: int) -> mx.array | None:
+    there = [part for part in parts if part is not None]
+    return mx.concatenate(there, axis=axis) if there else None
+
+
+def _stepped_together(each: Sequence[Stepped]) -> Stepped:
+    added = zip(*(stepped.added for stepped in each), strict=True)
+    return Stepped(tuple(mx.concatenate([*rows]) for rows in added), None)
 
 
 def _mappings(name: str, values: Any, batch: int) -> list[Mapping[str, Condition]]:

@@ -23,7 +23,7 @@ from .embedding import EmbeddingSum
 from .guidance import Guidance
 from .lm import Lm
 from .sampling import Sampling, draw, penalized
-from .transformer import CrossKv, Turns, sinusoids
+from .transformer import Attention, CrossKv, Turns, sinusoids
 from .trees import named_parameters
 
 Function = Callable[..., tuple[mx.array, ...]]
@@ -159,8 +159,8 @@ class FrameStep:
     def __call__(
         self,
         tokens: Tokens,
-        cache: Sequence[Cache],
-        key: mx.array,
+        caches: Sequence[Sequence[Cache]],
+        keys: Sequence[mx.array],
         given: Given,
         recent: Recent,
         stepped: Stepped,
@@ -171,8 +171,9 @@ class FrameStep:
         Args:
             tokens: what the model reads, [B, 1 + n_q]; twice as many rows with guidance. Zero
                 where `heard` has it.
-            cache: of the temporal transformer.
-            key: random numbers' key of this frame.
+            caches: of the temporal transformer, layer by layer: one for all rows, which then are at
+                the same position, or one for each row.
+            keys: random numbers' keys of this frame, one for each of `caches`.
             given: what is not to be drawn.
             recent: for the guard.
             stepped: what `prepared` made of the conditions.
@@ -181,15 +182,15 @@ class FrameStep:
         lm = self._lm()
         assert lm is not None
         inputs = mx.array(tokens if self._stack is None else self._stack.rows(tokens))
-        position = cache[0].offset
-        turns = lm.transformer.turns(position, len(tokens))
+        positions = [cache[0].offset for cache in caches]
+        turns = _turns(lm, positions, len(tokens))
         layers = lm.transformer.layers
-        added = [*stepped.added, *_position(lm, position)]
+        added = [*stepped.added, *_position(lm, positions)]
         x, *heads = self._first(inputs, turns, added, [] if heard is None else [*heard])
         for i, layer in enumerate(layers):
             if i % self._begin_every == 0:
                 mx.async_eval(x, heads)  # begins while Python makes the rest of the graph
-            y = layer.self_attn.mix_heads((heads[0], heads[1]), cache[i], None)
+            y = _attended(layer.self_attn, heads, [cache[i] for cache in caches])
             cross = [] if stepped.cross is None else [*stepped.cross[i]]
             if layer is layers[-1]:
                 break
@@ -200,12 +201,12 @@ class FrameStep:
         text = mx.array(given.text)
         if given.hook is None:
             end = self._end(which)
-            return Drawn(*end(x, y, key, text, codes, guards, cross))
+            return Drawn(*end(x, y, [*keys], text, codes, guards, cross))
         speak, sound = self._half(which)
-        text, logits, z = speak(x, y, key, text, guards, cross)
+        text, logits, z = speak(x, y, [*keys], text, guards, cross)
         chosen = np.asarray(given.hook(np.array(text).astype(np.int32), logits), dtype=np.int32)
         text = mx.array(chosen.astype(np.uint32))
-        (drawn,) = sound(z, key, text, codes, guards)
+        (drawn,) = sound(z, [*keys], text, codes, guards)
         return Drawn(drawn, logits, z)
 
     def _function(self, function: Function) -> Function:
@@ -229,12 +230,31 @@ def _identities(lm: Lm) -> list[int]:
     return [id(array) for array in named_parameters(lm).values()]
 
 
-def _position(lm: Lm, position: int) -> list[mx.array]:
-    """What is added to the embeddings for a position, where that is how the model knows it."""
+def _position(lm: Lm, positions: Sequence[int]) -> list[mx.array]:
+    """What is added to the embeddings for positions, where that is how the model knows them."""
     c = lm.transformer.config
     if c.positions not in ("sin", "sin_rope"):
         return []
-    return [sinusoids(position, 1, c.dim, c.max_period)]
+    return [mx.stack([sinusoids(position, 1, c.dim, c.max_period) for position in positions])]
+
+
+def _turns(lm: Lm, positions: Sequence[int], rows: int) -> Turns:
+    """Of rows that are all at one position, or each at its own."""
+    if len(positions) == 1:
+        return lm.transformer.turns(positions[0], rows)
+    each = [lm.transformer.turns(position, 1) for position in positions]
+    there = [turns for turns in each if turns is not None]
+    return mx.concatenate(there) if there else None
+
+
+def _attended(attention: Attention, heads: Sequence[mx.array], caches: Sequence[Cache]) -> mx.array:
+    """What one position of each row attends to: all in one cache, or each in its own."""
+    queries, both = heads
+    if len(caches) == 1:
+        return attention.mix_heads((queries, both), caches[0], None)
+    rows = zip(mx.split(queries, len(caches)), mx.split(both, len(caches), axis=1), strict=True)
+    mixed = [attention.mix_heads(row, cache, None) for row, cache in zip(rows, caches, strict=True)]
+    return mx.concatenate(mixed)
 
 
 class _Parts:
@@ -285,16 +305,16 @@ class _Parts:
         def end(
             x: mx.array,
             attended: mx.array,
-            key: mx.array,
+            keys: list[mx.array],
             text: mx.array,
             codes: list[mx.array],
             guards: Guards,
             cross: list[mx.array],
         ) -> tuple[mx.array, ...]:
             z, logits = self._state(x, attended, cross)
-            uniform = self._uniform(key, len(text))
+            uniform = self._uniform(keys, len(text))
             text = self._draw_text(logits, uniform, text, guards)
-            return *sound(z, key, text, codes, guards, uniform), logits, z
+            return *sound(z, keys, text, codes, guards, uniform), logits, z
 
         return end
 
@@ -302,14 +322,14 @@ class _Parts:
         self,
         x: mx.array,
         attended: mx.array,
-        key: mx.array,
+        keys: list[mx.array],
         text: mx.array,
         guards: Guards,
         cross: list[mx.array],
     ) -> tuple[mx.array, ...]:
         """After the last attention, up to the text: its tokens, its logits, the state."""
         z, logits = self._state(x, attended, cross)
-        return self._draw_text(logits, self._uniform(key, len(text)), text, guards), logits, z
+        return self._draw_text(logits, self._uniform(keys, len(text)), text, guards), logits, z
 
     def sound(self, slices: int, forced: bool, sparse: bool) -> Function:
         """From the text on: text and codes, uint32 [B, 1 + slices].
@@ -323,14 +343,14 @@ class _Parts:
 
         def sound(
             z: mx.array,
-            key: mx.array,
+            keys: list[mx.array],
             text: mx.array,
             codes: list[mx.array],
             guards: Guards,
             uniform: mx.array | None = None,
         ) -> tuple[mx.array, ...]:
             if uniform is None:
-                uniform = self._uniform(key, len(text))
+                uniform = self._uniform(keys, len(text))
             drawn = [text]
 
             def draw_code(k: int, logits: mx.array) -> mx.array:
@@ -381,14 +401,20 @@ class _Parts:
             mx.async_eval(tokens)
         return tokens
 
-    def _uniform(self, key: mx.array, batch: int) -> mx.array | None:
-        """The frame's random numbers in 0 … 1, float32 [1 + generated, B], at once."""
+    def _uniform(self, keys: list[mx.array], batch: int) -> mx.array | None:
+        """The frame's random numbers in 0 … 1, float32 [1 + generated, B], at once.
+
+        Those of a key are the same whatever steps beside it.
+        """
         kind = self._kind
         if kind.text.greedy and (kind.audio.greedy or not kind.generated):
             return None
-        keys = mx.random.split(key, 1 + kind.generated)
-        numbers: mx.array = mx.vmap(lambda k: mx.random.uniform(shape=(batch,), key=k))(keys)
-        return numbers
+        size = batch // len(keys)
+        draw: Callable[[mx.array], mx.array] = mx.vmap(
+            lambda k: mx.random.uniform(shape=(size,), key=k)
+        )
+        each = [draw(mx.random.split(key, 1 + kind.generated)) for key in keys]
+        return each[0] if len(each) == 1 else mx.concatenate(each, axis=1)
 
 
 def _pair(cross: list[mx.array]) -> Any:

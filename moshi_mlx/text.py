@@ -18,7 +18,8 @@ from .formats import what_is
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
 _TOKENS = -2, 2**31 - 1  # as models have them, in int32
-_LONG = 24  # characters of a word that an EPAD ends in any case
+_LONG = 24  # characters of a word that an EPAD finishes in any case
+_UNSPACED = "\u0e00"  # Thai; from here on, most scripts have no spaces, as Chinese and Japanese
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -93,6 +94,11 @@ def _whole(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def _goes_on(text: str) -> bool:
+    """Whether a word may continue after an EPAD."""
+    return len(text) < _LONG and text[-1:] < _UNSPACED
+
+
 def _decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
@@ -118,9 +124,9 @@ class WordStream:
     `patience` frames after the last piece, whichever comes first. A piece without a word
     boundary that comes after its word was finished makes a new word.
 
-    With `joins`, EPAD finishes a word only once it is long: pieces without a boundary, as of the
-    digits of a number, continue the word on both sides of an EPAD; text without any is still
-    parted.
+    With `joins`, EPAD does not finish a word: pieces without a boundary, as of the digits of a
+    number, continue it after an EPAD. It still does where the word is long, or of a script that
+    is written without spaces.
     """
 
     def __init__(
@@ -163,7 +169,7 @@ class WordStream:
         elif frame < self._frame:
             raise ValueError(f"frame {frame} after frame {self._frame - 1}: time cannot go back")
         self._frame = frame + 1
-        if token == self._epad and not (self._joins and len(self._text) < _LONG):
+        if token == self._epad and not (self._joins and _goes_on(self._text)):
             return self._close(frame + 1)
         if token in self._breaks:
             return self._close(frame)

@@ -1,20 +1,24 @@
 """Text-to-speech cases against the reference: scripts, machines, conditions and whole runs."""
 
+import json
 from collections import deque
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import mlx.core as mx
 import numpy as np
 
 from moshi_mlx import ArgumentError, load
+from moshi_mlx.arrays import Tokens
 from moshi_mlx.families.speak import Pacing, Tts
 from moshi_mlx.families.speaker_voices import TENSOR
 from moshi_mlx.families.speech_machine import SpeechMachine
 from moshi_mlx.families.speech_run import SpeechRun
 from moshi_mlx.families.speech_script import Entry, ScriptReader, entries_of
 from moshi_mlx.files import read_json
+from moshi_mlx.generate import Generator, Step
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.text import TextTokenizer
@@ -22,6 +26,29 @@ from moshi_mlx.voices import Voice
 
 PADDING = 3
 FRAMES = 6  # of sound that are compared
+
+
+class Recorded(Generator):
+    """A generator that keeps what it reads and draws."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.reads: list[Tokens] = []
+        self.drawn: list[Tokens] = []
+        super().__init__(*args, **kwargs)
+
+    def _reads(self, *args: Any) -> Tokens:
+        self.reads.append(super()._reads(*args))
+        return self.reads[-1]
+
+    def step(self, *args: Any, **kwargs: Any) -> Step:
+        hook = kwargs.pop("on_text")
+
+        def on_text(drawn: Tokens) -> Tokens:
+            self.drawn.append(drawn)
+            chosen: Tokens = hook(drawn)
+            return chosen
+
+        return super().step(*args, on_text=on_text, **kwargs)
 
 
 def entry(given: dict[str, Any]) -> Entry:
@@ -83,6 +110,12 @@ def run_scripts(groups: list[dict[str, Any]], folder: Path) -> dict[str, float]:
     return {"scripts": float(wrong)}
 
 
+def run_speech_file(path: Path) -> dict[str, float]:
+    """Of `machine.json` or `scripts.json`."""
+    cases = json.loads(path.read_text(encoding="utf-8"))
+    return run_machines(cases) if "rows" in cases[0] else run_scripts(cases, path.parent)
+
+
 def run_speech(folder: Path) -> dict[str, float]:
     """All quantities of a case, with the largest difference or how many tokens are wrong."""
     model = load(folder, verb="speak", codec="mlx", dtype=mx.float32)
@@ -140,19 +173,20 @@ def run_one(
     greedy = Sampling(temperature=0)
     text = Sampling(temperature=0, bonus=(PADDING, run["padding_bonus"]))
     factor = run["cfg_condition"] if model.takes_voice_files else run["cfg_coef"]
-    ours = model.worker.call(
-        lambda: model.run(
-            machines,
-            voices,
-            cfg=factor,
-            guide_text=not run["cfg_is_no_text"],
-            guide_prefix=not run["cfg_is_no_prefix"],
-            text=text,
-            audio=greedy,
-            pacing=pacing,
-            codebooks=run["n_q"],
+    with patch("moshi_mlx.families.speak.Generator", Recorded):
+        ours = model.worker.call(
+            lambda: model.run(
+                machines,
+                voices,
+                cfg=factor,
+                guide_text=not run["cfg_is_no_text"],
+                guide_prefix=not run["cfg_is_no_prefix"],
+                text=text,
+                audio=greedy,
+                pacing=pacing,
+                codebooks=run["n_q"],
+            )
         )
-    )
     return compared(model, ours, run, expected, wrong, name)
 
 
@@ -204,9 +238,18 @@ def compared(
     forced = np.array(written).T
     theirs = expected[f"{name}.frames"]
     found = np.stack(frames, axis=2)
+    generator: Any = ours._generator
+    drawn = np.stack(generator.drawn, axis=1)
+    reads, inputs = np.stack(generator.reads, axis=2), expected[f"{name}.inputs"]
+    if ours.unused:
+        there = [k for k in range(reads.shape[1]) if k - 1 not in ours.unused]
+        reads, inputs = reads[:, there], inputs[:, there]
+    same = reads.shape == inputs.shape
     result = {
         f"{name}.facts": float(wrong),
         f"{name}.forced": float((forced != logged[:, skipped:, 1]).sum()),
+        f"{name}.drawn": float((drawn != logged[:, skipped:, 0]).sum()),
+        f"{name}.inputs": float((reads != inputs).sum()) if same else np.inf,
     }
     theirs = theirs[:, :, theirs.shape[2] - found.shape[2] :]
     if ours.unused:  # their streams are drawn, ours are not

@@ -1,7 +1,7 @@
 """What the cases of speech-to-text models have besides: the reference's file run, and its words.
 
 The reference has two rules for words, of its script and of its server. The product has a third one,
-which is told in `docs/transcribe.md`; these two are here to show that its tokens give theirs.
+told in `docs/transcribe-library.md`; these two are here to show that its tokens give theirs.
 """
 
 from collections.abc import Sequence

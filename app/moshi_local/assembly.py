@@ -30,7 +30,15 @@ from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
 from .report import LoopReport
 from .role import Role, files_of, own_voices, told
 
-__all__ = ["asked", "consoles", "inputs_of", "load_model", "open_session", "print_json"]
+__all__ = [
+    "asked",
+    "consoles",
+    "inputs_of",
+    "load_model",
+    "open_session",
+    "print_json",
+    "session_arguments",
+]
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
@@ -129,19 +137,30 @@ def open_session(
         MoshiError: as the family's `session`.
     """
     of_family: dict[str, Any] = {} if translation is None else asdict(translation)
-    if role is not None and role.asked:
-        of_family |= _as_arguments(role, moshi, kv_bits)
-    session: Session = moshi.session(
-        seed=seed,
-        text=sampling.text(moshi.text_sampling),
-        audio=sampling.audio(moshi.audio_sampling),
-        kv_bits=kv_bits,
-        **of_family,
-    )
+    arguments = session_arguments(moshi, seed, sampling, kv_bits, role)
+    session: Session = moshi.session(**arguments, **of_family)
     if notes is not None and role is not None and session.opening is not None:
-        for line in told(of_family["persona"], of_family["voice"], session.opening, role.keep):
+        for line in told(arguments["persona"], arguments["voice"], session.opening, role.keep):
             notes.print(line, markup=False, soft_wrap=True)
     return session
+
+
+def session_arguments(
+    moshi: Model,
+    seed: int,
+    sampling: SamplingFlags,
+    kv_bits: int | None,
+    role: Role | None = None,
+) -> dict[str, Any]:
+    """The options as a family's `session` takes them. Raises MoshiError."""
+    asked = {} if role is None or not role.asked else _as_arguments(role, moshi, kv_bits)
+    return {
+        "seed": seed,
+        "text": sampling.text(moshi.text_sampling),
+        "audio": sampling.audio(moshi.audio_sampling),
+        "kv_bits": kv_bits,
+        **asked,
+    }
 
 
 def _as_arguments(role: Role, moshi: Model, kv_bits: int | None) -> dict[str, Any]:

@@ -43,7 +43,9 @@ from .options import (
     SamplingFlags,
     SoundFlags,
 )
+from .piping import pipe_command
 from .platform import batch_gpu_work, machine
+from .serving import serve_command
 from .speaking import speak_command
 from .translation import translate_command
 from .voices import voices_app
@@ -221,6 +223,8 @@ def run_command(
 
 
 app.command("translate", cls=a.Command)(translate_command)
+app.command("pipe", cls=a.Command)(pipe_command)
+app.command("serve", cls=a.Command)(serve_command)
 app.command("speak", cls=a.Command)(speak_command)
 
 

@@ -125,6 +125,7 @@ class Conversation:
         self._muted = False
         self._talking = False
         self._reset_asked = False
+        self._hush_asked = False
         # Of the loop's thread.
         self._closed = False
         self._ending: Iterator[Frame] | None = None
@@ -136,6 +137,7 @@ class Conversation:
         self._quiet = 0  # frames since the microphone is closed and Moshi silent
         self._hold_until = 0  # the first frame that may have a new word again
         self._greeting = False
+        self._hushed = False
         if self._guard:
             self._guard.clear()
 
@@ -162,6 +164,10 @@ class Conversation:
         """Start over at the next frame."""
         self._reset_asked = True
 
+    def hush(self) -> None:
+        """Let Moshi say no new word until it is silent: another has the floor."""
+        self._hush_asked = True
+
     # --------------------------------------------------------------- on the loop's thread
 
     @property
@@ -181,6 +187,20 @@ class Conversation:
         """
         if self._ending is not None:
             return self._last(pcm)
+        hold = self.begin_step(pcm)
+        if hold is None:
+            return None
+        frame = self._session.step(pcm, hold_text=hold)
+        self.end_step(frame)
+        return frame
+
+    @property
+    def ending(self) -> bool:
+        """Its input has ended: `step` gives its last frames, and cannot be taken apart."""
+        return self._ending is not None
+
+    def begin_step(self, pcm: Pcm) -> bool | None:
+        """The first half of `step`: whether the session may say no new word; None: it rests."""
         if self._reset_asked:
             self._reset()
         self._open_or_close()
@@ -190,15 +210,18 @@ class Conversation:
         if self._paused:
             return None
         greets = self._greeting_frames > 0 and not self._frames
-        hold = greets or self._greeting or self._frames < self._hold_until
-        frame = self._session.step(pcm, hold_text=hold)
-        self._frames += 1
-        if greets:
+        if self._hush_asked:
+            self._hush_asked, self._hushed = False, True
+        return greets or self._greeting or self._hushed or self._frames < self._hold_until
+
+    def end_step(self, frame: Frame) -> None:
+        """The other half: what the session said."""
+        if self._greeting_frames > 0 and not self._frames:
             self._greeting = True
             self._events.append(GreetingHeld(0.0, held=True))
+        self._frames += 1
         self._events += frame.events
         self._after(frame)
-        return frame
 
     def end(self) -> bool:
         """The input has ended. Whether frames are still to come: `step` gives them, then None."""
@@ -254,6 +277,7 @@ class Conversation:
     def _after(self, frame: Frame) -> None:
         """What follows from a frame, for those after it."""
         self._quiet = self._quiet + 1 if self._closed and not frame.speaking else 0
+        self._hushed = self._hushed and frame.speaking
         if self._greeting and (frame.user_speaking or self._frames >= self._greeting_frames):
             self._greeting = False
             self._events.append(GreetingHeld(self.seconds, held=False))

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -21,6 +23,7 @@ from moshi_mlx import Event, Frame, Moshi, Session, SessionError
 from moshi_mlx.arguments import samples
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.closing import Closing
+from moshi_mlx.session import step_sessions
 
 from .conversation import Conversation
 
@@ -38,8 +41,8 @@ class Engine(Closing):
                 frame, events = conversation.step(pcm)  # from any thread
                 frame, events = await conversation.step_async(pcm)  # in an event loop
 
-    Frames are stepped in the order in which they came. Each conversation has at most one of them
-    waiting, so none can starve the others, and the queue is as long as there are conversations.
+    Frames that wait are stepped together, at the price of little more than one. Each conversation
+    has at most one of them waiting, so none can starve the others.
 
     Args:
         load: loads the model, which is the engine's from then on.
@@ -50,6 +53,7 @@ class Engine(Closing):
 
     def __init__(self, load: Callable[[], Moshi]) -> None:
         self._open: WeakSet[EngineConversation] = WeakSet()
+        self._waiting: deque[_Waiting] = deque()
         self._closed = False
         self.moshi = load()
 
@@ -85,6 +89,20 @@ class Engine(Closing):
         conversation = EngineConversation(self, opened, controls)
         self._open.add(conversation)
         return conversation
+
+    def step(self, waiting: _Waiting) -> None:
+        """Queues a frame. Raises SessionError once the engine is closed."""
+        self._check_open()
+        self._waiting.append(waiting)  # atomic, as `popleft` is
+        self.moshi.worker.submit(self.step_waiting)
+
+    def step_waiting(self) -> None:
+        """Steps all frames that wait; on the model's thread, and nothing if there are none."""
+        frames: list[_Waiting] = []
+        with suppress(IndexError):
+            while True:
+                frames.append(self._waiting.popleft())
+        _step_all(frames)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:
         """Queues work for the model's thread. Raises SessionError once the engine is closed."""
@@ -139,14 +157,18 @@ class EngineConversation(Closing):
             SessionError: the conversation is closed, or another frame of it is being stepped.
             TimeoutError: the frame was not there in time.
         """
-        work = self._work(pcm)
+        waiting = self._frame(pcm)
         if self._engine.moshi.worker.is_caller:  # in a session's hook
-            return work()
-        return self._submit(work).result(timeout)
+            _step_all([waiting])
+        else:
+            self._submit(waiting)
+        return waiting.said.result(timeout)
 
     async def step_async(self, pcm: Pcm) -> tuple[Frame | None, Sequence[Event]]:
         """The same for an event loop. A frame whose caller is cancelled is stepped all the same."""
-        return await asyncio.shield(asyncio.wrap_future(self._submit(self._work(pcm))))
+        waiting = self._frame(pcm)
+        self._submit(waiting)
+        return await asyncio.shield(asyncio.wrap_future(waiting.said))
 
     def close(self, timeout: float | None = None) -> Sequence[Event]:
         """Closes the session, once a frame that waits has been stepped. May be called again.
@@ -174,24 +196,74 @@ class EngineConversation(Closing):
             return work()
         return self._engine.submit(work).result(timeout)
 
-    def _work(self, pcm: Pcm) -> Callable[[], _Said]:
+    def _frame(self, pcm: Pcm) -> _Waiting:
         if self._closed:
             raise SessionError("this conversation is closed: open a new one")
         heard = np.array(samples(pcm))
+        if heard.shape != (self._engine.moshi.frame_size,):
+            raise SessionError(
+                f"a frame is {self._engine.moshi.frame_size} samples, this has shape {heard.shape}"
+            )
         if not self._turn.acquire(blocking=False):
             raise SessionError("a frame of this conversation is still being stepped: wait for it")
+        return _Waiting(self, self._session, heard)
 
-        def work() -> tuple[Frame | None, Sequence[Event]]:
-            try:
-                return self.controls.step(heard), self.controls.take_events()
-            finally:
-                self._turn.release()
-
-        return work
-
-    def _submit(self, work: Callable[[], _Said]) -> Future[_Said]:
+    def _submit(self, waiting: _Waiting) -> None:
         try:
-            return self._engine.submit(work)
+            self._engine.step(waiting)
         except BaseException:
             self._turn.release()
             raise
+
+    def said(self, frame: Frame | None) -> _Said:
+        """What a step gave, and that another one can be made."""
+        self._turn.release()
+        return frame, self.controls.take_events()
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """A frame that is to be stepped."""
+
+    conversation: EngineConversation
+    session: Session
+    heard: Pcm
+    said: Future[_Said] = field(default_factory=Future)
+
+    def end(self, frame: Frame | None) -> None:
+        """Its step was made; None: the model rests."""
+        self.said.set_result(self.conversation.said(frame))
+
+    def fail(self, error: BaseException) -> None:
+        """Its step was not made."""
+        self.conversation.said(None)
+        self.said.set_exception(error)
+
+
+def _step_all(frames: Sequence[_Waiting]) -> None:
+    """A step for each, together where that can be."""
+    stepped: list[tuple[_Waiting, bool]] = []
+    for waiting in frames:
+        controls = waiting.conversation.controls
+        try:
+            if controls.ending or len(frames) == 1:
+                waiting.end(controls.step(waiting.heard))
+            elif (hold := controls.begin_step(waiting.heard)) is None:
+                waiting.end(None)
+            else:
+                stepped.append((waiting, hold))
+        except BaseException as error:
+            waiting.fail(error)
+    try:
+        found = step_sessions(
+            [waiting.session for waiting, _ in stepped],
+            [waiting.heard for waiting, _ in stepped],
+            [hold for _, hold in stepped],
+        )
+    except BaseException as error:
+        for waiting, _ in stepped:
+            waiting.fail(error)
+        return
+    for (waiting, _), frame in zip(stepped, found, strict=True):
+        waiting.conversation.controls.end_step(frame)
+        waiting.end(frame)

@@ -1,7 +1,7 @@
 """Sounds side by side through a transcriber's generator, and what becomes of each of them.
 
 `Hearing` keeps the alignment that the models were trained with; `Hearer` turns one sound's frames
-into words, and notices when the model has to begin anew. Knows nothing of files and threads.
+into words, and notices when the model has to start afresh. Knows nothing of files and threads.
 """
 
 import math
@@ -137,7 +137,7 @@ class Hearer:
         stt: its times.
         frame_rate: frames per second.
         quiet: int32 [frames, n_q], the codes of the silence before a sound.
-        stall: when to begin anew.
+        stall: when to start afresh.
         turn: when a turn has ended.
     """
 
@@ -189,7 +189,7 @@ class Hearer:
         """Takes what the model wrote when it had heard a frame; None if that is not of the sound.
 
         Returns:
-            What that brought, and whether the model has to begin anew: see `renewed`.
+            What that brought, and whether the model has to start afresh: see `renewed`.
         """
         until = min((fed.moment + fed.of_sound) / self._rate, self.length)
         self.seconds = max(self.seconds, until)
@@ -213,17 +213,17 @@ class Hearer:
             events += self._turns.step(math.floor(fed.moment), pauses)
         if new or pauses is None:
             self.pauses = pauses
-        anew = False
+        afresh = False
         if fed.of_sound and fed.moment > -1:
             self._heard.append(fed)
             self._forget()
             if new:  # what is heard again is heard to its end
                 paused = not (self.speaking or self.partial)
-                anew = self._stall.step(_loud(fed), paused)
-        return Said(tuple(words), tuple(events)), anew
+                afresh = self._stall.step(_loud(fed), paused)
+        return Said(tuple(words), tuple(events)), afresh
 
     def renewed(self) -> Said:
-        """The model has begun anew: what it had not written down waits in front of the rest."""
+        """The model has started afresh: what it had not written down waits in front of the rest."""
         words = self._words.flush(self.seconds)
         self._forget()
         again = self._unwritten()

@@ -19,7 +19,7 @@ from ..arguments import real, whole
 from ..arrays import Codes, Pcm, Tokens
 from ..checkpoint import Checkpoint
 from ..closing import Closing
-from ..codec import CodecName
+from ..codec import CodecName, MlxCodec
 from ..conditions import Condition
 from ..config import ModelConfig, TtsConfig
 from ..errors import ArgumentError, ConfigError, SessionError, VerbError, shown
@@ -34,7 +34,7 @@ from .model import Model
 from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
 from .speech_machine import SpeechMachine
 from .speech_run import SpeechRun
-from .speech_script import ScriptReader, turns_of
+from .speech_script import ArrivingScript, ScriptReader, turns_of
 
 VoiceLike = str | Path | SpeakerVoice | Voice
 Text = str | Sequence[str] | Iterable[str]
@@ -94,6 +94,7 @@ class SpeechStream(Closing):
         make: Callable[[], SpeechRun],
     ) -> None:
         self._model, self._text, self._reader = model, text, reader
+        self._script = ArrivingScript()
         self._run = model.worker.call(make)
         self._machine = self._run.machines[0]
         self._sound = _Sound(model, self._run)
@@ -154,13 +155,16 @@ class SpeechStream(Closing):
     def _read(self) -> None:
         """More text, or the end of it."""
         piece = None if self._text is None else next(self._text, None)
+        if piece is not None and not isinstance(piece, str):
+            raise ArgumentError(f"text must come in pieces of text, not {shown(piece)}")
+        for speaker, text in self._script.end() if piece is None else self._script.read(piece):
+            if speaker is not None:
+                self._machine.add(self._reader.end())
+                self._reader.turn(speaker)
+            self._machine.add(self._reader.read(text))
         if piece is None:
             self._machine.add(self._reader.end())
             self._machine.ended = True
-        elif isinstance(piece, str):
-            self._machine.add(self._reader.read(piece))
-        else:
-            raise ArgumentError(f"text must come in pieces of text, not {shown(piece)}")
 
     def _step(self) -> Pcm | None:
         return self._sound.of(self._run.step().frame)
@@ -187,6 +191,8 @@ class _Sound:
 
     def __init__(self, model: "Tts", run: SpeechRun) -> None:
         codec: Any = model.codec
+        if run.fewer:  # which other codecs do not decode
+            codec = MlxCodec(model.mimi)
         self._codec, self._run = codec, run
         self._sides = 2 if model.tts.multistream else 1
         self._states: list[Any] = []
@@ -367,8 +373,8 @@ class Tts(Model):
 
         Args:
             script: a text; lines "A: …" and "B: …" or JSON for two speakers; a list of turns, the
-                first speaker's first; or an iterator of pieces of one speaker's text, which is
-                spoken as it arrives, from the first three words on.
+                first speaker's first; or an iterator of pieces of such a text, which is
+                spoken as it arrives, from the first three words on (JSON: from its end on).
             voice: one voice, or one for each speaker; None: the model's choice.
             cfg: how closely to keep to the voice. Some models know a few values alone; others take
                 twice the work. The makers' 2 if None, where there is a voice.

@@ -81,6 +81,11 @@ class SpeechRun:
         latest: int = max(self._generator.lm.config.delays)
         return self.steps - 1 - latest
 
+    @property
+    def fewer(self) -> bool:
+        """Sound is made of fewer codebooks than the model has."""
+        return bool(self.unused) or len(self._delays) < self._generator.lm.config.dep_q
+
     def first_sound(self, row: int) -> int:
         """The number of the first frame that is heard of a text."""
         return self.delay + self.prefix_frames[row]

@@ -6,8 +6,9 @@ scripts may be written as lines "A: …" or as JSON. Knows nothing of models and
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from ..errors import ArgumentError, shown
 
@@ -25,6 +26,10 @@ _STRENGTH = re.compile(r"strength\s*=\s*[\"']?\s*([a-z-]+)\s*[\"']?", re.IGNOREC
 _STRENGTHS = {
     "none": 0.0, "x-weak": 0.1, "weak": 0.25, "medium": 0.5, "strong": 1.0, "x-strong": 1.5,
 }  # fmt: skip
+_SPEAKER = re.compile(r"\s*([AB])\s*:")
+_MAYBE_SPEAKER = re.compile(r"\s*(?:[AB]\s*)?")
+_JSON = re.compile(r'\s*(?:\[\s*["{]|\{\s*")')
+_MAYBE_JSON = re.compile(r"\s*[\[{]\s*")
 _LINE = re.compile(r"\s*([AB])\s*:\s?(.*)", re.DOTALL)
 
 
@@ -179,6 +184,63 @@ def turns_of(text: str) -> list[str]:
     return alternating(said)
 
 
+class ArrivingScript:
+    """A text as it is written down, in pieces → who says what, as soon as that is known.
+
+    What `turns_of` reads at once. JSON is only known at its end.
+    """
+
+    def __init__(self) -> None:
+        self._kind: Literal["text", "lines", "json"] | None = None
+        self._waiting = ""
+        self._line_begins = True
+
+    def read(self, piece: str) -> list[tuple[int | None, str]]:
+        """Takes a piece; gives texts, each with the speaker of a turn that begins, or None."""
+        self._waiting += piece
+        if self._kind is None:
+            self._kind = _kind_of_script(self._waiting)
+        if self._kind == "lines":
+            return [*self._lines()]
+        if self._kind == "text":
+            return [(None, self._taken(len(self._waiting)))]
+        return []
+
+    def end(self) -> list[tuple[int | None, str]]:
+        """The rest. Raises ArgumentError if the JSON is none."""
+        text = self._taken(len(self._waiting))
+        if self._kind == "json":
+            return [(i % 2, turn) for i, turn in enumerate(turns_of(text))]
+        return [(None, text)]
+
+    def _lines(self) -> Iterator[tuple[int | None, str]]:
+        while self._waiting:
+            if self._line_begins:
+                begins = _SPEAKER.match(self._waiting)
+                if begins is None and _MAYBE_SPEAKER.fullmatch(self._waiting):
+                    return
+                self._line_begins = False
+                if begins is not None:
+                    self._taken(begins.end())
+                    yield "AB".index(begins[1]), ""
+            end = self._waiting.find("\n") + 1
+            self._line_begins = end > 0
+            yield None, self._taken(end or len(self._waiting))
+
+    def _taken(self, n: int) -> str:
+        text, self._waiting = self._waiting[:n], self._waiting[n:]
+        return text
+
+
+def _kind_of_script(begin: str) -> Literal["text", "lines", "json"] | None:
+    """What a text is that begins like this; None: that cannot be told yet."""
+    if _MAYBE_SPEAKER.fullmatch(begin) or _MAYBE_JSON.fullmatch(begin):
+        return None
+    if _SPEAKER.match(begin):
+        return "lines"
+    return "json" if _JSON.match(begin) else "text"
+
+
 def alternating(said: Iterable[tuple[str, str]]) -> list[str]:
     """(speaker, text) → turns of A and B one after the other, empty where one goes on."""
     turns: list[str] = []
@@ -196,7 +258,7 @@ def _turns_of_json(text: str) -> list[str] | None:
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):
-        if re.match(r'\s*(\[\s*["{]|\{\s*")', text) is None:
+        if _JSON.match(text) is None:
             return None
         raise ArgumentError("the script begins like JSON and is none") from None
     if isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""Has a transcriber stopped writing though somebody speaks? Knows no models.
+"""Has a transcriber stopped writing though a voice is heard? Knows no models.
 
 That is a known fault of the published ones, mostly when their window has just filled up.
 """
@@ -50,7 +50,7 @@ class StallWatch:
 
         Args:
             loud: the frame sounds.
-            paused: nobody has spoken for a moment, and no word is half written.
+            paused: there was no sound for a moment, and no word is half written.
         """
         self._used += 1
         self._loud += loud

@@ -208,16 +208,16 @@ class Stt(Model):
 
         Args:
             sources: a list as `transcribe` takes it.
-            spell: words whose spelling the model is shown first; see `docs/transcribe.md`.
+            spell: words whose spelling the model is shown first; see `docs/transcribe-library.md`.
             spell_sound: a recording of these words, as `sources` has one; without it they are
-                written for the model over silence, and nobody has measured whether that helps.
+                written for the model over silence, and whether that helps was never measured.
             seed: of the model's random numbers, if it draws any.
             text: how text is drawn; the model's own way if None, which is the likeliest.
             kv_bits: quantize keys and values to 8 or 4 bits; None: as they are computed.
-            stall_seconds: of sound without text after which the model begins anew in the next
+            stall_seconds: of sound without text after which the model starts afresh in the next
                 pause, and hears again what it has not written down; None: never.
-            refresh_at: the share of its window, 0 … 1, from which it begins anew in a pause even if
-                nothing is wrong; None: never. No reference does this.
+            refresh_at: the share of its window, 0.1 … 1, from which it starts afresh in a pause
+                even if nothing is wrong; None: never. No reference does this.
             threshold: that the probability of a pause must exceed for a turn to have ended.
             hold: seconds that it must stay so.
 
@@ -351,7 +351,7 @@ class Stt(Model):
         groups: list[tuple[Hearing, list[_Sound | None]]] = [(hearing, [*sounds])]
 
         def alone(sound: _Sound) -> None:
-            """The model begins anew with this sound, and those beside it go on without."""
+            """The model starts afresh with this sound, and those beside it go on without."""
             for hearing, row in groups:
                 if sound not in row:
                     continue

@@ -135,10 +135,10 @@ class TranscriptionSession(FrameSession[HeardFrame]):
             most -= 1
             (result,) = step_all(self._hearing, [listener])
             assert result is not None
-            said, anew = result
+            said, afresh = result
             words += said.words
             events += said.events
-            if anew:
+            if afresh:
                 self._hearing.begin()
                 said = listener.renewed()
                 words += said.words

@@ -48,7 +48,7 @@ class WordsHeard:
         self.begin()
 
     def begin(self) -> None:
-        """The model begins anew: what it writes within its delay is of nothing it has heard."""
+        """The model starts afresh: what it writes within its delay is of nothing it has heard."""
         self._stream = WordStream(
             self._tokenizer,
             epad=self._lm.text_end_padding_id,

@@ -3,15 +3,19 @@
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 import moshi_mlx
 from moshi_local.engine import Engine
-from moshi_mlx import ArgumentError, HubError, Moshi, SessionError, SpeechStarted
+from moshi_mlx import ArgumentError, HubError, Moshi, SessionError, SpeechStarted, WordSpoken
 from moshi_mlx.arrays import Pcm
+from moshi_mlx.hub import bundled_folder
+from moshi_mlx.sounds import open_sound
 
 FRAMES = 15
 
@@ -148,3 +152,20 @@ def test_the_end() -> None:
     with pytest.raises(HubError, match="nanoo"):
         Engine(missing)
     assert threading.active_count() == before
+
+
+def test_conversations_that_step_together_say_what_they_say_alone(engine: Engine) -> None:
+    """Three askers who begin one after the other, each from its own thread."""
+    question = open_sound(bundled_folder("nano") / "question.wav").read(24_000).mean(axis=0)
+    frames = np.pad(question[:36_000], (0, 480 + 1920 * 30)).reshape(-1, 1920)
+
+    def words(late: float) -> list[str]:
+        time.sleep(late)
+        with engine.open(seed=0) as conversation:
+            steps = [conversation.step(frame)[1] for frame in frames]
+        return [e.word.text for events in steps for e in events if isinstance(e, WordSpoken)]
+
+    alone = words(0)
+    assert alone[0] == "Hello!"
+    with ThreadPoolExecutor(3) as pool:
+        assert [*pool.map(words, (0, 0.1, 0.2))] == [alone] * 3

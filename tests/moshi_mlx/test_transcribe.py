@@ -407,6 +407,15 @@ def test_pieces_without_a_boundary_are_one_word_over_an_epad(tokenizer: TextToke
     assert in_order(tuple(words + text), hearer.seconds)
 
 
+def test_a_script_without_spaces_is_parted_at_epads(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = TextTokenizer(CASES / "stt-vad" / "tokenizer.model")
+    _, goes_on = pieces_of(tokenizer)
+    monkeypatch.setattr(tokenizer, "piece_bytes", lambda token: "本".encode() * (token > PAD))
+    hearer = hearer_of(tokenizer)
+    words = run(hearer, [*[PAD] * 6, goes_on, goes_on, EPAD, goes_on, *[PAD] * 6])
+    assert [word.text for word in words] == ["本本", "本"]
+
+
 def test_text_within_the_delay_is_of_nothing_heard(tokenizer: TextTokenizer) -> None:
     begins, _ = pieces_of(tokenizer)
     assert run(hearer_of(tokenizer), [EPAD, begins, EPAD, begins, begins, *[PAD] * 6]) == [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from moshi_mlx.hub import bundled_folder
+from tests.fixtures import make_stt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 QUESTION = str(bundled_folder("nano") / "question.wav")
@@ -17,6 +18,7 @@ RUNS = {
     "events_as_json.py": ([QUESTION, "answer.wav"], '"word": {"text": "Hello!", "start": '),
     "say.py": ([QUESTION, "answer.wav"], "s  said: One moment please.\n"),
     "save_and_resume.py": (["state.safetensors"], "the same to the last bit: True"),
+    "transcribe.py": (["./random", QUESTION], " s  "),
     "two_at_once.py": ([QUESTION], "asked: Hello!\nasked: How\n"),
 }
 
@@ -24,11 +26,13 @@ RUNS = {
 @pytest.mark.parametrize("name", sorted(path.name for path in EXAMPLES.glob("*.py")))
 def test_example(name: str, tmp_path: Path) -> None:
     path = EXAMPLES / name
+    if name == "transcribe.py":
+        make_stt.write(tmp_path / "random")
     usage = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert usage is not None
     assert f"python examples/{name}" in usage
     if name not in RUNS:
-        assert name == "live_words.py"
+        assert name in ("live_words.py", "talk_over_a_socket.py")  # test_server runs the latter
         return
     arguments, said = RUNS[name]
     done = subprocess.run(

@@ -100,7 +100,7 @@ EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "chat", "cli", "config_file"}
 JOINING |= {"conversation", "engine", "first_start", "launch", "loop", "offline", "role"}
-JOINING |= {"speaking", "texts", "translation", "voices", "whole_words"}
+JOINING |= {"piping", "serving", "speaking", "texts", "translation", "voices", "whole_words"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

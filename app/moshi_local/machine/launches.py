@@ -90,7 +90,7 @@ def step_launches(
         read = np.zeros((1, 1 + config.n_q), np.int32)
         streams = config.n_q - count
         heard = Heard(codes, there) if streams else None
-        drawn = step(read, cache, key, given, Recent(None, None), Stepped((), None), heard)
+        drawn = step(read, [cache], [key], given, Recent(None, None), Stepped((), None), heard)
         total = launches(drawn.tokens)
 
         def depth(z: mx.array, tokens: mx.array) -> list[mx.array]:

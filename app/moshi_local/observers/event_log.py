@@ -88,7 +88,7 @@ class EventLog(Closing):
     """A listener that writes each event as a line, at once. A context manager.
 
     Args:
-        target: a file, which is replaced if it exists, or "-" for stdout.
+        target: a file, which is replaced if it exists; "-" for stdout; or a descriptor.
 
     Writing may wait for a disk or a pipe, so let a `Dispatcher` deliver to it. When the reader of a
     pipe has gone, the journal says nothing more; any other trouble is an OSError.
@@ -97,11 +97,13 @@ class EventLog(Closing):
         MoshiError: the file cannot be written.
     """
 
-    def __init__(self, target: Path | str) -> None:
+    def __init__(self, target: Path | str | int) -> None:
         try:
+            # Not `sys.stdout`: a thread that waits in there would break the program's end.
             if str(target) == STDOUT:
-                # Not `sys.stdout`: a thread that waits in there would break the program's end.
                 self._descriptor = os.dup(1)
+            elif isinstance(target, int):
+                self._descriptor = os.dup(target)
             else:
                 flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_CLOEXEC
                 self._descriptor = os.open(target, flags, 0o600)

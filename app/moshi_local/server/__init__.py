@@ -1,0 +1,1 @@
+"""Conversations for other programs: sockets, and who may open one."""

@@ -1,0 +1,111 @@
+"""Routes, limits and errors of the server. Knows no field of any message.
+
+Who may ask is in `access`; what is said over a socket, in the module of its protocol.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from aiohttp import hdrs, web
+from aiohttp.typedefs import Middleware
+
+from moshi_mlx import __version__
+
+from .access import Access, Refused
+from .kyutai import serve_chat
+from .live import serve_live
+from .opus import opus_problem
+from .realtime import serve_realtime
+from .room import Room
+
+__all__ = ["make_app"]
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_OPEN_TO_ALL = {"/", "/health"}
+"""What needs no token: it tells nothing."""
+_LARGEST_BODY = 25 * 2**20
+_SERVED = "/api/chat, /v1/live/sessions, /v1/realtime, /v1/models, /health"
+
+_log = logging.getLogger("moshi_local.server")
+
+
+def make_app(room: Room, access: Access) -> web.Application:
+    """The application.
+
+    Args:
+        room: of the model that talks.
+        access: who may ask.
+    """
+    app = web.Application(middlewares=[_errors, _guard(access)], client_max_size=_LARGEST_BODY)
+    began = int(time.time())
+
+    async def health(_: web.Request) -> web.Response:
+        status = "ready" if room.free else "busy"
+        return web.json_response({"status": status, "model": room.name, "sessions": room.taken})
+
+    async def models(_: web.Request) -> web.Response:
+        model = {"id": room.name, "object": "model", "created": began, "owned_by": "moshi-local"}
+        return web.json_response({"object": "list", "data": [model]})
+
+    async def kyutai(request: web.Request) -> web.StreamResponse:
+        if problem := opus_problem():
+            return _json(Refused(501, "no_opus", f"/api/chat is not served here: {problem}"))
+        return await serve_chat(request, room)
+
+    async def openai_live(request: web.Request) -> web.StreamResponse:
+        return await serve_live(request, room)
+
+    async def openai_realtime(request: web.Request) -> web.StreamResponse:
+        return await serve_realtime(request, room)
+
+    async def build_info(_: web.Request) -> web.Response:
+        return web.json_response({"build_info": {"version": __version__}})
+
+    app.router.add_get("/health", health)
+    app.router.add_get("/v1/models", models)
+    app.router.add_get("/api/build_info", build_info)
+    for path in ("/api/chat", "//api/chat"):
+        app.router.add_get(path, kyutai)
+    app.router.add_get("/v1/live/sessions", openai_live)
+    app.router.add_get("/v1/realtime", openai_realtime)
+    return app
+
+
+def _guard(access: Access) -> Middleware:
+    @web.middleware
+    async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        problem = access.host_problem(request.headers, request.secure)
+        if problem is None and request.path not in _OPEN_TO_ALL:
+            problem = access.token_problem(request.headers, request.query)
+        if problem is not None:
+            return _json(problem)
+        return await handler(request)
+
+    return guard
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    """Errors as JSON, in the shape that OpenAI's clients read; never a traceback."""
+    try:
+        return await handler(request)
+    except web.HTTPNotFound:
+        return _json(Refused(404, "not_found", f"nothing is served here; there are {_SERVED}"))
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        refused = _json(Refused(error.status, "invalid_request", error.reason or "refused"))
+        if hdrs.ALLOW in error.headers:
+            refused.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
+        return refused
+    except Exception:
+        _log.exception("%s failed", request.path)
+        return _json(Refused(500, "server_error", "the server failed: see its log"))
+
+
+def _json(problem: Refused) -> web.Response:
+    error = {"message": problem.message, "type": "invalid_request_error", "param": None}
+    return web.json_response({"error": {**error, "code": problem.code}}, status=problem.status)

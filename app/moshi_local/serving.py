@@ -1,0 +1,399 @@
+"""`moshi-local serve`: the model, its places for conversations and the sockets, put together.
+
+Knows every part and decides nothing that a part can decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import signal
+import ssl
+import stat
+from collections.abc import Callable
+from contextlib import AsyncExitStack, ExitStack, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from moshi_mlx import Moshi, MoshiError, catalog
+from moshi_mlx.families.kinds import kind_of
+from moshi_mlx.hub import canonical
+
+from . import arguments as a
+from . import platform as system
+from .assembly import consoles, load_model, session_arguments
+from .engine import Engine, EngineConversation
+from .options import CodecChoice, ModelSource, PersonaFlags, SamplingFlags
+from .report import warm_up
+from .role import Role, own_voices, role_for
+
+if TYPE_CHECKING:
+    from aiohttp import web
+
+    from .server.access import Access
+    from .server.room import Room, Wishes
+
+__all__ = ["ServeOptions", "serve", "serve_command"]
+
+SERVER = "Server"
+PORT = 8998
+"""Where Kyutai's clients look for a server."""
+STOPPING_SECONDS = 2.0
+"""In which conversations end when the server is stopped."""
+_WARM_UP_FRAMES = 12
+_MOST_SESSIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class ServeOptions:
+    """What a server is asked for.
+
+    kv_bits, persona, seed, sampling: of conversations whose clients say nothing else.
+    sessions: conversations at the same time.
+    token: that clients must bring; None: one is made where others can reach the server.
+    tls: a folder with cert.pem and key.pem.
+    unix: the path of a socket, in place of host and port.
+    origins, hosts: beside the server's own.
+    minutes: that a conversation may last.
+    """
+
+    model: ModelSource
+    host: str = "127.0.0.1"
+    port: int = PORT
+    seed: int | None = None
+    sampling: SamplingFlags = field(default_factory=SamplingFlags)
+    persona: PersonaFlags = field(default_factory=PersonaFlags)
+    kv_bits: int | None = None
+    loop_guard: bool = True
+    sessions: int = 1
+    token: str | None = None
+    tls: Path | None = None
+    unix: Path | None = None
+    origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
+    minutes: float | None = None
+
+
+def serve(options: ServeOptions) -> None:
+    """Serves until Ctrl-C or SIGTERM; conversations then end within STOPPING_SECONDS.
+
+    Raises:
+        MoshiError: a part is missing, the model cannot talk, or the address cannot be used.
+    """
+    _, notes = consoles(stdout_is_taken=True)
+    tls = None if options.tls is None else tls_of(options.tls)
+    access = _access(options)
+    role = role_for(options.persona, options.model.name, options.kv_bits)
+    _log_to_stderr()
+    with ExitStack() as stack:
+        model, verdict = load_model(options.model, notes, options.kv_bits)
+        assert isinstance(model, Moshi), "only models that talk are loaded"
+        hints = [*stack.enter_context(system.keep_awake_and_fast())]
+        hints += filter(None, {model.worker.call(system.prefer_this_thread)})
+        engine = stack.enter_context(Engine(lambda: model))
+        opener = _opener(engine, options, role, verdict.kv_bits)
+        with model.session(kv_bits=verdict.kv_bits) as session:
+            warm_up(session, model.frame_size, _WARM_UP_FRAMES)
+        for line in filter(None, (*hints, verdict.advice)):
+            notes.print(line, markup=False, soft_wrap=True)
+        room = _room(model, options, opener)
+        asyncio.run(_serve(options, room, access, tls, notes))
+
+
+def tls_of(folder: Path) -> ssl.SSLContext:
+    """The server's side of TLS from a folder with cert.pem and key.pem.
+
+    Raises:
+        MoshiError: a file is missing, or they do not belong together.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror or str(error)
+        raise MoshiError(
+            f"--ssl {folder}: cert.pem and key.pem cannot be used: {reason}. "
+            "mkcert makes both for this machine"
+        ) from error
+    return context
+
+
+def _access(options: ServeOptions) -> Access:
+    """The rules. Where other machines can reach the server, it always has a token."""
+    from .server.access import LOCAL_HOSTS, Access, is_local
+
+    local = options.unix is not None or is_local(options.host)
+    token = options.token
+    if token is None and not local:
+        token = secrets.token_urlsafe(16)
+    named = {name.lower() for name in options.hosts}
+    if options.host not in ("0.0.0.0", "::"):
+        named.add(options.host.lower())
+    return Access(LOCAL_HOSTS | named, frozenset(options.origins), token)
+
+
+def _opener(
+    engine: Engine, options: ServeOptions, role: Role, kv_bits: int | None
+) -> Callable[[Wishes], EngineConversation]:
+    """What makes a client's conversation."""
+
+    def opened(wishes: Wishes) -> EngineConversation:
+        model = engine.moshi
+        own = role
+        if wishes.persona is not None or wishes.voice is not None:
+            own = replace(
+                role, persona=wishes.persona or role.persona, voice=wishes.voice or role.voice
+            )
+        wanted: dict[str, Any] = {k: v for k, v in wishes.sampling.items() if v is not None}
+        sampling = replace(options.sampling, **wanted)
+        seeds = (wishes.seed, options.seed, secrets.randbits(31))
+        seed = next(seed for seed in seeds if seed is not None)
+        return engine.open(
+            guard=options.loop_guard, **session_arguments(model, seed, sampling, kv_bits, own)
+        )
+
+    return opened
+
+
+def _room(
+    model: Moshi, options: ServeOptions, opener: Callable[[Wishes], EngineConversation]
+) -> Room:
+    from .server.room import Room
+
+    persona = kind_of(model.config, model.name).persona
+    return Room(
+        model.name,
+        model.sample_rate,
+        model.frame_size,
+        opener,
+        places=options.sessions,
+        takes_persona=persona,
+        voices=_voices(model) if persona else (),
+        minutes=options.minutes,
+    )
+
+
+def _voices(model: Moshi) -> list[str]:
+    """Names that a client may ask for: the model's own voices and the user's."""
+    own = own_voices()
+    mine = sorted(path.stem for path in own.glob("*.safetensors")) if own.is_dir() else []
+    return [*model.voices(), *mine]
+
+
+async def _serve(
+    options: ServeOptions,
+    room: Room,
+    access: Access,
+    tls: ssl.SSLContext | None,
+    notes: Console,
+) -> None:
+    from aiohttp import web
+
+    from .server.app import make_app
+
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with suppress(NotImplementedError):  # Windows
+            loop.add_signal_handler(number, stop.set)
+    runner = web.AppRunner(
+        make_app(room, access), access_log=None, shutdown_timeout=STOPPING_SECONDS
+    )
+    await runner.setup()
+    async with AsyncExitStack() as stack:
+        stack.push_async_callback(runner.cleanup)
+        stack.push_async_callback(room.close)
+        where = await _listen(options, runner, tls, stack)
+        notes.print(f"{room.name} is ready: {where}", markup=False, soft_wrap=True)
+        if access.token is not None and options.token is None:
+            notes.print(f"token: {access.token}", markup=False, soft_wrap=True)
+        await stop.wait()
+        notes.print("stopping")
+
+
+async def _listen(
+    options: ServeOptions, runner: web.AppRunner, tls: ssl.SSLContext | None, stack: AsyncExitStack
+) -> str:
+    """Opens the address; gives it in words. Raises MoshiError."""
+    from aiohttp import web
+
+    try:
+        if options.unix is not None:
+            path = options.unix
+            if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+                path.unlink()  # of a server that was killed
+            before = os.umask(0o177)
+            try:
+                await web.UnixSite(runner, str(path), ssl_context=tls).start()
+            finally:
+                os.umask(before)
+            stack.callback(path.unlink, missing_ok=True)
+            return f"unix socket {path}"
+        site = web.TCPSite(runner, options.host, options.port, ssl_context=tls)
+        await site.start()
+    except OSError as error:
+        where = options.unix or f"{options.host} port {options.port}"
+        reason = error.strerror or str(error)
+        raise MoshiError(
+            f"cannot listen on {where}: {reason}. Is another server running? --port takes another"
+        ) from error
+    scheme = "http" if tls is None else "https"
+    port = runner.addresses[0][1]
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    return f"{scheme}://{host}:{port}"
+
+
+def _log_to_stderr() -> None:
+    """One line a conversation; neither sound nor words."""
+    log = logging.getLogger("moshi_local.server")
+    if not log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+# ---------------------------------------------------------------------------- the command
+
+
+def serve_command(
+    context: typer.Context,
+    host: Annotated[
+        str,
+        typer.Option(
+            metavar="ADDRESS",
+            help="Listen on this address. Anything but this machine's own demands a token.",
+            rich_help_panel=SERVER,
+        ),
+    ] = "127.0.0.1",
+    port: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=65535,
+            metavar="N",
+            help="Listen on this port; 0 takes a free one.",
+            rich_help_panel=SERVER,
+        ),
+    ] = PORT,
+    sessions: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=_MOST_SESSIONS,
+            metavar="N",
+            help="Hold up to N conversations at once.",
+            rich_help_panel=SERVER,
+        ),
+    ] = 1,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            envvar="MOSHI_LOCAL_TOKEN",
+            help="Serve only clients that bring this key.",
+            show_default="none on this machine, a random one elsewhere",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    tls: Annotated[
+        Path | None,
+        typer.Option(
+            "--ssl",
+            metavar="DIR",
+            help="Serve https with cert.pem and key.pem of this folder.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    unix: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Listen on this unix socket, which only you can open, instead of an address.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="URL",
+            help="Let pages of this website use the server.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Answer to this name too, such as mac.local.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            min=0.1,
+            max=100_000.0,
+            metavar="N",
+            help="End a conversation after N minutes.",
+            show_default="never",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    model: a.ModelOption = None,
+    force: a.ForceOption = False,
+    codec: a.CodecNameOption = CodecChoice.auto,
+    lora: a.LoraOption = None,
+    kv_bits: a.KvBitsOption = None,
+    float16: a.Float16Option = False,
+    persona: a.PersonaOption = None,
+    voice: a.VoiceOption = None,
+    no_prompt_cache: a.NoPromptCacheOption = False,
+    keep_persona: a.KeepPersonaOption = False,
+    no_loop_guard: a.NoLoopGuardOption = False,
+    seed: a.SeedOption = None,
+    temperature: a.TemperatureOption = None,
+    temperature_text: a.TemperatureTextOption = None,
+    top_k: a.TopKOption = None,
+    top_k_text: a.TopKTextOption = None,
+    top_p: a.TopPOption = None,
+    min_p: a.MinPOption = None,
+) -> None:
+    """Let other programs and browsers talk with the model, over sockets on this machine.
+
+    Kyutai's protocol is at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. Nothing is kept, and
+    no sound or word is logged.
+    """
+    del context
+    serve(
+        ServeOptions(
+            model=ModelSource(
+                canonical(model or catalog.default_model()), codec, lora, float16, force
+            ),
+            host=host,
+            port=port,
+            seed=seed,
+            sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
+            persona=PersonaFlags(persona, voice, not no_prompt_cache, keep_persona),
+            kv_bits=kv_bits,
+            loop_guard=not no_loop_guard,
+            sessions=sessions,
+            token=token,
+            tls=tls,
+            unix=unix,
+            origins=tuple(allow_origin or ()),
+            hosts=tuple(allow_host or ()),
+            minutes=max_minutes,
+        )
+    )
