@@ -34,7 +34,7 @@ from moshi_mlx.weights import load_lm
 
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards
 from .codec_data import FRAME_SIZE
-from .model_folder import export_model
+from .model_folder import export_on_nano
 from .renditions import training_voices
 from .sentences import (
     EPAD,
@@ -65,8 +65,7 @@ PAUSES = (0.5, 1.0, 2.0, 3.0)
 CONFIG: dict[str, Any] = {
     "model_type": "stt",
     "moshi_name": "model.safetensors",
-    "mimi_name": "mimi.safetensors",
-    "mimi_config_name": "mimi_config.json",
+    "base": "nano",
     "tokenizer_name": "tokenizer.model",
     "lm_gen_config": {"temp": 0.0, "temp_text": 0.0, "top_k": 250, "top_k_text": 50},
     "stt_config": {
@@ -393,8 +392,7 @@ def _checks(seed: int, number: int) -> list[Clip]:
 
 def export(out: Path) -> None:
     """The newest checkpoint as a folder for `moshi_mlx.load`: `out`/model."""
-    nano = bundled_folder("nano")
-    export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
+    export_on_nano(out / "lm", CONFIG, out / "model", out / "tokenizer.model")
 
 
 def main() -> None:

@@ -19,7 +19,6 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.config import LmConfig
-from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
 from moshi_mlx.text import TextTokenizer
@@ -30,7 +29,7 @@ from moshi_mlx.training.trainer import TrainConfig, Trainer
 from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards, silence
 from .codec_data import FRAME_SIZE
 from .grid import on_grid
-from .model_folder import export_model
+from .model_folder import export_on_nano
 from .sentences import (
     EPAD,
     PAD,
@@ -50,8 +49,7 @@ _SCHEDULE = [0, 1, 2, 2, 3, 3, 3, 3]  # the depth transformer's weights for each
 CONFIG: dict[str, Any] = {
     "model_type": "tts",
     "moshi_name": "model.safetensors",
-    "mimi_name": "mimi.safetensors",
-    "mimi_config_name": "mimi_config.json",
+    "base": "nano",
     "tokenizer_name": "tokenizer.model",
     "lm_gen_config": {"temp": 0.3, "temp_text": 0.3, "top_k": 250, "top_k_text": 25},
     "tts_config": {"audio_delay": DELAY / FRAME_RATE, "second_stream_ahead": 0},
@@ -280,8 +278,7 @@ def prepare_data(out: Path, shards: int, processes: int, seed: int) -> None:
 
 def export(out: Path) -> None:
     """The newest checkpoint as a folder for `moshi_mlx.load`: `out`/model."""
-    nano = bundled_folder("nano")
-    export_model(out / "lm", CONFIG, out / "model", nano, out / "tokenizer.model")
+    export_on_nano(out / "lm", CONFIG, out / "model", out / "tokenizer.model")
 
 
 def main() -> None:
