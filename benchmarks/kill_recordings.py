@@ -42,7 +42,7 @@ LIVE_LOAD_SECONDS = 120.0
 QUESTION = bundled_folder("nano") / "question.wav"
 TAG = "right channel: synthetic speech"
 TIME = r"\d\d+:\d\d:\d\d\.\d\d\d"
-CUE = re.compile(rf"({TIME}) --> ({TIME})\n<v Moshi>([^\n]*)</v>")
+CUE = re.compile(rf"({TIME}) --> ({TIME})\n<v (?:Moshi|You)>([^\n]*)</v>")
 
 
 @dataclass

@@ -1,11 +1,13 @@
 """The real `moshi-local` on the virtual sound card, measured.
 
     python -m benchmarks.live [--seconds 60] [--model nano] [--keep both.wav] [--room] [-- OPTIONS]
+    python -m benchmarks.live --transcribe --model FOLDER [--seconds 60] [-- OPTIONS]
 
 Plays nano's question into the microphone again and again, records both sides, and prints a table
 of what the sound card, the frames and the memory did. Exit code 1 if there was an xrun, no
 callback or fewer than there must be, no sound on the speaker side, or memory that grew by more
-than 2 % after the first minute.
+than 2 % after the first minute. With --transcribe it is `moshi-local transcribe --live`, which has
+no speaker side.
 """
 
 from __future__ import annotations
@@ -57,6 +59,7 @@ class LiveRun:
     """Resident bytes, every SAMPLE_SECONDS from when it listened."""
     listening_after: float
     """Seconds from the command to when it listened."""
+    speaks: bool = True
 
     @property
     def memory_growth(self) -> float | None:
@@ -96,8 +99,8 @@ class LiveRun:
                 found.append(f"{self.summary['callbacks']} callbacks in place of {expected:.0f}")
         if (growth := self.memory_growth) is not None and growth > MEMORY_GROWTH:
             found.append(f"memory grew by {100 * growth:.1f} %")
-        if not self.speaker_seconds:
-            found.append("no sound on the speaker side")
+        if bool(self.speaker_seconds) != self.speaks:
+            found.append(f"{self.speaker_seconds} s of sound on the speaker side")
         return found
 
 
@@ -113,7 +116,7 @@ def talk(
     With `stop_with` the program runs without an end and gets this signal after `seconds`. The
     command `through` starts it, if given.
     """
-    command = [*through, sys.executable, "-m", "moshi_local", "--json", *options]
+    command = [*through, sys.executable, "-m", "moshi_local", *options, "--json"]
     if stop_with is None:
         command += ["--seconds", str(seconds)]
     lines: list[str] = []
@@ -167,7 +170,8 @@ def talk(
                 follower.join()
     summary = json.loads(output) if program.returncode == 0 else {}
     listened = moments[0] if moments else float("nan")
-    return LiveRun(summary, both.samples, program.returncode, "".join(lines), memory, listened)
+    errors, speaks = "".join(lines), "transcribe" not in options
+    return LiveRun(summary, both.samples, program.returncode, errors, memory, listened, speaks)
 
 
 def _resident_bytes(pid: int) -> float:
@@ -201,13 +205,19 @@ def table(run: LiveRun) -> str:
         ("frames", str(summary["frames"])),
         ("callbacks", str(summary["callbacks"])),
         ("xruns", str(summary["xruns"])),
-        ("gaps in the output", str(summary["gaps"])),
         ("input dropped (s)", f"{summary['input_dropped_seconds']:.2f}"),
-        ("output dropped (s)", f"{summary['output_dropped_seconds']:.2f}"),
-        ("speaker heard (s)", f"{run.speaker_seconds:.1f}"),
         ("words", str(len(summary["words"]))),
-        ("mouth to ear (ms)", f"{summary['delay_ms']:.0f}"),
     ]
+    if run.speaks:
+        rows += [
+            ("gaps in the output", str(summary["gaps"])),
+            ("output dropped (s)", f"{summary['output_dropped_seconds']:.2f}"),
+            ("speaker heard (s)", f"{run.speaker_seconds:.1f}"),
+            ("mouth to ear (ms)", f"{summary['delay_ms']:.0f}"),
+        ]
+    if "heard" in summary:
+        rows.append(("words of the captions", str(len(summary["heard"]["words"]))))
+        rows.append(("without captions (s)", f"{summary['captions_lost']:.2f}"))
     if (growth := run.memory_growth) is not None:
         sizes = [run.memory[round(SETTLED_SECONDS / SAMPLE_SECONDS)], run.memory[-2]]
         grew = " → ".join(f"{size / 1e6:.1f}" for size in sizes)
@@ -229,6 +239,9 @@ def main() -> int:
     parser.add_argument(
         "--room", action="store_true", help="the microphone hears the speaker (60 ms, gain 0.3)"
     )
+    parser.add_argument(
+        "--transcribe", action="store_true", help="`moshi-local transcribe --live`, with this model"
+    )
     parser.add_argument("options", nargs="*", help="more options of moshi-local, after --")
     parser.add_argument("--keep", type=Path, help="write both sides to this stereo WAV")
     options = parser.parse_args()
@@ -240,7 +253,8 @@ def main() -> int:
         rig.VirtualCard.start(Path(folder) / "card") as card,
         card.echo(*ROOM) if options.room else nullcontext(),
     ):
-        run = talk(card, options.seconds, "--model", options.model, *options.options)
+        command = ["transcribe", "--live"] if options.transcribe else []
+        run = talk(card, options.seconds, *command, "--model", options.model, *options.options)
     if options.keep:
         soundfile.write(options.keep, run.both, rig.RATE)
     if run.summary:

@@ -328,6 +328,17 @@ NoLoopGuardOption = Annotated[
         rich_help_panel=CONVERSATION,
     ),
 ]
+CaptionsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--captions",
+        metavar="NAME",
+        help="Write down what you say too, with this speech-to-text model, such as "
+        f"{default_of('transcribe')}: on the screen, in events and recordings.",
+        show_default=False,
+        rich_help_panel=CONVERSATION,
+    ),
+]
 SecondsOption = Annotated[
     float | None,
     typer.Option(

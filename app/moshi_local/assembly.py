@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +17,45 @@ import typer
 from rich.console import Console
 
 import moshi_mlx
-from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, catalog
+from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, Word, catalog
 from moshi_mlx.backend import slow_reason
+from moshi_mlx.checkpoint import find_files
 from moshi_mlx.families import Verb
-from moshi_mlx.families.kinds import KINDS, other_verb
+from moshi_mlx.families.kinds import check_verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
 from .first_start import make_model
-from .machine.verdict import Verdict, check_before
-from .options import ModelSource, PersonaFlags, SamplingFlags, TranslationFlags
-from .report import LoopReport
+from .listening import Listening
+from .machine.verdict import Verdict, check_before, check_together
+from .options import (
+    ModelSource,
+    PersonaFlags,
+    SamplingFlags,
+    TranscriptionFlags,
+    TranslationFlags,
+)
+from .report import LoopReport, words_as_dicts
 from .role import Role, files_of, own_voices, told
 
 __all__ = [
+    "CaptionModel",
     "asked",
+    "check_captions",
     "consoles",
+    "heard_as_dict",
     "inputs_of",
+    "load_captions",
     "load_model",
     "open_session",
+    "open_transcription",
     "print_json",
     "session_arguments",
+    "transcription_arguments",
 ]
+
+CAPTIONS_CATCH_UP = 2
+"""Frames that a step of captions takes at most, so that it fits between two of the conversation."""
 
 
 def consoles(stdout_is_taken: bool) -> tuple[Console, Console]:
@@ -70,7 +87,7 @@ def load_model(
     Raises:
         MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
     """
-    _check_verb(source.name, verb)
+    check_verb(source.name, verb)
     if catalog.series(source.name):
         notes.print("measuring this machine …")
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
@@ -102,15 +119,24 @@ def load_model(
         dtype=mx.float16 if source.float16 else None,
     )
     notes.print(f"codec {moshi.codec.name}")
+    if verb == "transcribe" and not moshi.lm.config.extra_heads:
+        notes.print("no pause heads: ends of turns are not told")
     return moshi, verdict
 
 
-def _check_verb(name: str, verb: Verb) -> None:
-    """Refuses a published model that cannot do it, before anything is measured or fetched."""
-    entry = catalog.entry_of(name)
-    if entry is not None and KINDS[entry.family].verb != verb:
-        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
-        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
+def check_captions(name: str | None) -> None:
+    """Refuses a model that cannot write captions, before the one that talks is loaded.
+
+    Raises:
+        VerbError: it cannot transcribe.
+        HubError: there is no model of that name.
+    """
+    if name is None:
+        return
+    check_verb(name, "transcribe")
+    published = catalog.entry_of(name) is not None
+    if not published and ("/" not in name or Path(name).exists()):  # else it may be fetched
+        find_files(name, offline=True)
 
 
 def open_session(
@@ -161,6 +187,70 @@ def session_arguments(
         "kv_bits": kv_bits,
         **asked,
     }
+
+
+def open_transcription(stt: Model, kv_bits: int | None, flags: TranscriptionFlags) -> Listening:
+    """A live transcription, with ends of turns as the options say. Raises MoshiError."""
+    how = transcription_arguments(stt, kv_bits, flags)
+    return Listening(stt.session(**how), stt.frame_size)
+
+
+def transcription_arguments(
+    stt: Model, kv_bits: int | None, flags: TranscriptionFlags
+) -> dict[str, Any]:
+    """As `Stt.session` takes them. Raises VerbError where the model cannot tell turns."""
+    asked = {name: value for name, value in asdict(flags).items() if value is not None}
+    turns = {name for name in asked if name.startswith("turn_")}
+    if turns and not stt.lm.config.extra_heads:
+        raise VerbError(
+            f"{stt.name} has no pause heads and cannot tell turns: leave --turn-threshold and "
+            "--turn-hold out"
+        )
+    given = {name.removeprefix("turn_"): value for name, value in asked.items()}
+    return {"kv_bits": kv_bits, **given}
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionModel:
+    """A model that writes down what the user says, beside the one that talks."""
+
+    model: Model
+    verdict: Verdict
+
+    def open_session(self) -> Listening:
+        """A fresh session, whose steps are short. Raises MoshiError."""
+        session = self.model.session(kv_bits=self.verdict.kv_bits, catch_up=CAPTIONS_CATCH_UP)
+        return Listening(session, self.model.frame_size)
+
+
+def load_captions(
+    name: str, notes: Console, moshi: Model, talks: Verdict, force: bool = False
+) -> CaptionModel:
+    """Loads what writes captions, once the model that talks is loaded.
+
+    Args:
+        name: of the model.
+        notes: where to say what is done.
+        moshi: the model that talks.
+        talks: what that needs.
+        force: load it even if both together don't fit in memory.
+
+    Raises:
+        MoshiError: it cannot write captions, or not beside that model.
+    """
+    check_together(talks, name, force=force)
+    model, verdict = load_model(ModelSource(name, force=force), notes, verb="transcribe")
+    frames = [(each.sample_rate, each.frame_size) for each in (moshi, model)]
+    if frames[0] != frames[1]:
+        texts = " and ".join(f"{size} samples at {rate} Hz" for rate, size in frames)
+        raise MoshiError(f"--captions {name}: its frames are not those of {moshi.name}: {texts}")
+    return CaptionModel(model, verdict)
+
+
+def heard_as_dict(model: str, words: Sequence[Word]) -> dict[str, object]:
+    """Captions for a summary: who wrote them, and the words."""
+    text = " ".join(word.text for word in words)
+    return {"captions": model, "heard": {"text": text, "words": words_as_dicts(words)}}
 
 
 def _as_arguments(role: Role, moshi: Model, kv_bits: int | None) -> dict[str, Any]:

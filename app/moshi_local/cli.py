@@ -47,6 +47,7 @@ from .piping import pipe_command
 from .platform import batch_gpu_work, machine
 from .serving import serve_command
 from .speaking import speak_command
+from .transcription import transcribe_command
 from .translation import translate_command
 from .voices import voices_app
 
@@ -85,6 +86,7 @@ def live_command(
     push_to_talk: a.PushToTalkOption = False,
     no_greeting: a.NoGreetingOption = False,
     no_loop_guard: a.NoLoopGuardOption = False,
+    captions: a.CaptionsOption = None,
     seconds: a.SecondsOption = None,
     input: a.InputOption = None,
     output: a.OutputOption = None,
@@ -139,6 +141,7 @@ def live_command(
             seconds=seconds,
             plain=plain,
             as_json=as_json,
+            captions=None if captions is None else canonical(captions),
         )
     )
 
@@ -167,6 +170,7 @@ def run_command(
     voice: a.VoiceOption = None,
     no_prompt_cache: a.NoPromptCacheOption = False,
     keep_persona: a.KeepPersonaOption = False,
+    captions: a.CaptionsOption = None,
     seed: a.SeedZeroOption = 0,
     temperature: a.TemperatureOption = None,
     temperature_text: a.TemperatureTextOption = None,
@@ -218,10 +222,12 @@ def run_command(
             stereo=stereo,
             picture=picture,
             as_json=as_json,
+            captions=None if captions is None else canonical(captions),
         )
     )
 
 
+app.command("transcribe", cls=a.Command)(transcribe_command)
 app.command("translate", cls=a.Command)(translate_command)
 app.command("pipe", cls=a.Command)(pipe_command)
 app.command("serve", cls=a.Command)(serve_command)
@@ -267,6 +273,15 @@ def doctor_command(
     quantized: a.QuantizedOption = None,
     hf_repo: a.HfRepoOption = None,
     kv_bits: a.KvBitsOption = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Check also whether this speech-to-text model can write captions beside it.",
+            show_default=False,
+            rich_help_panel=a.MODEL,
+        ),
+    ] = None,
     frames: Annotated[int, typer.Option(min=1, metavar="N", help="Time this many frames.")] = 100,
     full: a.FullOption = False,
     report: a.ReportOption = None,
@@ -280,6 +295,8 @@ def doctor_command(
         raise typer.BadParameter("--report goes with --full")
     if full and as_json:
         raise typer.BadParameter("--full writes a file of JSON: leave --json out")
+    if full and captions is not None:
+        raise typer.BadParameter("--full measures one model: leave --captions out")
     name = _asked(context, model, quantized, hf_repo) or catalog.default_model()
     print("measuring this machine …", file=sys.stderr)
     if full:
@@ -292,7 +309,12 @@ def doctor_command(
         )
     else:
         code = doctor(
-            name, frames=frames, as_json=as_json, list_devices=list_devices, kv_bits=kv_bits
+            name,
+            frames=frames,
+            as_json=as_json,
+            list_devices=list_devices,
+            kv_bits=kv_bits,
+            captions=None if captions is None else canonical(captions),
         )
     raise typer.Exit(code)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
 from moshi_mlx import Event, Frame, SpeechStarted, Word, WordSpoken
@@ -99,6 +99,7 @@ class Conversation:
         greeting_held: Moshi says nothing before the user has spoken, or this many seconds have
             passed; 0 lets it begin by itself.
         guard: whether loops are broken.
+        told: makes the event of a word that was still open at the end, of its end (seconds) and it.
 
     Raises:
         ArgumentError: a number is none, or out of range.
@@ -112,6 +113,7 @@ class Conversation:
         push_to_talk: bool = False,
         greeting_held: float = 0.0,
         guard: bool = True,
+        told: Callable[[float, Word], Event] = WordSpoken,
     ) -> None:
         real("greeting_held", greeting_held, 0, _LONGEST_HELD)
         real("frame_rate", frame_rate, *_FRAME_RATES)
@@ -120,6 +122,7 @@ class Conversation:
         self._frame_rate = frame_rate
         self._greeting_frames = math.ceil(greeting_held * frame_rate)
         self._guard = LoopGuard() if guard else None
+        self._told = told
         self._events: list[Event] = []
         # Set by other threads; each is one assignment.
         self._muted = False
@@ -251,7 +254,7 @@ class Conversation:
 
     def finish(self) -> None:
         """Nothing more will be stepped: the word that is still open becomes an event."""
-        self._events += [WordSpoken(word.end, word) for word in self._session.flush()]
+        self._events += [self._told(word.end, word) for word in self._session.flush()]
 
     def _reset(self) -> None:
         self._reset_asked = False

@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from moshi_mlx import Event, Frame
+from moshi_mlx import Event, Frame, Word
 
 __all__ = [
+    "CaptionsBehind",
+    "CaptionsLost",
     "DeviceLost",
     "Event",
     "FrameDone",
     "GreetingHeld",
+    "SilentFrame",
     "Lag",
     "Listener",
     "LoopBroken",
@@ -30,6 +33,7 @@ __all__ = [
     "RecordingStopped",
     "ResetDone",
     "Resumed",
+    "WordHeard",
 ]
 
 
@@ -42,7 +46,9 @@ class Notice(Event):
 
 @dataclass(frozen=True)
 class Opened(Event):
-    """The sound devices with these names are open, at these rates (Hz)."""
+    """The sound devices with these names are open, at these rates (Hz); one that is not wanted has
+    the name "".
+    """
 
     input: str
     output: str
@@ -80,6 +86,17 @@ class FrameDone(Event):
     took: float = 0.0
     lag: float = 0.0
     delay: float | None = None
+
+
+@dataclass(frozen=True)
+class SilentFrame(Frame):
+    """A frame of which nothing is said.
+
+    pauses: probabilities that the speaker pauses for at least 0.5, 1, 2 and 3 s; None where the
+        model has no heads for them.
+    """
+
+    pauses: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +149,33 @@ class LoopBroken(Event):
 
     phrase: str
     times: int
+
+
+@dataclass(frozen=True)
+class WordHeard(Event):
+    """The user has said a word, as a speech-to-text model writes it; some time after it was said.
+
+    Of what was said before a `ResetDone`, times are negative.
+    """
+
+    word: Word
+
+
+@dataclass(frozen=True)
+class CaptionsBehind(Event):
+    """So much of what the user says waits to be written down (seconds); told once."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CaptionsLost(Event):
+    """So much of what the user said is never written down, since too much waited (seconds).
+
+    Counted at the end, never a line: on a slow machine it comes again and again.
+    """
+
+    seconds: float
 
 
 @dataclass(frozen=True)

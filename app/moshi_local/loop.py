@@ -19,7 +19,7 @@ import numpy as np
 from moshi_mlx import MoshiError, SessionError, Word, WordSpoken
 
 from .conversation import Conversation, Stepper
-from .events import Event, FrameDone, Listener, ResetDone
+from .events import Event, FrameDone, Listener, ResetDone, WordHeard
 from .port import AudioPort, Read, status_of
 from .report import LoopReport
 
@@ -121,7 +121,7 @@ def run_loop(
     def tell(events: Iterable[Event]) -> None:
         nonlocal begun
         for event in events:
-            if isinstance(event, WordSpoken):
+            if isinstance(event, WordSpoken | WordHeard):
                 report.words.append(_later(event.word, begun))
             elif isinstance(event, ResetDone):
                 begun = report.seconds

@@ -17,6 +17,7 @@ __all__ = [
     "SamplingFlags",
     "SoundFlags",
     "SpeakingFlags",
+    "TranscriptionFlags",
     "TranslationFlags",
 ]
 
@@ -116,6 +117,22 @@ class SpeakingFlags:
     cfg: float | None = None
     codebooks: int | None = None
     normalize: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionFlags:
+    """What only a transcription has; None where the model's own value holds.
+
+    spell: words whose spelling the model is shown.
+    spell_sound: a recording of these words.
+    turn_threshold: the probability of a pause from which a turn may have ended.
+    turn_hold: how long it must stay there (seconds).
+    """
+
+    spell: str | None = None
+    spell_sound: Path | None = None
+    turn_threshold: float | None = None
+    turn_hold: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ Times are told as p50, p95, p99 and the maximum, never as a mean. Knows nothing 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -16,7 +16,15 @@ import numpy.typing as npt
 from moshi_mlx import Word
 from moshi_mlx.arrays import Pcm
 
-__all__ = ["FrameTimes", "LoopReport", "Steps", "percentiles", "quantiles", "warm_up"]
+__all__ = [
+    "FrameTimes",
+    "LoopReport",
+    "Steps",
+    "percentiles",
+    "quantiles",
+    "warm_up",
+    "words_as_dicts",
+]
 
 STAGES = ("encode", "model", "decode")
 Times = Sequence[float] | npt.NDArray[np.floating]
@@ -32,6 +40,14 @@ def percentiles(seconds: Times) -> dict[str, float]:
     """p50, p95, p99 and max, from seconds to milliseconds."""
     found = zip(("p50", "p95", "p99", "max"), quantiles(seconds), strict=True)
     return {name: round(1000 * value, 3) for name, value in found}
+
+
+def words_as_dicts(words: Iterable[Word]) -> list[dict[str, object]]:
+    """Words for JSON, with their times in seconds, to the millisecond."""
+    return [
+        {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+        for word in words
+    ]
 
 
 class Steps(Protocol):
@@ -141,10 +157,7 @@ class LoopReport:
         times = self.times.summary()
         return {
             "text": self.text,
-            "words": [
-                {"text": w.text, "start": round(w.start, 3), "end": round(w.end, 3)}
-                for w in self.words
-            ],
+            "words": words_as_dicts(self.words),
             "frames": self.frames,
             "seconds": round(self.seconds, 3),
             "elapsed_seconds": round(self.elapsed, 3),

@@ -8,20 +8,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from moshi_mlx import Model, Speech, catalog
+from moshi_mlx import Model, Speech
 from moshi_mlx.arguments import real, whole
 from moshi_mlx.arrays import Pcm
-from moshi_mlx.families.kinds import KINDS
 from moshi_mlx.families.translate import LONGEST_TAIL
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
@@ -43,7 +39,9 @@ from .options import (
     SoundFlags,
     TranslationFlags,
 )
+from .report import words_as_dicts
 from .terminal.lines import print_words
+from .terminal.progress import SoundProgress
 
 __all__ = ["TranslationOptions", "translate_command", "translate_file"]
 
@@ -103,7 +101,10 @@ def translate_file(options: TranslationOptions) -> None:
     heard = sound.read(model.sample_rate).mean(axis=0)
     began = time.monotonic()
     try:
-        with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, sound.seconds) as progress:
+        with (
+            signals_interrupt("SIGTERM", "SIGHUP"),
+            SoundProgress(notes, sound.seconds) as progress,
+        ):
             speech: Speech = model.translate(
                 heard,
                 quality=options.flags.quality,
@@ -114,7 +115,7 @@ def translate_file(options: TranslationOptions) -> None:
                 text=options.sampling.text(model.text_sampling),
                 audio=options.sampling.audio(model.audio_sampling),
                 kv_bits=verdict.kv_bits,
-                progress=progress,
+                progress=progress.heard,
             )
     except (KeyboardInterrupt, SystemExit):
         notes.print(f"moshi-local: stopped; {options.target} was not written", soft_wrap=True)
@@ -136,10 +137,7 @@ def _summary(
     """For JSON; times in seconds."""
     return {
         "text": speech.text,
-        "words": [
-            {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
-            for word in speech.words
-        ],
+        "words": words_as_dicts(speech.words),
         "source": str(options.source),
         "source_seconds": round(sound.seconds, 3),
         "output": str(options.target),
@@ -173,39 +171,11 @@ def _write(
         WholeFile(output.path, output.what).write(content, mode=0o666)
 
 
-@contextmanager
-def _progress(notes: Console, seconds: float) -> Iterator[Callable[[float], None]]:
-    """A bar on a terminal, nothing elsewhere; gives what is told how far the source was heard."""
-    columns = (TextColumn("{task.completed:.0f}/{task.total:.0f} s"), BarColumn())
-    with Progress(
-        *columns,
-        TextColumn("{task.fields[speed]}"),
-        TimeRemainingColumn(),
-        console=notes,
-        transient=True,
-        disable=not notes.is_terminal,
-    ) as bar:
-        task, began = bar.add_task("", total=seconds, speed=""), time.monotonic()
-
-        def heard(now: float) -> None:
-            speed = now / max(time.monotonic() - began, 0.001)
-            last = "" if now < seconds else ", finishing"
-            bar.update(task, completed=now, speed=f"{speed:.1f} times real time{last}")
-
-        yield heard
-
-
 # ---------------------------------------------------------------------------- the command
 
 _FILES_ONLY = {"best_of", "tail", "stereo", "srt", "vtt", "json_file"}
 _LIVE_ONLY = {"input", "output", "rate", "echo", "noise_suppression", "record", "record_format"}
 _LIVE_ONLY |= {"events", "trace", "seconds", "plain", "push_to_talk"}
-
-
-def _default_model() -> str:
-    """The first of the catalogue that translates."""
-    entry = next(e for e in catalog.ENTRIES if KINDS[e.family].verb == "translate")
-    return (*entry.aliases, entry.name)[0]
 
 
 def _text_file(suffix: str, what: str) -> Any:
@@ -277,7 +247,7 @@ def translate_command(
             metavar="NAME",
             help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
             "Hugging Face hub.",
-            show_default=_default_model(),
+            show_default=a.default_of("translate"),
             rich_help_panel=a.MODEL,
         ),
     ] = None,
@@ -322,8 +292,11 @@ def translate_command(
     The translation keeps the speaker's voice as far as the model can. Live, use headphones, and
     end with q or Ctrl-C: the last words still come.
     """
-    _refuse_other_options(context, live)
-    model_source = ModelSource(canonical(model or _default_model()), codec, lora, float16, force)
+    how = "goes with IN and OUT, not with --live" if live else "goes with --live"
+    a.refuse_given(context, _FILES_ONLY if live else _LIVE_ONLY, how)
+    model_source = ModelSource(
+        canonical(model or a.default_of("translate")), codec, lora, float16, force
+    )
     sampling = SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p)
     flags = TranslationFlags(quality, real("--cfg", cfg, 0, 100))
     if live:
@@ -332,7 +305,7 @@ def translate_command(
         chat(
             ChatOptions(
                 model=model_source,
-                seed=None if _source_of(context, "seed") == "DEFAULT" else seed,
+                seed=None if a.source_of(context, "seed") == "DEFAULT" else seed,
                 sampling=sampling,
                 sound=SoundFlags(input, output, rate, echo, noise_suppression),
                 keeping=Keeping(record, record_format.value, events, trace),
@@ -365,17 +338,3 @@ def translate_command(
             json=json_file,
         )
     )
-
-
-def _source_of(context: typer.Context, name: str) -> str:
-    source = context.get_parameter_source(name)
-    return "DEFAULT" if source is None else source.name
-
-
-def _refuse_other_options(context: typer.Context, live: bool) -> None:
-    """Those that mean nothing here would be lost without a word."""
-    for parameter in context.command.params:
-        wrong = parameter.name in (_FILES_ONLY if live else _LIVE_ONLY)
-        if wrong and _source_of(context, str(parameter.name)) == "COMMANDLINE":
-            how = "goes with IN and OUT, not with --live" if live else "goes with --live"
-            raise typer.BadParameter(f"{parameter.opts[0]} {how}")

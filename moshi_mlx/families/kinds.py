@@ -70,6 +70,22 @@ def other_verb(verb: Verb, kind: Kind, where: str) -> str:
     return f"{where} is {kind.what}: it can {kind.verb}, but not {verb}"
 
 
+def check_verb(name: str, verb: Verb) -> None:
+    """Refuses a published model that cannot do it, before anything is measured or fetched.
+
+    Args:
+        name: of any model; one that isn't in the catalogue passes.
+        verb: what is asked of it.
+
+    Raises:
+        VerbError: names those that can.
+    """
+    entry = catalog.entry_of(name)
+    if entry is not None and KINDS[entry.family].verb != verb:
+        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
+        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
+
+
 def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
     """Refuses a model that cannot do what is asked of it.
 

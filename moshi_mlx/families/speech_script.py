@@ -223,6 +223,7 @@ class ArrivingScript:
                 if begins is not None:
                     self._taken(begins.end())
                     yield "AB".index(begins[1]), ""
+                    continue
             end = self._waiting.find("\n") + 1
             self._line_begins = end > 0
             yield None, self._taken(end or len(self._waiting))

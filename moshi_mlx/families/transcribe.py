@@ -16,7 +16,7 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from ..arguments import callable_or_none, real
+from ..arguments import callable_or_none, real, whole
 from ..arrays import Codes, Pcm
 from ..codec import Codec
 from ..config import LmConfig, SttConfig
@@ -38,10 +38,11 @@ from .model import Model
 from .sound_frames import SoundFrames, SoundSource
 from .spelling import AFTER, Spelling, frames_for, tokens_of, with_recording, without_recording
 from .stall import StallRule
-from .transcription_session import TranscriptionSession
+from .transcription_session import CATCH_UP, TranscriptionSession
 from .turns import TurnRule
 
 _AFTER = 1.0  # seconds of silence after a sound, beyond the delay
+_LONGEST_CATCH_UP = 1000
 _AT_ONCE = 12  # frames that are encoded together
 _MOST_AT_ONCE = 64
 
@@ -253,10 +254,15 @@ class Stt(Model):
         refresh_at: float | None = None,
         threshold: float = 0.5,
         hold: float = 0.0,
+        catch_up: int = CATCH_UP,
     ) -> TranscriptionSession:
         """A live transcription: sound in, words out.
 
-        The arguments are those of `transcribing`.
+        The other arguments are those of `transcribing`.
+
+        Args:
+            catch_up: frames that one step takes at most, where several wait: at the beginning, and
+                when the model hears a stretch again. Fewer make shorter steps, and later words.
 
         Raises:
             ArgumentError: an argument has an impossible value.
@@ -271,7 +277,8 @@ class Stt(Model):
         spelling = self._spelling(spell, spell_sound)
         make = partial(self._hearing, spelling=spelling, seed=seed, text=text, kv_bits=kv_bits)
         hearing = self.worker.call(lambda: make(batch=1))
-        return TranscriptionSession(self.codec, self.worker, self.stt, hearing, fresh)
+        most = whole("catch_up", catch_up, 2, _LONGEST_CATCH_UP)
+        return TranscriptionSession(self.codec, self.worker, self.stt, hearing, fresh, most)
 
     def _hearing(self, *, batch: int, spelling: Spelling | None, **rest: Any) -> Hearing:
         generator = self.generator(audio=None, batch=batch, **rest)

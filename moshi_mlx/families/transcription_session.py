@@ -18,7 +18,7 @@ from ..transcription import HeardWord
 from ..worker import Worker
 from .hearing import Fed, Hearer, Hearing, Said, frames_of_delay, step_all
 
-_CATCH_UP = 8
+CATCH_UP = 8
 """Frames that wait which one step takes at most, so that it stays short while the model hears a
 stretch again."""
 
@@ -55,6 +55,7 @@ class TranscriptionSession(FrameSession[HeardFrame]):
         stt: the model's times.
         hearing: of one sound, fresh.
         listener: makes a fresh one, which may have frames that wait in front of the sound.
+        catch_up: frames that wait which one step takes at most.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class TranscriptionSession(FrameSession[HeardFrame]):
         stt: SttConfig,
         hearing: Hearing,
         listener: Callable[[], Hearer],
+        catch_up: int = CATCH_UP,
     ) -> None:
         super().__init__(codec, worker)
         self._delay = frames_of_delay(stt, self.frame_rate)
         self._hearing, self._make = hearing, listener
+        self._catch_up = catch_up
         worker.call(self._begin)
 
     def _begin(self) -> None:
@@ -111,7 +114,7 @@ class TranscriptionSession(FrameSession[HeardFrame]):
         index, listener = self._index, self._listener
         self._index += 1
         listener.waiting.append(Fed(codes, float(index), pcm=pcm))
-        said = self._advance(_CATCH_UP)
+        said = self._advance(self._catch_up)
         return HeardFrame(
             index=index,
             words=said.words,

@@ -230,12 +230,12 @@ def test_two_speakers(model: Path, tmp_path: Path) -> None:
 
 def test_options_change_the_speech(model: Path, spoken: Path, tmp_path: Path) -> None:
     sounds = {spoken.read_bytes()}
-    options = ("--speed=-2", "--speed=2", "--cfg=3", "--seed=1", "--codebooks=4", "--voice=bob")
+    options = ("--cfg=3", "--seed=1", "--codebooks=4", "--voice=bob")
     for number, option in enumerate((*options, "--temperature=0.1")):
         target = tmp_path / f"{number}.wav"
         run(model, TEXT, "-o", target, option)
         sounds.add(target.read_bytes())
-    assert len(sounds) == 8
+    assert len(sounds) == 6
 
 
 # ----------------------------------------------------------------------------- refused

@@ -98,9 +98,10 @@ ROOMS = {"audio", "terminal", "observers", "machine", "server"}
 SHARED = {"events", "port", "report", "platform", "options"}
 EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
-JOINING = {"__init__", "__main__", "arguments", "assembly", "chat", "cli", "config_file"}
-JOINING |= {"conversation", "engine", "first_start", "launch", "loop", "offline", "role"}
-JOINING |= {"piping", "serving", "speaking", "texts", "translation", "voices", "whole_words"}
+JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", "cli"}
+JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
+JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
+JOINING |= {"translation", "voices", "whole_words", "word_formats"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

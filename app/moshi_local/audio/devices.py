@@ -216,9 +216,7 @@ def _chosen(kind: str, spec: str | None, devices: Sequence[DeviceInfo]) -> Devic
         return find_device(spec, kind, devices)
     usable = [d for d in devices if d.channels(kind)]
     if not usable:
-        raise AudioDeviceError(
-            f"there is no {kind} device; plug one in, or use `moshi-local run` with files"
-        )
+        raise AudioDeviceError(f"there is no {kind} device; plug one in, or use files in its place")
     return next((d for d in usable if d.is_default(kind)), usable[0])
 
 

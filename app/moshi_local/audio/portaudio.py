@@ -1,4 +1,4 @@
-"""One microphone and one speaker, or one of them alone, as PortAudio streams, mono to who listens.
+"""One microphone and one speaker, or one alone, as PortAudio streams, mono to those who listen.
 
 Knows nothing of frames, delay and echo. The PortAudio callback copies and returns. A sound card
 stands behind the `SoundDevice` protocol, so that tests can put a card without hardware there.

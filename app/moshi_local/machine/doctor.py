@@ -25,6 +25,8 @@ from moshi_mlx.backend import default_dtype, slow_reason
 from moshi_mlx.checkpoint import find_files, read_headers
 from moshi_mlx.distributions import installation_problem
 from moshi_mlx.errors import counted
+from moshi_mlx.families import Verb
+from moshi_mlx.families.kinds import check_verb
 from moshi_mlx.footprint import gb
 from moshi_mlx.hub import is_folder_name, resolve
 from moshi_mlx.program import NO, OK
@@ -39,7 +41,18 @@ from .prediction import (
     needs_of_checkpoint,
     published_shape,
 )
-from .verdict import Verdict, choose, made_small, predicted, relatives, shortage, size_of
+from .verdict import (
+    Together,
+    Verdict,
+    choose,
+    local_files,
+    made_small,
+    needs_of,
+    predicted,
+    relatives,
+    shortage,
+    size_of,
+)
 
 __all__ = [
     "Diagnosis",
@@ -60,6 +73,7 @@ class Diagnosis:
     installation_problem: what is wrong with the program's own files, if anything.
     slow_reason: why MLX is slower here than it need be, if it is.
     verdict: of the model that was asked for.
+    together: with the model that was asked for captions, if one was.
     others: predictions for the published ones, `moshiko` for both voices.
     """
 
@@ -72,6 +86,7 @@ class Diagnosis:
     installation_problem: str | None = None
     slow_reason: str | None = None
     sound_system: Mapping[str, str] = field(default_factory=dict)
+    together: Together | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -81,8 +96,9 @@ class Diagnosis:
 
     @property
     def exit_code(self) -> int:
-        """Of the command: OK if one can talk here with the model, else NO."""
-        return OK if self.verdict.holds and not self.missing else NO
+        """Of the command: OK if one can talk here with the model, and captions if asked for."""
+        holds = self.verdict.holds and (self.together is None or self.together.holds)
+        return OK if holds and not self.missing else NO
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -97,6 +113,7 @@ class Diagnosis:
             "models": {"bundled": catalog.bundled(), "cached": list(self.cached)},
             "verdict": self.verdict.as_dict(),
             "others": [verdict.as_dict() for verdict in self.others],
+            **({} if self.together is None else {"captions": self.together.as_dict()}),
         }
 
 
@@ -125,6 +142,7 @@ def diagnose(
     frames: int = 100,
     list_devices: Callable[[], Sequence[Any]] | None = None,
     kv_bits: int | None = None,
+    captions: str | None = None,
 ) -> Diagnosis:
     """Looks at the machine, and times the model or predicts what it would take. No network.
 
@@ -133,9 +151,11 @@ def diagnose(
         frames: frames to time, if the model is here and fits in memory.
         list_devices: lists the sound devices as dataclasses; the program's own if None.
         kv_bits: the conversation's, as `Moshi.session` takes it.
+        captions: a model that is to write captions beside it, if one is.
 
     Raises:
         HubError: there is no model of that name.
+        VerbError: the model for captions cannot transcribe.
         CheckpointError: the model's files are broken.
     """
     here, speeds = machine(), Speeds()
@@ -144,6 +164,7 @@ def diagnose(
         chosen = choose(name, here, speeds, kv_bits)
         name, kv_bits = chosen.model, chosen.kv_bits
     verdict = _verdict(name, here, frames, speeds, kv_bits)
+    together = None if captions is None else _together(verdict, captions, here, frames)
     others = [_published(shape, here, speeds) for shape in published_shapes(kv_bits)]
     if verdict.holds is False:
         verdict = replace(verdict, advice=_advice(verdict, others))
@@ -159,6 +180,7 @@ def diagnose(
         installation_problem(),
         slow_reason(),
         sound_system(),
+        together,
     )
 
 
@@ -225,8 +247,18 @@ def _verdict(
     return verdict if verdict.fits is False else _measured(verdict, frames, kv_bits)
 
 
-def _measured(verdict: Verdict, frames: int, kv_bits: int | None) -> Verdict:
-    moshi = moshi_mlx.load(verdict.model, verb="talk", offline=True)
+def _together(talks: Verdict, captions: str, here: Machine, frames: int) -> Together:
+    """With the model for captions, measured if it is here and both fit."""
+    check_verb(captions, "transcribe")
+    verdict = Verdict(captions, needs_of(captions), here.usable_memory)
+    found = Together(talks, verdict)
+    if found.fits is False or local_files(captions) is None:
+        return found
+    return replace(found, captions=_measured(verdict, frames, None, "transcribe"))
+
+
+def _measured(verdict: Verdict, frames: int, kv_bits: int | None, verb: Verb = "talk") -> Verdict:
+    moshi = moshi_mlx.load(verdict.model, verb=verb, offline=True)
     with moshi.session(kv_bits=kv_bits) as session:
         times = warm_up(session, moshi.frame_size, frames, before=10)
     summary = percentiles(times)
@@ -263,6 +295,7 @@ def doctor(
     as_json: bool = False,
     list_devices: Callable[[], Sequence[Any]] | None = None,
     kv_bits: int | None = None,
+    captions: str | None = None,
     screen: Console | None = None,
 ) -> int:
     """The command: prints a report (or JSON), returns the exit code.
@@ -271,7 +304,9 @@ def doctor(
         0 if the model holds a conversation and there is a microphone and a speaker, 1 if not or if
         that cannot be said. Errors are raised as by `diagnose`; the program's code for them is 2.
     """
-    found = diagnose(name, frames=frames, list_devices=list_devices, kv_bits=kv_bits)
+    found = diagnose(
+        name, frames=frames, list_devices=list_devices, kv_bits=kv_bits, captions=captions
+    )
     if as_json:
         print(json.dumps(found.as_dict(), ensure_ascii=False, indent=1))
     else:
@@ -328,7 +363,9 @@ def print_diagnosis(found: Diagnosis, screen: Console) -> None:
         screen.print(table)
         if default_dtype() == mx.float32:
             screen.print("memory: in float32, as the CPU computes; a GPU's bfloat16 takes less")
-    screen.print(verdict.line, style="bold", markup=False, soft_wrap=True)
+    for line in (verdict.line, found.together and found.together.line):
+        if line:
+            screen.print(line, style="bold", markup=False, soft_wrap=True)
     if verdict.advice:
         screen.print(verdict.advice, markup=False, soft_wrap=True)
     if found.missing:

@@ -34,8 +34,10 @@ from .prediction import (
 
 __all__ = [
     "BUDGET_MS",
+    "Together",
     "Verdict",
     "check_before",
+    "check_together",
     "made_small",
     "late_warning",
     "local_files",
@@ -116,6 +118,63 @@ class Verdict:
         return {**fields, "fits": self.fits, "holds": self.holds, "line": self.line}
 
 
+@dataclass(frozen=True, slots=True)
+class Together:
+    """Whether a model can be talked with while another one writes captions."""
+
+    talks: Verdict
+    captions: Verdict
+
+    @property
+    def memory(self) -> int | None:
+        """What both need (bytes); None where that cannot be said."""
+        if self.talks.needs is None or self.captions.needs is None:
+            return None
+        return self.talks.needs.total + self.captions.needs.total
+
+    @property
+    def fits(self) -> bool | None:
+        """Both in memory; None if that cannot be said."""
+        if self.memory is None or not self.talks.memory:
+            return None
+        return self.memory <= self.talks.memory
+
+    @property
+    def holds(self) -> bool | None:
+        """They fit, and 95 of 100 frames of both, one after the other, are in time."""
+        each = (self.fits, self.talks.holds, self.captions.holds)
+        if False in each:
+            return False
+        if None in each:
+            return None
+        return sum(map(_longest_ms, (self.talks, self.captions))) <= self.talks.budget_ms
+
+    @property
+    def line(self) -> str:
+        """One line for a person."""
+        start = f"{self.talks.model} with captions by {self.captions.model}"
+        if self.fits is False:
+            needed, usable = gb(self.memory or 0), gb(self.talks.memory)
+            return f"{start}: no, they need {needed} of memory and {usable} can be used"
+        if self.talks.frame_ms is None or self.captions.frame_ms is None:
+            what = self.captions if self.captions.frame_ms is None else self.talks
+            return f"{start}: {what.model} was not measured, since it is not on this machine"
+        times = " + ".join(f"{_longest_ms(v):.0f}" for v in (self.talks, self.captions))
+        answer = "yes" if self.holds else "no"
+        return f"{start}: {answer}, p95 {times} ms of {self.talks.budget_ms:.0f} ms"
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: bytes and milliseconds."""
+        about = {"memory": self.memory, "fits": self.fits, "holds": self.holds, "line": self.line}
+        return {"verdict": self.captions.as_dict(), **about}
+
+
+def _longest_ms(verdict: Verdict) -> float:
+    """What a frame of a long conversation takes."""
+    assert verdict.frame_ms is not None
+    return verdict.frame_ms["p95"] + verdict.growth_ms
+
+
 def check_before(
     name: str,
     *,
@@ -152,6 +211,27 @@ def check_before(
     if verdict.fits is False and not force:
         raise _too_large(verdict, here, kv_bits)
     return replace(verdict, advice=shortage(verdict, here))
+
+
+def check_together(talks: Verdict, other: str, *, force: bool = False) -> None:
+    """Whether another model fits in memory beside the one that talks, as far as that is known.
+
+    Args:
+        talks: what `check_before` gave for that.
+        other: name of the other one.
+        force: let it pass.
+
+    Raises:
+        MoshiError: it does not; with the numbers and how to fix it.
+    """
+    needs = needs_of(other)
+    if force or needs is None or not talks.memory or not (first := size_of(talks)):
+        return
+    if first + needs.total > talks.memory:
+        raise MoshiError(
+            f"{talks.model} needs {gb(first)} and {other} {gb(needs.total)} of memory, and "
+            f"{gb(talks.memory)} can be used: leave out --captions, or use --force to try it anyway"
+        )
 
 
 def choose(

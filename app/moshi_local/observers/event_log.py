@@ -19,7 +19,7 @@ import numpy as np
 from moshi_mlx import MoshiError
 from moshi_mlx.closing import Closing
 
-from ..events import Event, FrameDone
+from ..events import Event, FrameDone, SilentFrame
 
 __all__ = ["EventLog", "event_as_dict", "to_json"]
 
@@ -62,6 +62,7 @@ def event_as_dict(event: Event) -> dict[str, Any]:
     if not isinstance(event, FrameDone):
         return {"event": name, **to_json(event)}
     frame, timing = event.frame, event.frame.timing
+    pauses = {"pauses": to_json(frame.pauses)} if isinstance(frame, SilentFrame) else {}
     return {
         "event": name,
         "time": to_json(event.time),
@@ -77,6 +78,7 @@ def event_as_dict(event: Event) -> dict[str, Any]:
         "lag": to_json(event.lag),
         "delay": to_json(event.delay),
         "tokens": None if frame.tokens is None else [int(t) for t in frame.tokens],
+        **pauses,
     }
 
 

@@ -25,7 +25,7 @@ from moshi_mlx import WordSpoken, __version__
 from moshi_mlx.files import SoundSink, partial_file, sweep
 from moshi_mlx.outputs import Output, check_outputs
 
-from ..events import Event, FrameDone, Paused, RecordingStopped, ResetDone
+from ..events import Event, FrameDone, Paused, RecordingStopped, ResetDone, WordHeard
 from .event_log import event_as_dict
 from .transcript import Subtitles, TranscriptFile
 from .wav import BYTES_PER_SAMPLE, MAX_BYTES, WavWriter, to_pcm16
@@ -43,6 +43,8 @@ DISK_SECONDS = 2.0
 """So long `close` waits for a disk that another thread waits for."""
 ROOM_BYTES = 3 * 4096
 """What the end of a recording needs of a full disk beside the words and events."""
+CAPTIONS_SECONDS = 12.0
+"""So late the words of the user may come."""
 FLAC_SAMPLES = 1 << 16
 """Samples turned into FLAC at a time."""
 SOFTWARE = "moshi-local"
@@ -96,6 +98,7 @@ class Recorder:
         model: name of what speaks, for the tag and the transcript.
         seed: for the transcript.
         format: of the sound after an orderly end.
+        captions: the name of what writes down what the user says, if anything does.
         on_stopped: told when nothing more can be recorded, or at the end, when the WAV could
             not be made FLAC; from the thread that tells the events, or that closes.
         now: local time with its zone.
@@ -114,6 +117,7 @@ class Recorder:
         model: str,
         seed: int | None,
         format: Literal["flac", "wav"] = "flac",
+        captions: str | None = None,
         on_stopped: Callable[[RecordingStopped], None] | None = None,
         now: Callable[[], datetime.datetime] = _now,
         max_bytes: int = MAX_BYTES,
@@ -122,6 +126,7 @@ class Recorder:
         self._folder = folder
         self._rate, self._frame_size = sample_rate, frame_size
         self._model, self._seed, self._format = model, seed, format
+        self._captions = captions
         self._on_stopped = on_stopped
         self._started = now()
         self._max_bytes = max_bytes
@@ -217,7 +222,11 @@ class Recorder:
             again += 1
             stem = f"{name}_{again}"
         _, json, vtt = others
-        self._subtitles = Subtitles(vtt, "Moshi", f"{self._tag}. Times are of {stem}")
+        self._subtitles = Subtitles(
+            vtt,
+            f"{self._tag}. Times are of {stem}",
+            late=0.0 if self._captions is None else CAPTIONS_SECONDS,
+        )
         self._transcript = TranscriptFile(json)
         self._files = [vtt, json]
         self._save()
@@ -241,12 +250,13 @@ class Recorder:
                 self._fill_to(frame.index)
                 self._append(to_pcm16(np.column_stack([heard, frame.pcm])))
                 self._subtitles.wait(self.seconds)
-            case WordSpoken(word=word):
+            case WordSpoken(word=word) | WordHeard(word=word):
+                user = isinstance(event, WordHeard)
                 start, end = (max(0.0, self._at(time)) for time in (word.start, word.end))
-                self._transcript.add_word("moshi", word.text, start, end)
-                self._subtitles.add_word(word.text, start, end)
+                self._transcript.add_word("user" if user else "moshi", word.text, start, end)
+                self._subtitles.add_word("You" if user else "Moshi", word.text, start, end)
             case ResetDone():
-                self._subtitles.end_phrase()
+                self._subtitles.end_phrases()
                 self._add_event(event)
                 self._base = self._frames
             case _:
@@ -301,6 +311,7 @@ class Recorder:
                 "note": self._tag,
                 "model": self._model,
                 "seed": self._seed,
+                **({} if self._captions is None else {"captions": self._captions}),
                 "started": self._started.isoformat(timespec="seconds"),
                 "sample_rate": self._rate,
                 "channels": CHANNELS,

@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+from bisect import insort
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 from moshi_mlx import Word
 from moshi_mlx.files import replace_file
 
-__all__ = ["Subtitles", "TranscriptFile", "subtitles_as_srt", "subtitles_as_vtt", "vtt_time"]
+__all__ = [
+    "CueWriter",
+    "Subtitles",
+    "TranscriptFile",
+    "subtitles_as_srt",
+    "subtitles_as_vtt",
+    "vtt_time",
+]
 
 CUE_PAUSE = 1.0
 """Seconds without a word after which a new phrase begins."""
@@ -67,49 +77,72 @@ def _append(lines: bytearray, value: Mapping[str, object]) -> None:
 class Subtitles:
     """A new WebVTT file to which each phrase is appended when it has ended.
 
-    `path` must not exist (FileExistsError). Methods may raise OSError.
+    Cues are in the order in which they begin. `path` must not exist (FileExistsError). Methods may
+    raise OSError.
+
+    Args:
+        path: of the file.
+        note: about it.
+        late: so long after it was said a word may still come (seconds).
     """
 
-    def __init__(self, path: Path, speaker: str, note: str) -> None:
+    def __init__(self, path: Path, note: str, late: float = 0.0) -> None:
         flags = os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_WRONLY | os.O_CLOEXEC
         self._descriptor = os.open(path, flags, 0o600)
-        self._speaker = speaker
-        self._words: list[str] = []
-        self._start = self._end = 0.0
+        self._late = late
+        self._open: dict[str, _Phrase] = {}  # by speaker
+        self._ended: list[tuple[float, str]] = []  # starts and cues that wait for earlier ones
         # A note ends at an empty line and must not have an arrow.
         note = " ".join(note.split()).replace("-->", "→")
         self._write(f"WEBVTT\n\nNOTE {note}\n")
 
-    def add_word(self, text: str, start: float, end: float) -> None:
-        """The next word, from `start` to `end` (seconds of the recording)."""
-        if self._words and _begins_phrase(start, end, self._start, self._end):
-            self.end_phrase()
-        if not self._words:
-            self._start = start
-        self._words.append(text)
-        self._end = max(end, self._start + 0.001)
+    def add_word(self, speaker: str, text: str, start: float, end: float) -> None:
+        """The next word of a speaker, from `start` to `end` (seconds of the recording)."""
+        phrase = self._open.get(speaker)
+        if phrase is not None and not _begins_phrase(start, end, phrase.start, phrase.end):
+            phrase.add(text, end)
+            return
+        self._end_phrase(speaker)
+        self._open[speaker] = _Phrase(start, max(end, start + 0.001), text)
+        self._write_ended(-math.inf if self._late else math.inf)
 
     def wait(self, now: float) -> None:
-        """It is `now` (seconds of the recording): a phrase may have ended in silence."""
-        if self._words and now - self._end >= PATIENCE:
-            self.end_phrase()
+        """It is `now` (seconds of the recording): phrases may have ended in silence."""
+        for speaker, phrase in [*self._open.items()]:
+            if now - phrase.end >= PATIENCE + self._late:
+                self._end_phrase(speaker)
+        self._write_ended(now - self._late if self._late else math.inf)
 
-    def end_phrase(self) -> None:
-        """Write the phrase that is open, if any."""
-        if self._words:
-            text = _vtt_text(" ".join(self._words))
-            times = f"{vtt_time(self._start)} --> {vtt_time(self._end)}"
-            self._write(f"\n{times}\n<v {self._speaker}>{text}</v>\n")
-            self._words.clear()
+    def end_phrases(self) -> None:
+        """The next words begin new phrases."""
+        for speaker in [*self._open]:
+            self._end_phrase(speaker)
+        self._write_ended(-math.inf if self._late else math.inf)
 
     def close(self) -> None:
         """Write what is open; may be called again."""
         if self._descriptor >= 0:
             try:
-                self.end_phrase()
+                self.end_phrases()
+                self._write_ended(math.inf)
             finally:
                 os.close(self._descriptor)
                 self._descriptor = -1
+
+    def _end_phrase(self, speaker: str) -> None:
+        """A speaker's phrase that is open, if any, waits to be written."""
+        phrase = self._open.pop(speaker, None)
+        if phrase is not None:
+            times = f"{vtt_time(phrase.start)} --> {vtt_time(phrase.end)}"
+            cue = f"\n{times}\n<v {speaker}>{_vtt_text(phrase.text)}</v>\n"
+            insort(self._ended, (phrase.start, cue))
+
+    def _write_ended(self, before: float) -> None:
+        """Write what began before that time, and before all that is open (seconds)."""
+        before = min([before, *(phrase.start for phrase in self._open.values())])
+        while self._ended and self._ended[0][0] <= before:
+            self._write(self._ended[0][1])
+            del self._ended[0]
 
     def _write(self, text: str) -> None:
         """At once or, where the disk is full, not at all."""
@@ -126,34 +159,65 @@ class _Phrase:
     end: float
     text: str
 
+    def add(self, text: str, end: float) -> None:
+        """Its next word."""
+        self.text += f" {text}"
+        self.end = max(end, self.start + 0.001)
+
+
+class CueWriter:
+    """Words to subtitles, phrase by phrase.
+
+    Args:
+        kind: "vtt" for WebVTT, "srt" for SubRip: numbers, and a comma before the milliseconds.
+    """
+
+    def __init__(self, kind: Literal["srt", "vtt"]) -> None:
+        self._kind = kind
+        self._open: _Phrase | None = None
+        self._count = 0
+
+    @property
+    def head(self) -> str:
+        """What stands before the cues."""
+        return "WEBVTT\n" if self._kind == "vtt" else ""
+
+    def add(self, word: Word) -> str:
+        """The cue of the phrase that ends where this word begins one, else ""."""
+        phrase = self._open
+        if phrase and not _begins_phrase(word.start, word.end, phrase.start, phrase.end):
+            phrase.add(word.text, word.end)
+            return ""
+        cue = self.end()
+        self._open = _Phrase(word.start, max(word.end, word.start + 0.001), word.text)
+        return cue
+
+    def end(self) -> str:
+        """The cue of the phrase that is open, if any."""
+        phrase, self._open = self._open, None
+        if phrase is None:
+            return ""
+        self._count += 1
+        times = f"{vtt_time(phrase.start)} --> {vtt_time(phrase.end)}"
+        if self._kind == "vtt":
+            return f"\n{times}\n{_vtt_text(phrase.text)}\n"
+        gap = "\n" if self._count > 1 else ""
+        return f"{gap}{self._count}\n{times.replace('.', ',')}\n{' '.join(phrase.text.split())}\n"
+
 
 def subtitles_as_vtt(words: Sequence[Word]) -> str:
     """A whole WebVTT file of words with their times."""
-    cues = (
-        f"\n{vtt_time(phrase.start)} --> {vtt_time(phrase.end)}\n{_vtt_text(phrase.text)}\n"
-        for phrase in _phrases(words)
-    )
-    return "".join(["WEBVTT\n", *cues])
+    return _subtitles("vtt", words)
 
 
 def subtitles_as_srt(words: Sequence[Word]) -> str:
-    """The same as SubRip: numbers, and a comma before the milliseconds."""
-    cues = []
-    for number, phrase in enumerate(_phrases(words), 1):
-        start, end = (vtt_time(time).replace(".", ",") for time in (phrase.start, phrase.end))
-        cues.append(f"{number}\n{start} --> {end}\n{' '.join(phrase.text.split())}\n")
-    return "\n".join(cues)
+    """The same as SubRip."""
+    return _subtitles("srt", words)
 
 
-def _phrases(words: Sequence[Word]) -> list[_Phrase]:
-    found: list[_Phrase] = []
-    for word in words:
-        if not found or _begins_phrase(word.start, word.end, found[-1].start, found[-1].end):
-            found.append(_Phrase(word.start, word.end, word.text))
-        else:
-            found[-1].text += f" {word.text}"
-        found[-1].end = max(word.end, found[-1].start + 0.001)
-    return found
+def _subtitles(kind: Literal["srt", "vtt"], words: Sequence[Word]) -> str:
+    cues = CueWriter(kind)
+    return "".join([cues.head, *map(cues.add, words), cues.end()])
 
 
 def _begins_phrase(start: float, end: float, phrase_start: float, phrase_end: float) -> bool:

@@ -20,7 +20,7 @@ from moshi_mlx.arrays import Pcm
 
 __all__ = ["Controls", "TalkError", "Outbox", "SocketSteps", "Talk"]
 
-PATIENCE_SECONDS = 0.12
+_PATIENCE_SECONDS = 0.12
 """So long the model waits for a client's sound; then it hears silence, in real time."""
 IDLE_SECONDS = 30.0
 """So long it goes on by itself while no one speaks."""
@@ -119,7 +119,7 @@ class Talk:
     ) -> AsyncIterator[tuple[Frame | None, Sequence[Event]]]:
         """Steps a conversation through the sound as it comes."""
         loop = asyncio.get_running_loop()
-        due = loop.time() + PATIENCE_SECONDS  # when the model hears silence instead
+        due = loop.time() + _PATIENCE_SECONDS  # when the model hears silence instead
         quiet = 0.0  # seconds filled while no one spoke
         while True:
             filled = False
@@ -132,7 +132,7 @@ class Talk:
                 return
             frame, events = await steps.step_async(self._next())
             now = loop.time()
-            due = max(due + self.frame_seconds, now) if filled else now + PATIENCE_SECONDS
+            due = max(due + self.frame_seconds, now) if filled else now + _PATIENCE_SECONDS
             speaking = frame is not None and frame.speaking
             quiet = quiet + self.frame_seconds if filled and not speaking else 0.0
             yield frame, events

@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from moshi_mlx import Word, WordSpoken
+from moshi_mlx import TurnEnded, WindowRefreshed, Word, WordSpoken
 from moshi_mlx.errors import counted
 
 from ..events import (
+    CaptionsBehind,
     DeviceLost,
     Event,
     GreetingHeld,
@@ -26,6 +27,7 @@ from ..events import (
     RecordingStopped,
     ResetDone,
     Resumed,
+    WordHeard,
 )
 from ..report import LoopReport
 
@@ -45,30 +47,49 @@ PHRASE_PAUSE = 1.0
 
 
 class Transcript:
-    """A listener that prints each word as soon as it is spoken."""
+    """A listener that prints each word as soon as it is spoken, or written down.
 
-    def __init__(self, console: Console) -> None:
+    Args:
+        console: where to print.
+        sides: both sides have words: each line begins with whose they are, and a change of sides
+            begins one.
+    """
+
+    def __init__(self, console: Console, sides: bool = False) -> None:
         self._console = console
+        self._sides = sides
+        self._side = ""
         self._last_end = 0.0
         self._in_line = False
 
     def __call__(self, event: Event) -> None:
         """Print what `event` says, if it is for the reader."""
         if isinstance(event, WordSpoken):
-            self._word(event.word)
+            self._word(event.word, "moshi")
+        elif isinstance(event, WordHeard):
+            self._word(event.word, "you")
+        elif isinstance(event, TurnEnded):
+            self._end_turn()
         elif (text := describe(event)) is not None:
             self._line(f"{clock(event.time)}  {text}")
         if isinstance(event, ResetDone):
             self._last_end = 0.0
 
-    def _word(self, word: Word) -> None:
-        """Append `word` to the phrase, or begin a new one."""
-        if self._in_line and word.start - self._last_end < PHRASE_PAUSE:
+    def _word(self, word: Word, side: str) -> None:
+        """Append `word` to the phrase of its side, or begin a new one."""
+        near = word.start - self._last_end < PHRASE_PAUSE
+        if self._in_line and near and side == self._side:
             self._print(" " + word.text)
         else:
             self.end_line()
-            self._print(f"{clock(word.start)}  {word.text}")
-        self._in_line, self._last_end = True, word.end
+            who = f"{side}: " if self._sides else ""
+            self._print(f"{clock(word.start)}  {who}{word.text}")
+        self._in_line, self._side, self._last_end = True, side, word.end
+
+    def _end_turn(self) -> None:
+        """The user has finished."""
+        if self._side == "you":
+            self.end_line()
 
     def end_line(self) -> None:
         """End the line that a phrase has begun."""
@@ -91,6 +112,8 @@ def describe(event: Event) -> str | None:
     match event:
         case Notice(_, text):
             return text
+        case Opened(_, input, ""):
+            return f'listening: input "{input}"'
         case Opened(_, input, output, echo_cancelled=cancelled):
             echo = ", echo cancelled" if cancelled else ""
             return f'listening: input "{input}", output "{output}"{echo}'
@@ -110,6 +133,12 @@ def describe(event: Event) -> str | None:
             return "Moshi waits for you to speak first" if held else None
         case LoopBroken(_, phrase, times):
             return f'"{phrase}" {times} times in a row: Moshi was made to pause'
+        case CaptionsBehind(_, seconds):
+            return (
+                f"captions are {seconds:.0f} s behind: this machine is busy with the conversation"
+            )
+        case WindowRefreshed(_, seconds):
+            return f"nothing was written for a while: the last {seconds:.0f} s are heard again"
         case RecordingStopped(_, reason):
             return f"recording stopped: {reason}"
     return None
@@ -127,15 +156,19 @@ def printable(text: str) -> str:
 
 def clock(seconds: float) -> str:
     """Minutes and seconds, as 0:07.4."""
-    tenths = round(10 * seconds)
+    tenths = round(10 * max(0.0, seconds))
     return f"{tenths // 600}:{tenths % 600 / 10:04.1f}"
 
 
-def print_words(console: Console, words: Sequence[Word]) -> None:
-    """A line per word: start, end (seconds), text."""
-    for word in words:
+def print_words(
+    console: Console, words: Sequence[Word], heard: Sequence[Word] | None = None
+) -> None:
+    """A line per word: start, end (seconds), text; with what the user said, whose they are too."""
+    lines = [(word, "moshi  ") for word in words] + [(word, "you    ") for word in heard or ()]
+    for word, side in sorted(lines, key=lambda line: line[0].start):
+        who = "" if heard is None else side
         console.print(
-            f"{word.start:8.2f} {word.end:8.2f}  {word.text}",
+            f"{word.start:8.2f} {word.end:8.2f}  {who}{word.text}",
             markup=False,
             highlight=False,
             soft_wrap=True,

@@ -24,9 +24,10 @@ from rich.control import Control
 from rich.segment import Segment, Segments
 from rich.style import Style
 
-from moshi_mlx import SpeechEnded, SpeechStarted, Word, WordSpoken
+from moshi_mlx import SpeechEnded, SpeechStarted, TurnEnded, Word, WordSpoken
 
 from ..events import (
+    CaptionsLost,
     DeviceLost,
     Event,
     FrameDone,
@@ -37,6 +38,7 @@ from ..events import (
     Paused,
     RecordingStopped,
     ResetDone,
+    WordHeard,
 )
 from .keys import in_foreground
 from .lines import PHRASE_PAUSE, clock, describe, lateness, printable
@@ -87,11 +89,12 @@ def can_draw(console: Console) -> bool:
 
 @dataclass(slots=True)
 class Line:
-    """A phrase of Moshi's, or a note; wrapped once for a width."""
+    """A phrase of a side's, or a note; wrapped once for a width."""
 
     time: float
     text: str
     note: bool = False
+    heard: bool = False
     _width: int = 0
     _wrapped: list[str] = field(default_factory=list)
 
@@ -116,6 +119,8 @@ class ScreenState:
         recording: what is recorded to, if anything.
         push_to_talk: whether the microphone is open only while space is held.
         keys: whether there are keys.
+        sides: both sides have words: each line begins with whose they are.
+        listens: there is no voice and no speaker, and the words are the user's.
     """
 
     def __init__(
@@ -126,6 +131,8 @@ class ScreenState:
         recording: str | None = None,
         push_to_talk: bool = False,
         keys: bool = True,
+        sides: bool = False,
+        listens: bool = False,
     ) -> None:
         self._lock = threading.Lock()
         self._name = printable(name)
@@ -133,15 +140,16 @@ class ScreenState:
         self._recording = recording
         self._push_to_talk = push_to_talk
         self._keys = keys
+        self._sides, self._listens = sides, listens
         self._lines: deque[Line] = deque(maxlen=KEPT_LINES)
-        self._in_phrase = False
-        self._last_end = 0.0
+        self._phrases: dict[str, tuple[Line, float]] = {}  # of a side: open, and its end until now
         self._partial = ""
         self._time = 0.0
         self._took: deque[float] = deque(maxlen=TIMED_FRAMES)
         self._lag = 0.0
         self._late = 0
         self._dropped = 0.0
+        self._captions_lost = 0.0
         self._delay: float | None = None
         self._devices = ["", ""]
         self._echo_cancelled = False
@@ -170,7 +178,11 @@ class ScreenState:
             case FrameDone():
                 self._frame(event)
             case WordSpoken(word=word):
-                self._word(word)
+                self._word(word, "moshi")
+            case WordHeard(word=word):
+                self._word(word, "you")
+            case TurnEnded():
+                self._phrases.pop("you", None)
             case SpeechStarted(side=side) | SpeechEnded(side=side):
                 who = "you" if side == "user" else "moshi"
                 self._speaking[who] = isinstance(event, SpeechStarted)
@@ -187,6 +199,8 @@ class ScreenState:
             case Lag(_, heard, spoken):
                 self._late += 1
                 self._dropped += heard + spoken
+            case CaptionsLost(_, seconds):
+                self._captions_lost += seconds
             case _:
                 self._note(event)
         match event:
@@ -195,7 +209,8 @@ class ScreenState:
             case RecordingStopped():
                 self._recording = None
             case ResetDone():
-                self._time = self._last_end = 0.0
+                self._time = 0.0
+                self._phrases.clear()
                 self._partial = ""
                 self._speaking = dict.fromkeys(self._speaking, False)
 
@@ -207,22 +222,34 @@ class ScreenState:
         self._partial = printable(frame.partial)
         self._peaks = float(np.abs(event.heard).max()), float(np.abs(frame.pcm).max())
 
-    def _word(self, word: Word) -> None:
+    def _word(self, word: Word, side: str) -> None:
         text = printable(word.text)
-        last = self._lines[-1] if self._lines else None
-        near = word.start - self._last_end < PHRASE_PAUSE
-        if last and self._in_phrase and near and len(last.text) < LINE_CHARACTERS:
-            last.append(" " + text)
+        line = self._open_phrase(side, word.start)
+        if line and len(line.text) < LINE_CHARACTERS:
+            line.append(" " + text)
         else:
-            self._lines.append(Line(word.start, text))
-        self._in_phrase, self._last_end = True, word.end
-        self._partial = ""
+            who = f"{side}: " if self._sides else ""
+            line = Line(word.start, who + text, heard=self._sides and side == "you")
+            self._lines.append(line)
+        self._phrases[side] = line, word.end
+        if side == self._speaker:
+            self._partial = ""
+
+    @property
+    def _speaker(self) -> str:
+        """Whose the words of the frames are."""
+        return "you" if self._listens else "moshi"
+
+    def _open_phrase(self, side: str, start: float) -> Line | None:
+        """The line that a word at `start` belongs to, if there is one."""
+        line, end = self._phrases.get(side, (None, 0.0))
+        return line if start - end < PHRASE_PAUSE else None
 
     def _note(self, event: Event) -> None:
         text = describe(event)
         if text is not None:
             self._lines.append(Line(event.time, printable(text), note=True))
-            self._in_phrase = False
+            self._phrases.clear()
 
     # -------------------------------------------------------------------- the picture
 
@@ -238,7 +265,7 @@ class ScreenState:
             infos = self._infos(width)
             below = [
                 (1, self._meter("you", YOU, 0, levels[0], width, fancy)),
-                (2, self._meter("moshi", MOSHI, 1, levels[1], width, fancy)),
+                *self._voice_meter(levels[1], width, fancy),
                 *((3 * i, row) for i, row in enumerate(infos)),
                 (100, self._key_row()),
             ]
@@ -282,7 +309,7 @@ class ScreenState:
 
         def put(line: Line, texts: Sequence[str], partial: str = "") -> None:
             """In front of the rows there are: the rows of `line`, the last one first."""
-            style = DIM if line.note else PLAIN
+            style = DIM if line.note else YOU if line.heard else PLAIN
             for i in reversed(range(len(texts))):
                 lead = clock(line.time) if i == 0 else ""
                 row = [Segment(f"{lead:{indent}}"[:indent], DIM)]
@@ -294,19 +321,22 @@ class ScreenState:
                     row.append(Segment(text, style))
                 rows.append(row)
 
-        lines = list(self._lines)
-        if self._partial:
-            near = self._time - self._last_end < PHRASE_PAUSE
-            if lines and self._in_phrase and near:
-                last = lines.pop()
-                put(last, wrap(f"{last.text} {self._partial}", room), self._partial)
-            else:
-                put(Line(self._time, self._partial), wrap(self._partial, room), self._partial)
-        for line in reversed(lines):
+        unfinished = self._open_phrase(self._speaker, self._time) if self._partial else None
+        if self._partial and unfinished is None:
+            put(Line(self._time, self._partial), wrap(self._partial, room), self._partial)
+        for line in reversed(self._lines):
             if len(rows) >= height:
                 break
-            put(line, line.wrapped(room))
+            if line is unfinished:
+                put(line, wrap(f"{line.text} {self._partial}", room), self._partial)
+            else:
+                put(line, line.wrapped(room))
         return rows[:height][::-1]
+
+    def _voice_meter(self, level: float, width: int, fancy: bool) -> list[tuple[int, ScreenRow]]:
+        if self._listens:
+            return []
+        return [(2, self._meter("moshi", MOSHI, 1, level, width, fancy))]
 
     def _meter(
         self, who: str, style: Style, device: int, level: float, width: int, fancy: bool
@@ -339,11 +369,16 @@ class ScreenState:
         items = [
             (frame, style),
             (f"lag {1000 * self._lag:.0f} ms", WARN if behind else DIM),
-            (f"mouth to ear {delay}", DIM),
-            (f"echo filter {'on' if self._echo_cancelled else 'off'}", DIM),
         ]
+        if not self._listens:
+            items += [
+                (f"mouth to ear {delay}", DIM),
+                (f"echo filter {'on' if self._echo_cancelled else 'off'}", DIM),
+            ]
         if self._late:
             items.append((f"{lateness(self._late)}, {self._dropped:.1f} s dropped", WARN))
+        if self._captions_lost:
+            items.append((f"{self._captions_lost:.0f} s without captions", WARN))
         rows: list[ScreenRow] = []
         used = width
         for text, style in items:
