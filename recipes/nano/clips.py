@@ -33,7 +33,7 @@ _BATCH = 16  # recordings encoded at once
 
 @dataclass(frozen=True)
 class Clip:
-    """Codes [8, frames] int16 of somebody who says `words` in `voice`.
+    """Codes [8, frames] int16 of `words` as `voice` says them.
 
     `starts` has the words' starts in frames from the clip's first, whole or not; `end` is where the
     speech ends.

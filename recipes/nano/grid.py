@@ -16,7 +16,7 @@ _REACH = 150  # samples a window may move to fit: more than half a period of a l
 
 
 def stretched(pcm: np.ndarray, there: np.ndarray, here: np.ndarray) -> np.ndarray:
-    """`pcm` at a tempo of its own between knots, its pitch kept.
+    """`pcm` at another tempo between each pair of knots, its pitch kept.
 
     WSOLA (Verhelst and Roelands 1993): windows are taken where the map says, moved to where they
     go on best from the window before.

@@ -121,7 +121,7 @@ def make_clips(seed: int, number: int) -> list[Clip]:
 
 @dataclass(frozen=True)
 class Recording:
-    """Somebody who says something: audio [samples] float32 of whole frames, the words' times in
+    """A sentence that was spoken: audio [samples] float32 of whole frames, the words' times in
     seconds, and when the speech ends."""
 
     pcm: np.ndarray
@@ -326,7 +326,7 @@ def _shifted(codes: np.ndarray) -> np.ndarray:
 def held_out_lines(
     rng: np.random.Generator, voices: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The held-out wordings, and as many sentences like those of training, by voices in turn."""
+    """The held-out wordings, and as many sentences like those of training, each by another voice."""
     maker = SentenceMaker()
     sentences = held_out_sentences()
     texts = [*sentences, *(maker.sentence(rng) for _ in sentences)]

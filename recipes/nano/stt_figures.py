@@ -43,7 +43,7 @@ def figures(model: str | Path, seed: int) -> Figures:
     """What the model makes of renditions never trained on, by kind.
 
     The wordings are sentences never trained on; the other sentences are of the same making as
-    those of training. Voices: those of training in manners of their own, and some of the same
+    those of training. Voices: those of training in other manners, and some of the same
     engines that were never heard; with a little noise, or disturbed as in training.
     """
     stt = moshi_mlx.load(model)
