@@ -326,7 +326,7 @@ def _shifted(codes: np.ndarray) -> np.ndarray:
 def held_out_lines(
     rng: np.random.Generator, voices: Sequence[str]
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The held-out wordings, and as many sentences like those of training, each by another voice."""
+    """The held-out wordings, and as many other sentences, each by another voice."""
     maker = SentenceMaker()
     sentences = held_out_sentences()
     texts = [*sentences, *(maker.sentence(rng) for _ in sentences)]
