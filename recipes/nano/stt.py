@@ -246,12 +246,13 @@ def _corrupted(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What the model reads of codes [B, 9, T]: some tokens other, some missing."""
     inputs = codes.copy()
     text, audio = inputs[:, 0], inputs[:, 1:]
-    wrong = (rng.uniform(size=text.shape) < 0.1) & (text != PAD) & (text != EPAD)
+    wrong = (rng.uniform(size=text.shape) < 0.35) & (text != PAD) & (text != EPAD)
     text[wrong] = rng.integers(4, TEXT_CARD, int(wrong.sum()))
-    random = rng.uniform(size=audio.shape) < 0.02
+    random = rng.uniform(size=audio.shape) < 0.06
     audio[random] = rng.integers(0, CARD, int(random.sum()))
-    missing = rng.uniform(size=text.shape) < 0.02
+    missing = rng.uniform(size=text.shape) < 0.04
     audio[np.broadcast_to(missing[:, None], audio.shape)] = -1
+    audio[rng.uniform(size=audio.shape) < 0.1] = -1
     for row in np.flatnonzero(rng.uniform(size=len(codes)) < 0.25):
         audio[row, int(rng.integers(2, CODEBOOKS)) :] = -1
     return inputs
