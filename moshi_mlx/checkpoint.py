@@ -404,7 +404,8 @@ def write_companions(
     Raises:
         OSError: a file cannot be copied or written.
     """
-    config = {k: v for k, v in raw.items() if not k.startswith("lora")} | {"moshi_name": WEIGHTS}
+    config = {k: v for k, v in raw.items() if k != "base" and not k.startswith("lora")}
+    config["moshi_name"] = WEIGHTS
     others = {"mimi": mimi, "tokenizer": tokenizer}
     if mimi_config is not None:
         others["mimi_config"] = mimi_config

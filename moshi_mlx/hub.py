@@ -103,7 +103,7 @@ def resolve(
             source = _open_repository(match["repo"], match["revision"], offline)
         else:
             raise HubError(f"There is no model {text!r}. {catalog.suggestion(text)}")
-        return _collect(source, text, weights, own_adapter)
+        return _collect(source, text, weights, own_adapter, offline)
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -408,8 +408,14 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
     return None
 
 
-def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool) -> ModelFiles:
-    """The files that config.json names, or the published defaults."""
+def _collect(
+    source: _Source, name: str, weights: str | None, own_adapter: bool, offline: bool
+) -> ModelFiles:
+    """The files that config.json names, or the published defaults.
+
+    Where it names another model as its `base`, the codec and the tokenizer that are not there are
+    that one's.
+    """
     if problem := source.oddity(_CONFIG):
         raise HubError(f"{problem} {source.way_out}")
     config = source.get(_CONFIG) if source.has(_CONFIG) else None
@@ -439,28 +445,47 @@ def _collect(source: _Source, name: str, weights: str | None, own_adapter: bool)
     found = next((f for f in _MIMI if source.has(f)), own_codec if theirs else _MIMI[0])
     mimi = named("mimi_name") or found
     mimi_config = mimi_config or (_CONFIG if theirs else None)
+    base = _base(fields.get("base"), source.where, offline)
+    lent: dict[str, Path] = {}
+    if base is not None:
+        lent = {tokenizer: base.tokenizer, mimi: base.mimi}
+        lent = {file: path for file, path in lent.items() if not source.has(file)}
+        mimi_config = None if mimi in lent else mimi_config
     sampling = _GENERATION if theirs and source.has(_GENERATION) else None
     voices = _VOICES if source.has(_VOICES) else None
     small = (tokenizer, mimi_config, sampling, mimi)
     named_files = (*small, lora, voices, *source.voices(), *parts)
-    wanted = list(dict.fromkeys(file for file in named_files if file is not None))
+    needed = (file for file in named_files if file is not None and file not in lent)
+    wanted = list(dict.fromkeys(needed))
     for file in wanted:
         if not source.has(file):
             unnamed = f" There is no {_CONFIG} either, to name another." if config is None else ""
             raise HubError(f"{_missing(source, file)}{unnamed} {source.way_out}")
     source.make_sure_of_room(wanted)
-    paths = {file: source.get(file) for file in wanted}
+    paths = {file: source.get(file) for file in wanted} | lent
+    config_of_mimi = paths[mimi_config] if mimi_config else None
     return ModelFiles(
         name=name,
         config=config,
         weights=tuple(paths[part] for part in parts),
         mimi=paths[mimi],
-        mimi_config=paths[mimi_config] if mimi_config else None,
+        mimi_config=base.mimi_config if base is not None and mimi in lent else config_of_mimi,
         tokenizer=paths[tokenizer],
         lora=paths[lora] if lora else None,
         voices=paths[voices] if voices else None,
         generation=paths[sampling] if sampling else None,
     )
+
+
+def _base(name: Any, where: str, offline: bool) -> ModelFiles | None:
+    """The files of the model that config.json names as its base: one of the catalogue."""
+    if name is None:
+        return None
+    if not isinstance(name, str) or catalog.find(name) is None:
+        raise ConfigError(
+            f"base in {where} must be the name of a model such as nano, not {shown(name)}."
+        )
+    return resolve(name, offline=offline, own_adapter=False)
 
 
 def _missing(source: _Source, file: str) -> str:

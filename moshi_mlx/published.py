@@ -71,7 +71,7 @@ PRESETS: dict[str, dict[str, Any]] = {"moshi": V0_1, "personaplex": {**V0_1, "de
 _BESIDE = {
     "moshi_name", "mimi_name", "mimi_config_name", "tokenizer_name", "lora_name", "model_type",
     "lm_gen_config", "tts_config", "stt_config", "model_id", "quantization", "lora", "lora_rank",
-    "lora_scaling", "version",
+    "lora_scaling", "version", "base",
     # What Transformers writes into every config.json.
     "_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version",
 }  # fmt: skip

@@ -115,7 +115,7 @@ def refuse_given(context: typer.Context, names: Collection[str], how: str) -> No
 
 # ---------------------------------------------------------------------------- the model
 
-_BUNDLED = ", ".join(catalog.bundled())
+_DEFAULT = catalog.default_model()
 _SERIES = " or ".join(catalog.all_series())
 
 ModelOption = Annotated[
@@ -123,7 +123,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help=f"Use this model: {_BUNDLED} (comes with the program, the default), {_SERIES} (the "
+        help=f"Use this model: {_DEFAULT} (comes with the program, the default), {_SERIES} (the "
         "most exact precision that this machine can run), another name from `moshi-local models`, "
         "a folder, or org/repo on the Hugging Face hub.",
         show_default=False,

@@ -21,7 +21,7 @@ from moshi_mlx import Model, Moshi, MoshiError, Session, VerbError, Word, catalo
 from moshi_mlx.backend import slow_reason
 from moshi_mlx.checkpoint import find_files
 from moshi_mlx.families import Verb
-from moshi_mlx.families.kinds import check_verb
+from moshi_mlx.families.kinds import KINDS, check_verb
 from moshi_mlx.outputs import model_inputs
 
 from .config_file import config_path
@@ -117,9 +117,13 @@ def load_model(
     entry = catalog.find(verdict.model)
     demonstration = None
     if entry is not None and entry.bundled:
+        kind = KINDS[entry.family].verb
+        knows = "a few dozen sentences" if kind == "talk" else "a few hundred words"
+        able = (e for e in catalog.ENTRIES if KINDS[e.family].verb == kind and not e.bundled)
+        real = next(able)
         demonstration = (
-            f"{entry.name} is a demonstration model: it knows a few dozen sentences. "
-            f"For a real one: --model {catalog.all_series()[0]}"
+            f"{entry.name} is a demonstration model: it knows {knows}. "
+            f"For a real one: --model {real.series or real.name}"
         )
     for line in filter(None, (slow_reason(), demonstration, f"loading {verdict.model}")):
         notes.print(line, markup=False, soft_wrap=True)

@@ -38,6 +38,7 @@ class LossConfig:
     acoustic_weight: weight of its others.
     text_padding_weight: weight of PAD in the text; a word's token has 1.
     text_end_padding_weight: weight of EPAD, which comes before a word.
+    text_word_weight: weight of a word's tokens; 0 where they are given, as to a voice.
     depth_keep: share of the positions whose codes are scored. The depth transformer runs on them
         alone, so its cost falls in proportion; positions where Moshi speaks come first.
     depth_silent: least share of those positions that is silent, where there are any.
@@ -47,6 +48,7 @@ class LossConfig:
     acoustic_weight: _Weight = 1.0
     text_padding_weight: _Weight = 0.5
     text_end_padding_weight: _Weight = 0.5
+    text_word_weight: _Weight = 1.0
     depth_keep: Annotated[float, Range(0, 1, above=True)] = 1.0
     depth_silent: Share = 0.2
 
@@ -110,6 +112,7 @@ def prepare(
     weights[text == config.text_end_padding_id] *= loss.text_end_padding_weight
     padding = (text == config.text_padding_id) | (text == config.text_end_padding_id)
     words = there[:, 0] & ~padding
+    weights[words] *= loss.text_word_weight
     rows = depth_rows(batch.speaking, targets.shape[0], length, config, loss, rng)
     flat = targets.transpose(0, 2, 1).reshape(-1, 1 + config.dep_q)[rows]
     scored = there.transpose(0, 2, 1).reshape(-1, 1 + config.dep_q)[rows, 1:]

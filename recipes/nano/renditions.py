@@ -53,7 +53,7 @@ def rng_for(text: str, salt: str) -> np.random.Generator:
     return np.random.default_rng(zlib.crc32(f"{salt}|{text}".encode()))
 
 
-def _voices(rng: np.random.Generator, count: int) -> list[str]:
+def training_voices(rng: np.random.Generator, count: int) -> list[str]:
     """Training voices, each about equally often within its engine."""
     ends = np.round(np.cumsum([0, *_ENGINE_SHARES.values()]) * count).astype(int)
     chosen: list[str] = []
@@ -67,7 +67,7 @@ def _voices(rng: np.random.Generator, count: int) -> list[str]:
 def _varied(kind: str, texts: Sequence[str], count: int) -> Iterator[Line]:
     for text in texts:
         rng = rng_for(text, "language model")
-        for voice in _voices(rng, count):
+        for voice in training_voices(rng, count):
             yield Line(kind, vary(text, voice, rng, ranges=_TRAIN_RANGES))
 
 

@@ -79,16 +79,16 @@ def markdown(figures: Figures, goals: Sequence[Goal], picture: str | None = None
     return "\n".join(lines)
 
 
-def write_card(card: Path, text: str) -> None:
-    """Replaces what is between the two comments in a model's card.
+def write_card(card: Path, text: str, begin: str = CARD_BEGIN) -> None:
+    """Replaces what is between the two comments `begin` and `CARD_END` in a model's card.
 
     Raises:
         MoshiError: the card does not have them.
     """
-    before, begin, rest = card.read_text(encoding="utf-8").partition(CARD_BEGIN)
+    before, begun, rest = card.read_text(encoding="utf-8").partition(begin)
     _, end, after = rest.partition(CARD_END)
-    if not end:
-        raise MoshiError(f"{card}: has no lines {CARD_BEGIN!r} and {CARD_END!r}")
+    if not begun or not end:
+        raise MoshiError(f"{card}: has no lines {begin!r} and {CARD_END!r}")
     card.write_text(f"{before}{begin}\n{text}{end}{after}", encoding="utf-8")
 
 

@@ -18,22 +18,21 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from moshi_mlx.checkpoint import write_companions
 from moshi_mlx.config import UNGENERATED_TOKEN, LmConfig
 from moshi_mlx.generate import Generator
 from moshi_mlx.lm import Lm
 from moshi_mlx.published import read_config
-from moshi_mlx.safetensors import read_safetensors
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.training.losses import Batch, LossConfig, cross_entropy, objective
 from moshi_mlx.training.optimizers import OptimConfig
-from moshi_mlx.training.trainer import TrainConfig, Trainer, save_weights
+from moshi_mlx.training.trainer import TrainConfig, Trainer
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import load_lm
 
 from . import script
 from .dialogues import DialogueMaker
+from .model_folder import export_model
 from .tokens import (
     CARD,
     CODEBOOKS,
@@ -241,24 +240,9 @@ def lm_config() -> LmConfig:
 
 def export(out: Path) -> Path:
     """The newest checkpoint, the codec and the tokenizer as a folder for `moshi_mlx.load`."""
-    checkpoint = sorted((out / "lm" / "checkpoints").glob("step_????????"))[-1]
-    lm = Lm(lm_config())
-    weights = read_safetensors(checkpoint / "weights.safetensors")
-    lm.load_weights([(name, weights[name]) for name in named_parameters(lm)])
     model = out / "model"
-    model.mkdir(exist_ok=True)
-    save_weights(lm, model / "model.safetensors", mx.bfloat16)
-    codec = out / "codec"
-    write_companions(
-        model,
-        CONFIG,
-        mimi=codec / "mimi.safetensors",
-        tokenizer=token_folder(out) / "tokenizer.model",
-        mimi_config=codec / "mimi_config.json",
-    )
+    export_model(out / "lm", CONFIG, model, out / "codec", token_folder(out) / "tokenizer.model")
     (model / "sentences.txt").write_text("\n".join(script.replies()) + "\n", encoding="utf-8")
-    size = sum(f.stat().st_size for f in model.iterdir())
-    print(f"{model}: step {checkpoint.name[-8:]}, {size / 1e6:.2f} MB")
     return model
 
 

@@ -97,6 +97,30 @@ def test_config_names_the_files(tmp_path: Path) -> None:
     assert files.lora == tmp_path / "tuned.safetensors"
 
 
+def test_a_base_lends_its_codec_and_its_tokenizer(tmp_path: Path) -> None:
+    nano = resolve("nano")
+    config = b'{"base": "nano", "tokenizer_name": "mine.model", "mimi_config_name": "own.json"}'
+    folder = fill(tmp_path, {"model.safetensors": b"w", "config.json": config})
+    files = resolve(folder)
+    assert (files.mimi, files.mimi_config, files.tokenizer) == (
+        nano.mimi, nano.mimi_config, nano.tokenizer
+    )  # fmt: skip
+    assert files.weights == (folder / "model.safetensors",)
+    assert files.config == folder / "config.json"
+    fill(folder, {"mine.model": b"spm"})
+    assert resolve(folder).tokenizer == folder / "mine.model"
+    fill(folder, {MIMI: b"mimi", "own.json": b"{}"})
+    files = resolve(folder)
+    assert files.mimi == folder / MIMI and files.mimi_config == folder / "own.json"
+
+
+@pytest.mark.parametrize("base", ["'nanny'", "7", "'../nano'"])
+def test_a_base_is_a_model_with_a_name(base: str, tmp_path: Path) -> None:
+    config = f'{{"base": {base}}}'.replace("'", '"').encode()
+    with pytest.raises(ConfigError, match=r"base in .* must be the name of a model such as nano"):
+        resolve(fill(tmp_path, PUBLISHED | {"config.json": config}))
+
+
 def test_shards(tmp_path: Path) -> None:
     index = {"weight_map": {"a": "m-2.safetensors", "b": "m-1.safetensors", "c": "m-2.safetensors"}}
     parts = {"m-1.safetensors": b"1", "m-2.safetensors": b"2", MIMI: b"m", TOKENIZER: b"t"}

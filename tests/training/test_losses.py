@@ -119,6 +119,10 @@ def test_masks_and_weights_by_hand() -> None:
     assert np.array(prepared.audio)[[1, 3], 0].tolist() == [5, 6]
     assert np.array(prepared.before)[:, 0].tolist() == [7, 3, 0, -1]
     assert counts.tolist() == [1.75, 2.0, 0.0, 1.0, 2.0, 0.0]
+    given = replace(loss, text_word_weight=0.0)
+    prepared, counts = prepare(Batch(codes), config, given, np.random.default_rng(0))
+    assert np.array(prepared.text_weights).tolist() == [[0.0, 0.5, 0.25, 0.0]]
+    assert counts.tolist() == [0.75, 2.0, 0.0, 1.0, 2.0, 0.0]
 
 
 def test_corrupted_inputs_leave_the_targets() -> None:

@@ -1,0 +1,80 @@
+"""How well the small voice is understood: figures, through the public classes.
+
+Knows texts, sound and an independent recognizer; nothing of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import soundfile
+
+import moshi_mlx
+
+from .recognize import Whisper, matching_words, spelt, word_error_rate
+from .report import Figures, Goal, markdown, write_card
+from .sentences import SOUND_ALIKE, held_out_sentences, vocabulary
+from .speech import NANO_VOICE, SAMPLE_RATE, Rendition, synthesize
+from .tts import TEMPO
+
+_HEARD = "words heard right"
+_HELD_OUT, _RANDOM = "held-out wordings", "words in random order"
+_ORIGINAL = "flite itself, held-out wordings"
+GOALS = (
+    Goal("words heard right, held-out wordings", _HELD_OUT, _HEARD, least=0.8),
+    Goal("words heard right, words in random order", _RANDOM, _HEARD),
+    Goal("the same of flite itself, held-out wordings", _ORIGINAL, _HEARD),
+)
+_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.tts check`, not by hand. -->"
+
+
+def figures(model: str | Path, whisper: Whisper, seed: int, out: Path) -> Figures:
+    """How sentences never trained on are understood; their sound is left in `out`."""
+    tts = moshi_mlx.load(model)
+    assert isinstance(tts, moshi_mlx.Tts)
+    rng = np.random.default_rng([seed, 10**7])
+    words = [w for w in vocabulary() if w not in SOUND_ALIKE]
+    sentences = held_out_sentences()
+    random = [" ".join(rng.choice(words, 5, replace=False)) for _ in range(40)]
+    spoken = {
+        _HELD_OUT: [tts.speak(text, seed=seed).all().pcm for text in sentences],
+        _RANDOM: [tts.speak(text, seed=seed).all().pcm for text in random],
+        _ORIGINAL: [synthesize(Rendition(t, NANO_VOICE, TEMPO)).pcm for t in sentences],
+    }
+    found = {}
+    for group, clips in spoken.items():
+        texts = random if group == _RANDOM else sentences
+        folder = out / group.replace(" ", "-").replace(",", "")
+        folder.mkdir(parents=True, exist_ok=True)
+        for number, pcm in enumerate(clips):
+            soundfile.write(folder / f"{number:02}.wav", pcm, SAMPLE_RATE)
+        found[group] = _figures_of(texts, clips, whisper)
+    return found
+
+
+def _figures_of(
+    texts: Sequence[str], clips: Sequence[np.ndarray], whisper: Whisper
+) -> dict[str, float]:
+    pairs = [
+        (text, spelt(whisper.hear(pcm, SAMPLE_RATE)))
+        for text, pcm in zip(texts, clips, strict=True)
+    ]
+    right = [len(matching_words(text.split(), heard.split())) for text, heard in pairs]
+    words = [len(text.split()) for text in texts]
+    return {
+        _HEARD: sum(right) / sum(words),
+        "word error": word_error_rate(pairs),
+        "sentences right": float(np.mean([text == heard for text, heard in pairs])),
+        "seconds a word": sum(len(pcm) for pcm in clips) / SAMPLE_RATE / sum(words),
+        "words": sum(words),
+    }
+
+
+def check(model: str | Path, whisper: Path, seed: int, out: Path, card: Path | None) -> None:
+    """Prints the figures, and writes them into a card."""
+    text = markdown(figures(model, Whisper(whisper), seed, out), GOALS)
+    print(text)
+    if card is not None:
+        write_card(card, text, _CARD_BEGIN)
