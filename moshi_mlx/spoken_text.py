@@ -8,7 +8,8 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from .errors import ArgumentError, MoshiError, shown
+from .distributions import needs_extra
+from .errors import ArgumentError, shown
 
 LANGUAGES = ("en", "fr")
 
@@ -68,12 +69,8 @@ def spoken_text(text: str, language: str = "en") -> str:
 
 
 def _sayer(language: str) -> Callable[..., str]:
-    try:
+    with needs_extra("normalize", "writing numbers out needs num2words"):
         from num2words import num2words
-    except ImportError as error:
-        raise MoshiError(
-            "writing numbers out needs num2words: pip install 'moshi-local[normalize]'"
-        ) from error
 
     def say(number: Any, to: str = "cardinal") -> str:
         said: str = num2words(number, lang=language, to=to)
