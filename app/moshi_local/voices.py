@@ -406,7 +406,7 @@ def _here(files: ModelFiles | None) -> list[str]:
 
 def _speaks(entry: catalog.Entry) -> bool:
     """Whether an entry is one for speech from text, which takes the published voices."""
-    return KINDS[entry.family].verb == "speak"
+    return KINDS[entry.family].verb == "speak" and not entry.bundled
 
 
 def _takers() -> list[str]:

@@ -513,7 +513,7 @@ def test_json_of_a_model_that_is_not_here(
     )
     assert found["machine"]["usable_memory"] == 11_000_000_000
     assert found["sound"][0]["name"] == "[Blue] microphone"
-    assert found["models"] == {"bundled": ["nano"], "cached": []}
+    assert found["models"] == {"bundled": catalog.bundled(), "cached": []}
     assert [(v["model"], v["fits"]) for v in found["others"]] == [
         ("moshiko-bf16", False),
         ("moshiko-q8", True),
