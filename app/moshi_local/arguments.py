@@ -90,6 +90,29 @@ def default_of(verb: Verb) -> str:
     return (*entry.aliases, entry.name)[0]
 
 
+def model_option(verb: Verb) -> Any:
+    """--model of a command of that verb."""
+    return typer.Option(
+        "--model",
+        metavar="NAME",
+        help="Use this model: a name from `moshi-local models`, a folder, a weights file, or "
+        "org/repo on the Hugging Face hub.",
+        show_default=default_of(verb),
+        rich_help_panel=MODEL,
+    )
+
+
+def text_file_option(suffix: str, what: str) -> Any:
+    """A file that is written beside the sound, such as --srt."""
+    return typer.Option(
+        f"--{suffix}",
+        metavar=f"FILE.{suffix}",
+        help=f"Write {what} to this file.",
+        show_default=False,
+        rich_help_panel=OUTPUT,
+    )
+
+
 def source_of(context: typer.Context, name: str) -> str:
     """Where a parameter's value comes from: COMMANDLINE, DEFAULT, …"""
     source = context.get_parameter_source(name)

@@ -49,17 +49,7 @@ def complete_command(
             rich_help_panel=COMPLETION,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Use this model: a name from `moshi-local models`, a folder, a weights file, or "
-            "org/repo on the Hugging Face hub.",
-            show_default=a.default_of("complete"),
-            rich_help_panel=a.MODEL,
-        ),
-    ] = None,
+    model: Annotated[str | None, a.model_option("complete")] = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     seed: a.SeedZeroOption = 0,

@@ -6,7 +6,6 @@ Knows nothing of how a model speaks.
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,7 +28,7 @@ from moshi_mlx.families.speaker_voices import SpeakerVoice
 from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
-from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
+from moshi_mlx.outputs import Output, check_outputs, is_stdout
 from moshi_mlx.spoken_text import LANGUAGES, spoken_text
 from moshi_mlx.voices import Voice
 
@@ -38,8 +37,8 @@ from .assembly import consoles, inputs_of, load_model
 from .audio.devices import choose_device
 from .audio.files import SPEECH_FORMATS, SoundTags, SoundWriter
 from .audio.playback import Playback, playback_on
+from .beside import TextsBeside
 from .observers.record import SOFTWARE, SPEECH_TAG
-from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .observers.wav import streamed_header, to_pcm16
 from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
 from .role import consent_of, one_short_line, own_voices
@@ -61,7 +60,7 @@ class SpeakingOptions:
     text: the text, a file's name, or "-" for standard input as it arrives.
     target: the sound file, or "-" for a WAV on standard output; None is the speaker.
     voices: names or files; the second one is the other speaker's.
-    srt, vtt, json: files for the words with their times.
+    beside: files for the words with their times.
     """
 
     text: str
@@ -73,9 +72,7 @@ class SpeakingOptions:
     sampling: SamplingFlags = field(default_factory=SamplingFlags)
     kv_bits: int | None = None
     sound: SoundFlags = field(default_factory=SoundFlags)
-    srt: Path | None = None
-    vtt: Path | None = None
-    json: Path | None = None
+    beside: TextsBeside = field(default_factory=TextsBeside)
 
     @property
     def piped(self) -> bool:
@@ -86,17 +83,7 @@ class SpeakingOptions:
         """The files that are written."""
         if self.target is not None and not self.piped:
             yield Output(self.target, "the speech", tuple(SPEECH_FORMATS))
-        yield from self.texts()
-
-    def texts(self) -> Iterator[Output]:
-        """Those beside the sound."""
-        for path, what, suffix in (
-            (self.srt, "the subtitles", ".srt"),
-            (self.vtt, "the subtitles", ".vtt"),
-            (self.json, "the summary", ".json"),
-        ):
-            if path is not None:
-                yield Output(path, what, (suffix,))
+        yield from self.beside.outputs()
 
 
 def speak(options: SpeakingOptions) -> None:
@@ -152,7 +139,8 @@ def speak(options: SpeakingOptions) -> None:
             notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
             raise
     played = {} if playback is None else playback.statistics()
-    _write_texts(options, _summary(options, model, made) | played, made.words)
+    spoken = [word for word in made.words if word.text]
+    options.beside.write(spoken, _summary(options, model, made) | played)
     for line in _told(options, made, playback):
         notes.print(line, markup=False, soft_wrap=True)
 
@@ -406,20 +394,6 @@ def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> I
         yield ", ".join(counted(int(port[f"{name}s"]), name) for name in names)
 
 
-def _write_texts(
-    options: SpeakingOptions, summary: dict[str, object], words: Sequence[Word]
-) -> None:
-    spoken = [word for word in words if word.text]
-    contents: dict[str, Callable[[], str]] = {
-        ".srt": lambda: subtitles_as_srt(spoken),
-        ".vtt": lambda: subtitles_as_vtt(spoken),
-        ".json": lambda: json.dumps(summary, ensure_ascii=False, indent=1) + "\n",
-    }
-    for output in options.texts():
-        content = contents[output.suffixes[0]]()
-        WholeFile(output.path, output.what).write(content, mode=0o666)
-
-
 def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, object]:
     """For JSON; times in seconds."""
     return {
@@ -447,16 +421,6 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
 
 SPEECH = "Speech"
 _SPEAKER_ONLY = {"output", "rate"}
-
-
-def _text_file(suffix: str, what: str) -> Any:
-    return typer.Option(
-        f"--{suffix}",
-        metavar=f"FILE.{suffix}",
-        help=f"Write {what} to this file.",
-        show_default=False,
-        rich_help_panel=a.OUTPUT,
-    )
 
 
 def speak_command(
@@ -533,17 +497,7 @@ def speak_command(
             rich_help_panel=SPEECH,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
-            "Hugging Face hub.",
-            show_default=a.default_of("speak"),
-            rich_help_panel=a.MODEL,
-        ),
-    ] = None,
+    model: Annotated[str | None, a.model_option("speak")] = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
@@ -556,9 +510,11 @@ def speak_command(
     top_k_text: a.TopKTextOption = None,
     top_p: a.TopPOption = None,
     min_p: a.MinPOption = None,
-    srt: Annotated[Path | None, _text_file("srt", "SubRip subtitles")] = None,
-    vtt: Annotated[Path | None, _text_file("vtt", "WebVTT subtitles")] = None,
-    json_file: Annotated[Path | None, _text_file("json", "the words with their times")] = None,
+    srt: Annotated[Path | None, a.text_file_option("srt", "SubRip subtitles")] = None,
+    vtt: Annotated[Path | None, a.text_file_option("vtt", "WebVTT subtitles")] = None,
+    json_file: Annotated[
+        Path | None, a.text_file_option("json", "the words with their times")
+    ] = None,
     output: a.OutputOption = None,
     rate: a.RateOption = None,
 ) -> None:
@@ -582,8 +538,6 @@ def speak_command(
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             kv_bits=kv_bits,
             sound=SoundFlags(output=output, rate=rate),
-            srt=srt,
-            vtt=vtt,
-            json=json_file,
+            beside=TextsBeside(srt, vtt, json_file),
         )
     )

@@ -421,17 +421,7 @@ def transcribe_command(
             rich_help_panel=TRANSCRIPTION,
         ),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
-            "Hugging Face hub.",
-            show_default=a.default_of("transcribe"),
-            rich_help_panel=a.MODEL,
-        ),
-    ] = None,
+    model: Annotated[str | None, a.model_option("transcribe")] = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,

@@ -5,9 +5,7 @@ Knows nothing of how a model translates. What is live about it is the conversati
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,15 +19,14 @@ from moshi_mlx.arrays import Pcm
 from moshi_mlx.families.translate import LONGEST_TAIL
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
-from moshi_mlx.outputs import Output, WholeFile
 from moshi_mlx.sounds import Sound
 
 from . import arguments as a
 from .assembly import consoles, inputs_of, load_model
 from .audio.files import check_sound_files, write_sound
+from .beside import TextsBeside
 from .chat import ChatOptions, chat
 from .observers.event_log import STDOUT
-from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .options import (
     CodecChoice,
     EchoMode,
@@ -53,7 +50,7 @@ class TranslationOptions:
     """What a translation from file to file is asked for; the other fields as `Hibiki.translate`.
 
     stereo: write both sides, the source left and the translation right.
-    srt, vtt, json: files for the translation's words with their times.
+    beside: files for the translation's words with their times.
     """
 
     source: Path
@@ -66,19 +63,7 @@ class TranslationOptions:
     kv_bits: int | None = None
     tail: float = LONGEST_TAIL
     stereo: bool = False
-    srt: Path | None = None
-    vtt: Path | None = None
-    json: Path | None = None
-
-    def texts(self) -> Iterator[Output]:
-        """The files beside the sound."""
-        for path, what, suffix in (
-            (self.srt, "the subtitles", ".srt"),
-            (self.vtt, "the subtitles", ".vtt"),
-            (self.json, "the summary", ".json"),
-        ):
-            if path is not None:
-                yield Output(path, what, (suffix,))
+    beside: TextsBeside = field(default_factory=TextsBeside)
 
 
 def translate_file(options: TranslationOptions) -> None:
@@ -93,7 +78,7 @@ def translate_file(options: TranslationOptions) -> None:
     sound = check_sound_files(
         options.source,
         options.target,
-        [*options.texts()],
+        [*options.beside.outputs()],
         inputs_of(options.model),
         what="the translation",
     )
@@ -161,14 +146,7 @@ def _write(
         sides = [np.pad(side, (0, length - len(side))) for side in (heard, sound)]
         sound = np.column_stack(sides)
     write_sound(options.target, sound, speech.sample_rate)
-    contents: dict[str, Callable[[], str]] = {
-        ".srt": lambda: subtitles_as_srt(speech.words),
-        ".vtt": lambda: subtitles_as_vtt(speech.words),
-        ".json": lambda: json.dumps(summary, ensure_ascii=False, indent=1) + "\n",
-    }
-    for output in options.texts():
-        content = contents[output.suffixes[0]]()
-        WholeFile(output.path, output.what).write(content, mode=0o666)
+    options.beside.write(speech.words, summary)
 
 
 # ---------------------------------------------------------------------------- the command
@@ -176,16 +154,6 @@ def _write(
 _FILES_ONLY = {"best_of", "tail", "stereo", "srt", "vtt", "json_file"}
 _LIVE_ONLY = {"input", "output", "rate", "echo", "noise_suppression", "record", "record_format"}
 _LIVE_ONLY |= {"events", "trace", "seconds", "plain", "push_to_talk"}
-
-
-def _text_file(suffix: str, what: str) -> Any:
-    return typer.Option(
-        f"--{suffix}",
-        metavar=f"FILE.{suffix}",
-        help=f"Write {what} of the translation to this file.",
-        show_default=False,
-        rich_help_panel=a.OUTPUT,
-    )
 
 
 def translate_command(
@@ -240,17 +208,7 @@ def translate_command(
             rich_help_panel=TRANSLATION,
         ),
     ] = LONGEST_TAIL,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            metavar="NAME",
-            help="Use this model: a name from `moshi-local models`, a folder, or org/repo on the "
-            "Hugging Face hub.",
-            show_default=a.default_of("translate"),
-            rich_help_panel=a.MODEL,
-        ),
-    ] = None,
+    model: Annotated[str | None, a.model_option("translate")] = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
@@ -271,9 +229,15 @@ def translate_command(
             rich_help_panel=a.OUTPUT,
         ),
     ] = False,
-    srt: Annotated[Path | None, _text_file("srt", "SubRip subtitles")] = None,
-    vtt: Annotated[Path | None, _text_file("vtt", "WebVTT subtitles")] = None,
-    json_file: Annotated[Path | None, _text_file("json", "words with their times")] = None,
+    srt: Annotated[
+        Path | None, a.text_file_option("srt", "SubRip subtitles of the translation")
+    ] = None,
+    vtt: Annotated[
+        Path | None, a.text_file_option("vtt", "WebVTT subtitles of the translation")
+    ] = None,
+    json_file: Annotated[
+        Path | None, a.text_file_option("json", "words with their times of the translation")
+    ] = None,
     push_to_talk: a.PushToTalkOption = False,
     seconds: a.SecondsOption = None,
     input: a.InputOption = None,
@@ -333,8 +297,6 @@ def translate_command(
             kv_bits=kv_bits,
             tail=tail,
             stereo=stereo,
-            srt=srt,
-            vtt=vtt,
-            json=json_file,
+            beside=TextsBeside(srt, vtt, json_file),
         )
     )
