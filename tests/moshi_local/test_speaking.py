@@ -293,7 +293,7 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["a", "-o", "x.m4a"], "its name must end in .wav or .flac or .mp3"),
         (["a", "-o", "FOLDER"], "cannot write the speech"),
         (["text.txt", "--srt", "text.srt", "-o", "LINK"], "it is the same file as the input"),
-        (["a", "--model", "nano"], "it can talk, but not speak; tts-1.6b, tts-0.75b can"),
+        (["a", "--model", "nano"], "it can talk, but not speak; nano-tts, tts-1.6b, tts-0.75b can"),
         (["a", "b"], "unexpected extra argument"),
         ([], "Missing argument"),
     ],
