@@ -13,9 +13,9 @@ _PERSONAPLEX_VOICES = (
     *(f"VAR{sex}{n}" for sex in "FM" for n in range(5)),
 )
 
-PrecisionName = Literal["bf16", "q8", "q4"]
+PrecisionName = Literal["bf16", "q8", "q6", "q4"]
 
-PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q4": 4}
+PRECISIONS: dict[PrecisionName, int] = {"bf16": 16, "q8": 8, "q6": 6, "q4": 4}
 """Bits per weight, the most exact first; 16 is not quantized."""
 
 
@@ -33,6 +33,7 @@ class Entry:
     made_from: the name of the entry that it is quantized from on this machine, since it is not
         published; None where it is.
     revision: of the repository; None takes the newest.
+    copies: other repositories that have the same model in another layout.
     preset: the configuration that holds where the repository has no config.json, by its name in
         `published.PRESETS`; None where it has one.
     series: the name without a precision, which stands for the best one that a machine can run;
@@ -40,6 +41,8 @@ class Entry:
     voices: names of its voices, or what its one voice is.
     languages: that it speaks or understands, as ISO 639-1 codes.
     aliases: shorter names.
+    weights: its file, in a repository that has several.
+    recordings: a voice can be made of a recording.
     """
 
     name: str
@@ -55,7 +58,10 @@ class Entry:
     voices: tuple[str, ...] = ()
     languages: tuple[str, ...] = ("en",)
     aliases: tuple[str, ...] = ()
+    recordings: bool = False
     made_from: str | None = None
+    weights: str | None = None
+    copies: tuple[str, ...] = ()
 
     @property
     def bits(self) -> int:
@@ -86,6 +92,7 @@ def _moshi(series: str, voice: str, precision: PrecisionName) -> Entry:
         preset="moshi",
         series=series,
         voices=(voice,),
+        copies=(f"kmhf/hf-{series}",) if precision == "bf16" else (),
     )
 
 
@@ -112,6 +119,7 @@ def _kyutai(
     nbytes: int,
     languages: tuple[str, ...],
     *aliases: str,
+    recordings: bool = False,
 ) -> Entry:
     """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
@@ -124,6 +132,7 @@ def _kyutai(
         repository=f"kyutai/{repository}",
         languages=languages,
         aliases=aliases,
+        recordings=recordings,
     )
 
 
@@ -147,7 +156,29 @@ def _personaplex(precision: PrecisionName) -> Entry:
         preset="personaplex",
         series=name,
         voices=_PERSONAPLEX_VOICES,
+        recordings=True,
         made_from=None if published else name,
+    )
+
+
+_HELIUM_BYTES: dict[PrecisionName, int] = {
+    "bf16": 4_100_000_000, "q8": 2_180_000_000, "q6": 1_670_000_000, "q4": 1_150_000_000
+}  # fmt: skip
+"""Computed from shapes: every matrix in groups of 64."""
+
+
+def _helium(precision: PrecisionName) -> Entry:
+    return Entry(
+        name=f"helium-{precision}",
+        about="text that goes on from a text",
+        family="helium",
+        precision=precision,
+        nbytes=_HELIUM_BYTES[precision],
+        licence="CC-BY 4.0",
+        repository="kyutai/helium-1-preview-2b-mlx",
+        languages=("en", "fr", "de", "it", "pt", "es"),
+        aliases=("helium",) if precision == "bf16" else (),
+        weights=f"helium-1-preview-2b-{precision}.safetensors",
     )
 
 
@@ -166,7 +197,7 @@ ENTRIES: tuple[Entry, ...] = (
         about="speech to text, demonstration model of 431 words",
         family="stt",
         precision="bf16",
-        nbytes=5_871_205,
+        nbytes=5_863_353,
         licence="MIT",
     ),
     Entry(
@@ -174,13 +205,13 @@ ENTRIES: tuple[Entry, ...] = (
         about="text to speech, demonstration model of 431 words",
         family="tts",
         precision="bf16",
-        nbytes=9_390_000,
+        nbytes=9_388_599,
         licence="MIT",
         voices=("female",),
     ),
-    *(_moshi("moshiko", "male", precision) for precision in PRECISIONS),
-    *(_moshi("moshika", "female", precision) for precision in PRECISIONS),
-    *(_personaplex(precision) for precision in PRECISIONS),
+    *(_moshi("moshiko", "male", precision) for precision in _MOSHI_BYTES),
+    *(_moshi("moshika", "female", precision) for precision in _MOSHI_BYTES),
+    *(_personaplex(precision) for precision in _PERSONAPLEX_BYTES),
     # Weights of the second and third: computed from their shapes.
     _hibiki("1b", "hibiki-1b-mlx-bf16", 3_600_000_000, "CC-BY 4.0", ("fr",), "hibiki"),
     _hibiki("2b", "hibiki-2b-mlx-bf16", 6_340_000_000, "CC-BY 4.0", ("fr",)),
@@ -204,14 +235,22 @@ ENTRIES: tuple[Entry, ...] = (
     _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
     _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
-    _kyutai("tts-0.75b", "text to speech", "tts-0.75b-en-public", 1_500_000_000, ("en",)),
+    _kyutai(
+        "tts-0.75b",
+        "text to speech",
+        "tts-0.75b-en-public",
+        1_500_000_000,
+        ("en",),
+        recordings=True,
+    ),
+    *(_helium(precision) for precision in _HELIUM_BYTES),
 )
 """All of them, the bundled ones first."""
 
 
 def find(name: str) -> Entry | None:
-    """The entry with this name, alias or repository."""
-    return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases)), None)
+    """The entry with this name, alias or repository, or whose model a repository has too."""
+    return next((e for e in ENTRIES if name in (e.name, e.repository, *e.aliases, *e.copies)), None)
 
 
 def entry_of(name: str) -> Entry | None:

@@ -29,8 +29,10 @@ from .mimi import Mimi
 from .published import read_config, read_lora_scaling, read_mimi_config
 from .safetensors import TensorInfo, check_files, read_header
 from .text import TextTokenizer
+from .transformers_config import is_moshi, sampling_of
+from .transformers_layout import CODEC
 from .weights import check, fitting, load_lm, read_lm, shaped_like, used_weights
-from .weights_mimi import load_mimi
+from .weights_mimi import load_mimi, mimi_files
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -234,11 +236,12 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
     tensors = check_files(files.weights, whole_name)
     detect_layout(tensors, str(files.weights[0]))
     config = _with_its_heads(config, tensors)
+    tensors = {name: info for name, info in tensors.items() if not name.startswith(CODEC)}
     if files.lora is not None:
         adapter = read_header(files.lora)
         require(ADAPTER_TENSORS, adapter, str(files.lora))
         tensors |= {name: info for name, info in adapter.items() if name not in tensors}
-    require(MIMI, read_header(files.mimi), str(files.mimi))
+    require(MIMI, check_files(mimi_files(files.mimi)), str(files.mimi))
     return Checkpoint(name, files, config, mimi_config, text, _lora_scaling(files, config), tensors)
 
 
@@ -262,6 +265,9 @@ def config_of(files: ModelFiles) -> ModelConfig:
     entry = catalog.find(files.name)
     preset = entry.preset if entry is not None else None
     data = read_json(files.config) if files.config else None
+    if files.generation is not None and data is not None:
+        generation = sampling_of(read_json(files.generation), str(files.generation))
+        data = {**data, "lm_gen_config": generation}
     return read_config(data, str(files.config), preset or "moshi")
 
 
@@ -360,7 +366,8 @@ def _with_base(
             raise
     files = find_files(base, offline=offline)
     config = folder / CONFIG
-    own = config.is_file() and "dim" in read_json(config)
+    fields = read_json(config) if config.is_file() else {}
+    own = "dim" in fields or is_moshi(fields)
     return replace(files, weights=(found,), lora=None, config=config if own else files.config)
 
 

@@ -111,6 +111,7 @@ class LmConfig:
 
     `delays` has 1 + n_q entries, text first: row k of the codes is delayed by `delays[k]` frames.
     The first `dep_q` audio streams are generated, the others are given (the other speaker).
+    `beginning` is the token that text models read first.
     """
 
     transformer: TransformerConfig
@@ -128,6 +129,12 @@ class LmConfig:
     demux_second_text_stream: bool = False
     conditioners: Mapping[str, ConditionerConfig] = field(default_factory=dict)
     fuser: FuserConfig | None = None
+    beginning: int | None = None
+
+    @property
+    def text_rows(self) -> int:
+        """Of the table of text tokens: an initial one comes last, unless `beginning` is it."""
+        return self.text_card + (self.beginning is None)
 
     @property
     def text_limit(self) -> int:
@@ -153,7 +160,7 @@ class LmConfig:
 
     @property
     def text_initial_token(self) -> int:
-        return self.text_card
+        return self.text_card if self.beginning is None else self.beginning
 
     @property
     def initial_token(self) -> int:

@@ -19,7 +19,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 from .errors import CheckpointError, ConfigError, MoshiError, shown
@@ -84,6 +84,23 @@ def no_doubles(
         return table
 
     return table_of
+
+
+def inside(value: Any, field: str, where: str) -> str:
+    """A file name from a configuration, refused if it could lead out of the model's folder.
+
+    Raises:
+        ConfigError: it could, or is no name.
+    """
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{field} in {where} must be a file name, not {shown(value)}.")
+    path = PurePosixPath(value)
+    outside = path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value
+    if outside or PureWindowsPath(value).drive:
+        raise ConfigError(
+            f"{field} in {where} is {shown(value)}: it must name a file inside the model's folder."
+        )
+    return str(path)
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:

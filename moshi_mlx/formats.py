@@ -12,6 +12,7 @@ _PICKLES = tuple(bytes([0x80, protocol]) for protocol in range(2, 6))
 _PICKLE = "a pickle (PyTorch's .pt, .pth or .bin; reading one can run code)"
 SOUNDS = ("a RIFF file (sound or video)", "a FLAC file", "an Ogg file")
 TEXT_FILE = "a text file"
+TOKENIZER_JSON = "a tokenizer.json"
 _MARKS: dict[bytes, str] = {
     b"version https://git-lfs": "a Git LFS pointer (the file itself was not fetched)",
     b"/annex/objects/": "a git-annex pointer (the file itself was not fetched)",
@@ -60,7 +61,7 @@ def what_is(path: Path) -> str | None:
     if found is not None:
         return found
     if text[:1] in (b"{", b"["):
-        return "a tokenizer.json" if _is_tokenizer_json(path) else "JSON"
+        return TOKENIZER_JSON if _is_tokenizer_json(path) else "JSON"
     if b"<unk>" in first and first[:1] == b"\n":
         return "a SentencePiece model"
     return TEXT_FILE if _is_text(text) else None

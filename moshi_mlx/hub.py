@@ -10,13 +10,16 @@ import shlex
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any, Protocol
 
 from . import catalog
 from .errors import ConfigError, HubError, shown
-from .files import cache_folder, read_json
+from .files import cache_folder, inside, read_json
 from .published import refuse_other_formats
+from .safetensors import read_index
+from .tokenizer_json import NAME as TOKENIZER_JSON
+from .transformers_config import is_moshi
 
 # What Moshi v0.1 was published with; it has no config.json.
 _CONFIG = "config.json"
@@ -27,8 +30,10 @@ _OTHER_WEIGHTS = re.compile(
 _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _SPLIT = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")  # in parts
 _MIMI = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
-_TOKENIZER = "tokenizer_spm_32k_3.model"
+# The last is of Transformers; made of a SentencePiece model, which is the surer one.
+_TOKENIZERS = ("tokenizer_spm_32k_3.model", "tokenizer.model", TOKENIZER_JSON)
 _LORA = "lora.safetensors"
+_GENERATION = "generation_config.json"  # of Transformers
 _VOICES = "voices.tgz"  # of PersonaPlex
 _VOICE = re.compile(r"voices/[\w.-]+\.(safetensors|pt)", re.ASCII)  # where they are in a folder
 _SPARE_BYTES = 100_000_000  # of the disk, beside what is fetched
@@ -45,7 +50,10 @@ _ADDRESS = re.compile(
 class ModelFiles:
     """The local files of one model. `weights` has several entries if they come in shards.
 
+    mimi: the codec's weights; in Transformers' layout they may be among the model's own, in its one
+        file or in the shards of its index.
     voices: the archive of its voices; None where it has none, or has them in a folder.
+    generation: how its makers sample, where that is another file.
     """
 
     name: str
@@ -56,6 +64,7 @@ class ModelFiles:
     tokenizer: Path
     lora: Path | None
     voices: Path | None = None
+    generation: Path | None = None
 
 
 def resolve(
@@ -85,7 +94,9 @@ def resolve(
         elif entry is not None and entry.repository is None:
             source = _Folder(bundled_folder(text))
         elif entry is not None and entry.repository is not None:
-            source = _open_repository(entry.repository, entry.revision, offline)
+            copy = text in entry.copies
+            repository = text if copy else entry.repository
+            source = _open_repository(repository, None if copy else entry.revision, offline)
         elif isinstance(name, Path) or is_folder_name(text) or Path(text).is_dir():
             source = _Folder(local_path(text))
         elif match := _REPOSITORY.fullmatch(text):
@@ -128,7 +139,7 @@ def file_of_repository(repo: str, file: str, *, offline: bool = False) -> Path:
         return Path(cached)
     source = _open_repository(repo, None, offline)
     if not source.has(file):
-        alike = [each for each in source.files() if each.endswith(PurePosixPath(file).suffix)]
+        alike = [each for each in source.files() if each.endswith(Path(file).suffix)]
         close = difflib.get_close_matches(file, alike, n=3, cutoff=0.6)
         hint = f": did you mean {' or '.join(close)}?" if close else ""
         raise HubError(f"{source.where} has no file {file}{hint}")
@@ -413,33 +424,38 @@ def _collect(
 
     def named(field: str) -> str | None:
         value = fields.get(field)
-        return None if value is None else _inside(value, field, source.where)
+        return None if value is None else inside(value, field, source.where)
 
     def shards(file: str) -> list[str]:
         index = f"{file}.index.json"
         if source.has(file) or not source.has(index):
             return [file]
-        table = read_json(source.get(index)).get("weight_map")
-        if not isinstance(table, dict) or not table:
-            raise ConfigError(f"{index} in {source.where} has no weight_map. Fetch it again.")
-        return sorted({_inside(part, "weight_map", source.where) for part in table.values()})
+        return sorted(set(read_index(source.get(index)).values()))
 
     chosen = weights or named("moshi_name") or _choose_weights(source)
     lora = _own_adapter(source, fields, named("lora_name")) if own_adapter else None
     # The small files first: what is missing shows before gigabytes are fetched.
-    tokenizer, mimi_config = named("tokenizer_name") or _TOKENIZER, named("mimi_config_name")
-    mimi = named("mimi_name") or next((file for file in _MIMI if source.has(file)), _MIMI[0])
+    found = next((file for file in _TOKENIZERS if source.has(file)), _TOKENIZERS[0])
+    tokenizer, mimi_config = named("tokenizer_name") or found, named("mimi_config_name")
+    chosen = inside(chosen, "weights", source.where)
+    parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)
+    # Transformers' Moshi has its codec, and what config.json says of it, inside.
+    theirs = is_moshi(fields)
+    own_codec = f"{chosen}.index.json" if parts != [chosen] else chosen
+    found = next((f for f in _MIMI if source.has(f)), own_codec if theirs else _MIMI[0])
+    mimi = named("mimi_name") or found
+    mimi_config = mimi_config or (_CONFIG if theirs else None)
+    sampling = _GENERATION if theirs and source.has(_GENERATION) else None
+    voices = _VOICES if source.has(_VOICES) else None
     base = _base(fields.get("base"), source.where, offline)
     lent: dict[str, Path] = {}
     if base is not None:
         lent = {tokenizer: base.tokenizer, mimi: base.mimi}
         lent = {file: path for file, path in lent.items() if not source.has(file)}
         mimi_config = None if mimi in lent else mimi_config
-    chosen = _inside(chosen, "weights", source.where)
-    parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)
-    voices = _VOICES if source.has(_VOICES) else None
-    named_files = (tokenizer, mimi_config, mimi, lora, voices, *source.voices(), *parts)
-    wanted = [file for file in named_files if file is not None and file not in lent]
+    small = (tokenizer, mimi_config, sampling, mimi)
+    named_files = (*small, lora, voices, *source.voices(), *parts)
+    wanted = [file for file in dict.fromkeys(named_files) if file is not None and file not in lent]
     for file in wanted:
         if not source.has(file):
             unnamed = f" There is no {_CONFIG} either, to name another." if config is None else ""
@@ -456,6 +472,7 @@ def _collect(
         tokenizer=paths[tokenizer],
         lora=paths[lora] if lora else None,
         voices=paths[voices] if voices else None,
+        generation=paths[sampling] if sampling else None,
     )
 
 
@@ -513,19 +530,6 @@ def _choose_weights(source: _Source) -> str:
         f"There are no weights in {source.where}: none of {', '.join((*_WEIGHTS, _MERGED))}, and "
         f'no config.json with "moshi_name". {source.way_out}'
     )
-
-
-def _inside(value: Any, field: str, where: str) -> str:
-    """A file name from a config, refused if it could lead out of the model's folder."""
-    if not isinstance(value, str) or not value:
-        raise ConfigError(f"{field} in {where} must be a file name, not {shown(value)}.")
-    path = PurePosixPath(value)
-    outside = path.is_absolute() or ".." in path.parts or "\\" in value or ":" in value
-    if outside or PureWindowsPath(value).drive:
-        raise ConfigError(
-            f"{field} in {where} is {shown(value)}: it must name a file inside the model's folder."
-        )
-    return str(path)
 
 
 def _without_the_hub(repo: str, revision: str | None) -> str:

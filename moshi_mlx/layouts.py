@@ -9,11 +9,13 @@ from typing import Any
 
 import mlx.core as mx
 
+from . import transformers_layout
 from .arrays import Weights
 from .config import LmConfig
 from .errors import CheckpointError, listed
 
 LANGUAGE_MODEL, MIMI, ADAPTER = "a Moshi language model", "a Mimi codec", "a LoRA adapter"
+_FOREIGN = "a model of Hugging Face Transformers"
 # What tensors belong to, by a name that only they have, and how to fix it where that is known.
 # Those of another program come first: they may stand among ours.
 _OTHERS = (
@@ -33,8 +35,9 @@ _OTHERS = (
         "an adapter must be of moshi-train or moshi-finetune",
     ),
     (
-        r"self_attn\.[qkv]_proj\.|^audio_encoder\.|_residual_vector_quantizer\.",
-        "a model of Hugging Face Transformers",
+        # Moshi's and Mimi's are read: see `transformers_layout`.
+        r"self_attn\.[qkv]_proj\.",
+        _FOREIGN,
         "give one in Kyutai's format, as kyutai/moshiko-pytorch-bf16 is",
     ),
 )
@@ -52,11 +55,16 @@ def require(wanted: str, names: Iterable[str], where: str) -> None:
         CheckpointError: says what they are instead.
     """
     names = set(names)
+    moshi, mimi = transformers_layout.has_moshi(names), transformers_layout.has_mimi(names)
+    transformers = moshi or mimi
     for pattern, what, advice in _OTHERS:
-        if any(re.search(pattern, name) for name in names):
+        known = what == _FOREIGN and transformers
+        if not known and any(re.search(pattern, name) for name in names):
             raise CheckpointError(f"{where}: is {what}, not {wanted}; {advice}")
     if any(name.startswith("quantizer.rvq_first.") for name in names):
         found = MIMI
+    elif transformers:  # a Moshi's files may have both
+        found = MIMI if mimi and (wanted == MIMI or not moshi) else LANGUAGE_MODEL
     elif "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
         found = LANGUAGE_MODEL
     elif any(".lora_A." in name for name in names):
@@ -87,13 +95,15 @@ def whole_name(file: str, name: str) -> str:
 
 
 def detect_layout(weights: Iterable[str], where: str) -> str:
-    """`mlx` or `pytorch`.
+    """`mlx`, `pytorch` or `transformers`.
 
     Raises:
         CheckpointError: the tensors are not those of a Moshi language model.
     """
     names = set(weights)
     require(LANGUAGE_MODEL, names, where)
+    if transformers_layout.has_moshi(names):
+        return "transformers"
     # PyTorch's layer norm is named as MLX's norms are: the embeddings tell the two apart.
     pytorch = "out_norm.alpha" in names or any(n.startswith("emb.") for n in names)
     return "pytorch" if pytorch else "mlx"

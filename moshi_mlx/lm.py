@@ -43,9 +43,7 @@ class Lm(nn.Module):
         super().__init__()
         self.config = config
         dim = config.transformer.dim
-        self.text_emb = make_embedding(
-            config.text_card + 1, dim, demux=config.demux_second_text_stream
-        )
+        self.text_emb = make_embedding(config.text_rows, dim, demux=config.demux_second_text_stream)
         self.audio_embs = [make_embedding(config.card + 1, dim) for _ in range(config.n_q)]
         self.transformer = Transformer(config.transformer)
         self._embedding_sum: EmbeddingSum | None = None

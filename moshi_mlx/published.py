@@ -5,10 +5,10 @@ understood is refused by name. Knows nothing of arrays, weights or the network.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from .config import (
     ConditionerConfig,
@@ -29,6 +29,9 @@ from .config import (
     TtsConfig,
 )
 from .errors import ConfigError, shown
+from .fields import MOST
+from .fields import Fields as _Fields
+from .transformers_config import is_mimi, is_moshi, kyutai_config, kyutai_mimi_config
 
 V0_1: dict[str, Any] = {
     "dim": 4096,
@@ -88,8 +91,6 @@ _ONLY = {
 }
 
 
-MOST = 2**31 - 1
-"""The largest size of an axis in MLX."""
 MOST_CONTEXT = 100_000
 """Positions, two hours of frames: nothing but memory limits it otherwise."""
 MOST_DELAY = 10_000
@@ -98,101 +99,6 @@ MOST_STT_SECONDS = 60.0
 """Of a speech-to-text model's delay, and of the silence before a sound."""
 _MOST_OF_SEANET = 10_000
 _MOST_AHEAD, _MOST_SPEAKERS = 100, 100
-
-
-class _Fields:
-    """Reads fields out of a dict, one by one; one that was not asked for is an error."""
-
-    def __init__(self, data: Mapping[str, Any], where: str) -> None:
-        self.left = dict(data)
-        self.where = where
-
-    def fail(self, name: str, problem: str) -> ConfigError:
-        return ConfigError(f"{self.where}: field {shown(name)} {problem}")
-
-    def take(self, name: str, default: Any = ...) -> Any:
-        if name in self.left:
-            return self.left.pop(name)
-        if default is ...:
-            raise self.fail(name, "is missing")
-        return default
-
-    def whole(
-        self, name: str, default: Any = ..., *, least: int = 1, most: int | None = MOST
-    ) -> int:
-        value = self.take(name, default)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            problem = f"must be a whole number of at least {least}, is {shown(value)}"
-            raise self.fail(name, problem)
-        if most is not None and value > most:
-            raise self.fail(name, f"must be at most {most}, is {shown(value)}")
-        return value
-
-    def number(self, name: str, default: Any = ..., *, most: float = 1e9) -> float:
-        value = self.take(name, default)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= most:
-            raise self.fail(
-                name, f"must be a number above 0 and at most {most:g}, is {shown(value)}"
-            )
-        return float(value)
-
-    def none(self, name: str) -> bool:
-        """Whether the file says null or nothing; that is taken then."""
-        return self.left.get(name) is None and self.take(name, None) is None
-
-    def optional(self, name: str, default: Any, read: Callable[..., Any]) -> Any:
-        """None where the file says null or nothing and there is no default."""
-        if self.left.get(name, default) is None:
-            self.left.pop(name, None)
-            return None
-        return read(name, default)
-
-    def flag(self, name: str, default: Any = ...) -> bool:
-        value = self.take(name, default)
-        if not isinstance(value, bool):
-            raise self.fail(name, f"must be true or false, is {shown(value)}")
-        return value
-
-    def choice(self, name: str, choices: Any, default: Any = ...) -> Any:
-        value = self.take(name, default)
-        if value not in get_args(choices):
-            raise self.fail(
-                name, f"must be one of {', '.join(get_args(choices))}; is {shown(value)}"
-            )
-        return value
-
-    def ints(
-        self, name: str, length: int | None = None, *, least: int = 0, most: int = MOST
-    ) -> tuple[int, ...]:
-        value = self.take(name)
-        good = isinstance(value, list) and all(
-            isinstance(v, int) and not isinstance(v, bool) and least <= v <= most for v in value
-        )
-        if not good:
-            problem = f"must be a list of whole numbers from {least} to {most}, is {shown(value)}"
-            raise self.fail(name, problem)
-        if length is not None and len(value) != length:
-            raise self.fail(name, f"must have {length} entries, has {len(value)}")
-        return tuple(value)
-
-    def strings(self, name: str) -> tuple[str, ...]:
-        value = self.take(name, [])
-        if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-            raise self.fail(name, f"must be a list of strings, is {shown(value)}")
-        return tuple(value)
-
-    def table(self, name: str) -> "_Fields":
-        value = self.take(name)
-        if not isinstance(value, dict):
-            raise self.fail(name, f"must be an object, is {shown(value)}")
-        return _Fields(value, f"{self.where}: {name}")
-
-    def finish(self) -> None:
-        if self.left:
-            name, value = next(iter(self.left.items()))
-            raise self.fail(name, f"({shown(value)}) is not understood and may change the model")
 
 
 def _check_width(fields: _Fields, name: str, transformer: TransformerConfig) -> None:
@@ -442,7 +348,10 @@ def refuse_other_formats(data: Mapping[str, Any], where: str) -> None:
     Raises:
         ConfigError: names the program.
     """
-    if "dim" not in data and any(name in data for name in ("hidden_size", "audio_encoder_config")):
+    if is_mimi(data):
+        raise ConfigError(f"{where}: is the configuration of a Mimi codec alone, not of a model")
+    names = ("hidden_size", "audio_encoder_config")
+    if "dim" not in data and not is_moshi(data) and any(name in data for name in names):
         raise ConfigError(
             f"{where}: is a configuration of Hugging Face Transformers; give a model in Kyutai's "
             "format, as kyutai/moshiko-pytorch-bf16 is"
@@ -494,7 +403,7 @@ def _joined(data: Mapping[str, Any], where: str) -> dict[str, Any]:
 def read_config(
     data: Mapping[str, Any] | None = None, where: str = "config.json", preset: str = "moshi"
 ) -> ModelConfig:
-    """Reads a published `config.json`, already parsed.
+    """Reads a published `config.json`, already parsed; Transformers' of a Moshi too.
 
     Args:
         data: the parsed file; None or no model fields stand for the preset.
@@ -506,6 +415,8 @@ def read_config(
     """
     raw = dict(data or {})
     refuse_other_formats(raw, where)
+    if is_moshi(raw):
+        raw = kyutai_config(raw, where)
     if "temporal" in raw and "depformer" in raw:
         raw = _joined(raw, where)
     beside = {name: value for name, value in raw.items() if name in _BESIDE}
@@ -625,6 +536,8 @@ def read_mimi_config(data: Mapping[str, Any] | None = None, where: str = "config
     """
     if not data:
         return MimiConfig()
+    if is_moshi(data) or is_mimi(data):
+        data = kyutai_mimi_config(data, where)
     fields = _Fields(data, where)
     config = MimiConfig(
         sample_rate=fields.whole("sample_rate"),

@@ -18,8 +18,8 @@ from typing import Any
 import mlx.core as mx
 
 from .arrays import Weights
-from .errors import CheckpointError, counted, shown
-from .files import no_doubles, partial_file
+from .errors import CheckpointError, ConfigError, counted, shown
+from .files import inside, no_doubles, partial_file, read_json
 from .formats import what_is
 
 MAX_HEADER = 100_000_000
@@ -239,6 +239,18 @@ def read_safetensors(
         assert isinstance(tensors, dict)
         weights |= {rename(path.name, name): tensor for name, tensor in tensors.items()}
     return weights
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """The index of a model in several files: each tensor's name → its file's.
+
+    Raises:
+        ConfigError: it is not an index, or names a file that is not beside it.
+    """
+    table = read_json(path).get("weight_map")
+    if not isinstance(table, dict) or not table:
+        raise ConfigError(f"{path}: has no weight_map. Fetch it again.")
+    return {name: inside(file, "weight_map", str(path)) for name, file in table.items()}
 
 
 def write_safetensors(path: Path, tensors: Weights, metadata: dict[str, str] | None = None) -> None:

@@ -11,7 +11,7 @@ class Speech:
     """What was said.
 
     pcm: float32 [samples] in −1 … 1.
-    words: with their times in seconds from the first sample.
+    words: with their times in seconds from the first sample; a pause is one without text.
     sample_rate: samples per second.
     """
 
@@ -27,4 +27,4 @@ class Speech:
     @property
     def text(self) -> str:
         """All words with spaces between."""
-        return " ".join(word.text for word in self.words)
+        return " ".join(word.text for word in self.words if word.text)

@@ -12,8 +12,10 @@ from typing import Any
 from sentencepiece import SentencePieceProcessor
 
 from .arguments import path_of, whole
-from .errors import ArgumentError, TokenizerError, shown
-from .formats import what_is
+from .errors import ArgumentError, ConfigError, TokenizerError, shown
+from .files import read_json
+from .formats import TOKENIZER_JSON, what_is
+from .tokenizer_json import sentencepiece_model
 
 __all__ = ["TextTokenizer", "Word", "WordStream"]
 
@@ -24,7 +26,7 @@ _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as thi
 
 
 class TextTokenizer:
-    """A SentencePiece model read from a file.
+    """A SentencePiece model read from a file, or from the `tokenizer.json` that was made of it.
 
     Tokens are whole numbers from −2, as models have them, whatever is in the vocabulary.
 
@@ -41,6 +43,11 @@ class TextTokenizer:
                 f"{self.path}: the tokenizer cannot be read: {error.strerror}. "
                 "Put the SentencePiece model of this checkpoint there."
             ) from error
+        if what_is(self.path) == TOKENIZER_JSON:
+            try:
+                model = sentencepiece_model(read_json(self.path), str(self.path))
+            except ConfigError as error:
+                raise TokenizerError(str(error)) from error
         try:
             self._model = SentencePieceProcessor(model_proto=model)
             self.vocab_size = int(self._model.vocab_size())
@@ -51,11 +58,18 @@ class TextTokenizer:
 
     def _broken(self) -> TokenizerError:
         what = what_is(self.path)
-        if what in (None, "a SentencePiece model"):
+        if what == TOKENIZER_JSON:
+            problem = "is no sound vocabulary. Fetch the file again."
+        elif what in (None, "a SentencePiece model"):
             problem = "not a SentencePiece model, or cut short. Fetch the file again."
         else:
             problem = f"is {what}, not a SentencePiece model. Put the checkpoint's own there."
         return TokenizerError(f"{self.path}: {problem}")
+
+    @property
+    def model(self) -> bytes:
+        """The SentencePiece model, as its file has it."""
+        return bytes(self._model.serialized_model_proto())
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without BOS and EOS."""

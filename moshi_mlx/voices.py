@@ -257,11 +257,34 @@ def voice_from_sound(
         raise ArgumentError(f"voice {name}: the recording is too quiet; record it louder")
     gain = 10 ** ((LOUDNESS - level) / 20)
     leveled = (trimmed * gain).astype(np.float32)
-    padded = np.pad(leveled, (0, -len(leveled) % codec.frame_size))
+    return Voice(name, codes=_encoded(codec, leveled)[:codebooks])
+
+
+def voice_of_recording(codec: Codec[Any], pcm: Pcm, *, name: str) -> Voice:
+    """The voice of a recording as it is, in all of the codec's codebooks.
+
+    Args:
+        codec: of the model.
+        pcm: float32 [samples] of one channel at the codec's rate.
+        name: of the voice.
+
+    Raises:
+        ArgumentError: there is no sound, or more than a voice can have.
+    """
+    seconds, most = len(pcm) / codec.sample_rate, _MOST * codec.frame_size / codec.sample_rate
+    if not 0 < seconds <= most:
+        raise ArgumentError(
+            f"voice {name}: a recording has up to {most:.0f} s of sound, this one {seconds:.1f} s"
+        )
+    return Voice(name, codes=_encoded(codec, pcm))
+
+
+def _encoded(codec: Codec[Any], pcm: Pcm) -> Codes:
+    """Codes [codebooks, frames] of a sound, from its beginning."""
+    padded = np.pad(pcm, (0, -len(pcm) % codec.frame_size))
     state = codec.init_state()
     frames = padded.reshape(-1, codec.frame_size)
-    codes = [codec.encode_step(frame, state) for frame in frames]
-    return Voice(name, codes=np.concatenate(codes, axis=1)[:codebooks])
+    return np.concatenate([codec.encode_step(frame, state) for frame in frames], axis=1)
 
 
 def recording_faults(pcm: Pcm, rate: float) -> list[str]:

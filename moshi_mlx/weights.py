@@ -28,6 +28,7 @@ from .layouts import (
 from .lm import Lm
 from .lora import adapter_pairs, attach
 from .safetensors import read_safetensors
+from .transformers_layout import from_transformers
 from .trees import named_leaves, named_parameters
 
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
@@ -171,6 +172,8 @@ def read_lm(
         if layout == "mlx":
             weights = from_mlx(weights, config, verify=verify)
         else:
+            if layout == "transformers":
+                weights = from_transformers(weights, config)
             weights = from_pytorch(weights, config)
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from error

@@ -8,19 +8,24 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from . import transformers_config
 from .arguments import path_of, whole
 from .arrays import Weights
 from .backend import on_gpu
 from .config import MimiConfig
 from .conv import pack_conv, pack_conv_transpose
 from .errors import CheckpointError, counted
+from .files import read_json
 from .layouts import MIMI, require
 from .mimi import Mimi
-from .safetensors import read_safetensors
+from .published import read_mimi_config
+from .safetensors import check_files, read_index, read_safetensors
 from .threads import mlx_work
+from .transformers_layout import CODEC, has_mimi, mimi_from_transformers
 from .vq import codebook
 from .weights import check, check_finite, fill
 
+_WEIGHTS, _INDEX, _CONFIG = "model.safetensors", ".index.json", "config.json"  # of Transformers
 _CODEBOOK = re.compile(r"quantizer\.rvq_(first|rest)\.vq\.layers\.(\d+)\._codebook\.(\w+)")
 # What training wrote before the tensors got their present names.
 _LEGACY = {
@@ -127,7 +132,8 @@ def _with_scales_in_weights(weights: Weights) -> Weights:
     for name in weights:
         if match := re.fullmatch(r"(.+)\.layer_scale_([12])\.scale", name):
             target = f"{match[1]}.{'self_attn.out_proj' if match[2] == '1' else 'linear2'}.weight"
-            out[target] = out.pop(name)[:, None] * out[target]
+            # In float32: a product of two bfloat16 would be rounded once more.
+            out[target] = out.pop(name).astype(mx.float32)[:, None] * out[target]
     return out
 
 
@@ -152,38 +158,88 @@ def _shaped(config: MimiConfig, num_codebooks: int, tensors: int, where: str) ->
         raise CheckpointError(f"{where}: the config's sizes are impossible: {error}") from error
 
 
+def mimi_files(path: Path) -> list[Path]:
+    """The files of a codec: one, or the shards that an index names. Raises ConfigError."""
+    if not path.name.endswith(_INDEX):
+        return [path]
+    table = read_index(path)
+    own = {file for name, file in table.items() if name.startswith(CODEC)}
+    return [path.parent / file for file in sorted(own or set(table.values()))]
+
+
+def read_mimi(path: Path, config: MimiConfig) -> Weights:
+    """A codec's tensors by Kyutai's names, from files of any layout; each read when it is used.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_mimi`.
+    """
+    weights = read_safetensors(mimi_files(path))
+    require(MIMI, weights, str(path))
+    if not has_mimi(weights):
+        return weights
+    try:
+        return mimi_from_transformers(weights, config)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+
+
 def check_mimi(path: str | Path) -> None:
     """That a file is a Mimi and all its values are finite, for who reads it in another way.
 
     Raises:
         CheckpointError: as `load_mimi`.
     """
-    weights = read_safetensors(path)
+    weights = read_safetensors(mimi_files(Path(path)))
     require(MIMI, weights, str(path))
+    if any(name.startswith(CODEC) for name in weights):  # the others are a language model's
+        weights = {name: value for name, value in weights.items() if name.startswith(CODEC)}
     while weights:
         name, value = weights.popitem()
         check_finite(value, name, str(path))
 
 
+def _file_of(path: Path) -> Path:
+    """In a folder, its one file, or its index."""
+    if not path.is_dir():
+        return path
+    names = (_WEIGHTS, _WEIGHTS + _INDEX)
+    found = next((path / name for name in names if (path / name).is_file()), None)
+    if found is None:
+        raise CheckpointError(f"{path}: has no {_WEIGHTS}; give the codec's file")
+    return found
+
+
+def _config_beside(path: Path) -> MimiConfig:
+    beside = path.parent / _CONFIG
+    if beside.is_file() and path.is_file() and has_mimi(check_files(mimi_files(path))):
+        data = read_json(beside)
+        if transformers_config.is_moshi(data) or transformers_config.is_mimi(data):
+            return read_mimi_config(data, str(beside))
+    return MimiConfig()
+
+
 @mlx_work
 def load_mimi(path: str | Path, num_codebooks: int = 8, config: MimiConfig | None = None) -> Mimi:
-    """The codec from a safetensors file in the published naming.
+    """The codec from a safetensors file, in Kyutai's naming or Transformers'.
 
     It computes in float32; on a GPU its decoder in float16, which halves what it reads.
 
     Args:
-        path: the file, as `tokenizer-e351c8d8-checkpoint125.safetensors`.
+        path: the file, as `tokenizer-e351c8d8-checkpoint125.safetensors`; the index of several
+            files; or a folder of Transformers that has a Mimi, alone or in a Moshi.
         num_codebooks: how many codebooks to use; the file may have more.
-        config: the architecture; None: the published one.
+        config: the architecture; None: what a config.json of Transformers beside the file says,
+            or the published one.
 
     Raises:
         ArgumentError: what is given is not a path, or not a number of codebooks.
         CheckpointError: the file is broken, is not a Mimi, or doesn't match the config; names the
             tensor and the file.
+        ConfigError: the config.json or the index makes no sense.
     """
-    path, config = path_of("path", path), config or MimiConfig()
-    weights = read_safetensors(path)
-    require(MIMI, weights, str(path))
+    path = _file_of(path_of("path", path))
+    config = config or _config_beside(path)
+    weights = read_mimi(path, config)
     mimi = _shaped(config, num_codebooks, len(weights), str(path))
     check_mimi(path)  # by the file's names; a codebook's entries can be finite where it is not
     try:

@@ -29,8 +29,10 @@ from moshi_mlx.published import read_config
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.voices import Voice, load_voice
 from moshi_mlx.weights import load_lm
+from tests import conformance_transformers
 from tests.conformance_speech import run_speech, run_speech_file
 from tests.conformance_stt import run_stt
+from tests.conformance_text import run_text
 from tests.conformance_translation import run_translation
 
 TOLERANCE = 1e-3
@@ -175,6 +177,10 @@ def run_case(folder: Path) -> dict[str, float]:
         return run_speech_file(folder)
     if (folder / "runs.json").exists():
         return run_speech(folder)
+    if conformance_transformers.is_case(folder):
+        return conformance_transformers.run_case(folder)
+    if read_json(folder / "config.json").get("model_type") == "helium":
+        return run_text(folder)
     lm, expected, given = load_case(folder)
     result: dict[str, float] = {}
     if "forward.codes" in expected:
@@ -196,7 +202,7 @@ def passes(result: dict[str, float]) -> bool:
     def allowed(name: str) -> float:
         if "condition" in name:
             return EXACT_TOLERANCE
-        return TOLERANCE if any(part in name for part in ("logits", "heads", "pcm")) else 0
+        return TOLERANCE if any(part in name for part in ("logits", "heads", "pcm", "sound")) else 0
 
     return all(value <= allowed(name) for name, value in result.items())
 

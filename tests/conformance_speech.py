@@ -16,7 +16,7 @@ from moshi_mlx.families.speak import Pacing, Tts
 from moshi_mlx.families.speaker_voices import TENSOR
 from moshi_mlx.families.speech_machine import SpeechMachine
 from moshi_mlx.families.speech_run import SpeechRun
-from moshi_mlx.families.speech_script import Entry, ScriptReader, entries_of
+from moshi_mlx.families.speech_script import ScriptEntry, ScriptReader, entries_of
 from moshi_mlx.files import read_json
 from moshi_mlx.generate import Generator, Step
 from moshi_mlx.sampling import Sampling
@@ -51,8 +51,8 @@ class Recorded(Generator):
         return super().step(*args, on_text=on_text, **kwargs)
 
 
-def entry(given: dict[str, Any]) -> Entry:
-    return Entry(given["text"], tuple(given["tokens"]), given["padding"])
+def entry(given: dict[str, Any]) -> ScriptEntry:
+    return ScriptEntry(given["text"], tuple(given["tokens"]), given["padding"])
 
 
 def run_machines(traces: list[dict[str, Any]]) -> dict[str, float]:
@@ -100,7 +100,7 @@ def run_scripts(groups: list[dict[str, Any]], folder: Path) -> dict[str, float]:
             except ArgumentError:
                 wrong += "fails" not in case
                 continue
-            letters: list[Entry] = []
+            letters: list[ScriptEntry] = []
             for i, turn in enumerate(case["script"]):
                 slow.turn(i % 2)
                 for letter in turn:

@@ -78,11 +78,22 @@ def inputs_of(source: ModelSource, persona: PersonaFlags | None = None) -> Itera
 
 
 def load_model(
-    source: ModelSource, notes: Console, kv_bits: int | None = None, verb: Verb = "talk"
+    source: ModelSource,
+    notes: Console,
+    kv_bits: int | None = None,
+    verb: Verb = "talk",
+    beside: Verdict | None = None,
 ) -> tuple[Model, Verdict]:
     """The model that a command was asked for, and what its memory and speed are here.
 
     The name of a series becomes the precision that suits this machine.
+
+    Args:
+        source: what to load.
+        notes: where to say what is done.
+        kv_bits: as the family's `session` takes it.
+        verb: what it is to do.
+        beside: of another model that is loaded, and stays.
 
     Raises:
         MoshiError: the model cannot do what the verb says, does not fit, or cannot be loaded.
@@ -91,8 +102,9 @@ def load_model(
     if catalog.series(source.name):
         notes.print("measuring this machine …")
     verdict = check_before(source.name, force=source.force, kv_bits=kv_bits)
-    needs = verdict.needs
-    if note := moshi_mlx.prepare_gpu(None if needs is None else needs.total):
+    needs = [each.needs for each in (verdict, beside) if each is not None]
+    known = [each.total for each in needs if each is not None]
+    if note := moshi_mlx.prepare_gpu(sum(known) if len(known) == len(needs) else None):
         notes.print(note, markup=False, soft_wrap=True)
     if verdict.kv_bits and not kv_bits:
         notes.print(
@@ -243,7 +255,8 @@ def load_captions(
         MoshiError: it cannot write captions, or not beside that model.
     """
     check_together(talks, name, force=force)
-    model, verdict = load_model(ModelSource(name, force=force), notes, verb="transcribe")
+    source = ModelSource(name, force=force)
+    model, verdict = load_model(source, notes, verb="transcribe", beside=talks)
     frames = [(each.sample_rate, each.frame_size) for each in (moshi, model)]
     if frames[0] != frames[1]:
         texts = " and ".join(f"{size} samples at {rate} Hz" for rate, size in frames)

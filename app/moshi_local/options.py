@@ -110,13 +110,14 @@ class SpeakingFlags:
     speed: from −2, slower, to 2, faster.
     cfg: how closely to keep to the voice; None is the model's own.
     codebooks: of the sound; None is all of them.
-    normalize: write numbers, units and abbreviations out before they are spoken.
+    normalize: the language, "en" or "fr", in which numbers, units and abbreviations are written
+        out before they are spoken; None leaves the text as it is.
     """
 
     speed: float = 0.0
     cfg: float | None = None
     codebooks: int | None = None
-    normalize: bool = False
+    normalize: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

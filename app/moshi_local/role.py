@@ -22,7 +22,7 @@ from .machine.verdict import local_files
 from .options import PersonaFlags
 from .texts import text_in
 
-__all__ = ["Role", "files_of", "one_short_line", "own_voices", "role_for"]
+__all__ = ["Role", "consent_of", "files_of", "one_short_line", "own_voices", "role_for"]
 
 LARGEST_PERSONA = 100_000
 """Bytes of its file: far more than a model remembers."""
@@ -117,7 +117,7 @@ def told(persona: str | None, voice: Voice | None, opening: Opening, keep: bool)
     if persona is not None:
         yield f"persona: {one_short_line(persona)}"
     if voice is not None:
-        yield f"voice {one_short_line(voice.name)}{_consent(voice)}"
+        yield f"voice {one_short_line(voice.name)}{consent_of(voice)}"
     kept = "kept from an earlier conversation, " if opening.from_cache else ""
     line = f"prompt of {opening.frames} frames: {kept}{opening.seconds:.2f} s"
     yield f"{line}; it stays in sight" if keep else line
@@ -129,7 +129,8 @@ def one_short_line(text: str, most: int = _SHOWN) -> str:
     return plain if len(plain) <= most else f"{plain[: most - 1].rstrip()}…"
 
 
-def _consent(voice: Voice) -> str:
+def consent_of(voice: Voice) -> str:
+    """By whose consent, to follow the voice's name; nothing where its file doesn't say."""
     consent = voice.about.get("consent", "").strip()
     if not consent:
         return ""

@@ -23,10 +23,14 @@ from rich.console import Console
 from moshi_mlx import ArgumentError, Model, Word, __version__
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.errors import counted
+from moshi_mlx.families.speak import Tts
+from moshi_mlx.families.speaker_voices import SpeakerVoice
 from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
+from moshi_mlx.spoken_text import LANGUAGES, spoken_text
+from moshi_mlx.voices import Voice
 
 from . import arguments as a
 from .assembly import consoles, inputs_of, load_model
@@ -37,8 +41,9 @@ from .observers.record import SOFTWARE, SPEECH_TAG
 from .observers.transcript import subtitles_as_srt, subtitles_as_vtt
 from .observers.wav import streamed_header, to_pcm16
 from .options import CodecChoice, ModelSource, SamplingFlags, SoundFlags, SpeakingFlags
-from .role import own_voices
-from .texts import Arriving, file_of, text_in
+from .role import consent_of, one_short_line, own_voices
+from .terminal.lines import printable
+from .texts import Arriving, file_of, sentences, text_in
 from .whole_words import WholeWords
 
 __all__ = ["SpeakingOptions", "speak", "speak_command"]
@@ -104,6 +109,8 @@ def speak(options: SpeakingOptions) -> None:
     check_outputs(options.outputs(), [path, *_voice_files(options), *inputs_of(options.model)])
     playback: Playback | None = None
     text: str | Arriving
+    if options.flags.normalize is not None:
+        spoken_text("", options.flags.normalize)  # whether that can be done
     if options.text == "-":
         if sys.stdin is None:
             raise ArgumentError("there is no standard input to read a text from")
@@ -118,6 +125,7 @@ def speak(options: SpeakingOptions) -> None:
     if options.target is None:
         choose_device("output", options.sound.output)
     model, verdict = load_model(options.model, notes, options.kv_bits, "speak")
+    voices = _voices(model, options, notes)
     if isinstance(text, Arriving) and sys.stdin.isatty():
         notes.print("type the text; Ctrl-D ends it", markup=False)
     with ExitStack() as stack:
@@ -136,7 +144,8 @@ def speak(options: SpeakingOptions) -> None:
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
         try:
             with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, options, made):
-                made.take(_stream(model, options, text, verdict.kv_bits))
+                script = _normalized(text, options.flags.normalize, notes)
+                made.take(_stream(model, options, script, voices, verdict.kv_bits))
         except (KeyboardInterrupt, SystemExit):
             kept = "" if options.target is None else f"; {options.target} was not written"
             notes.print(f"moshi-local: stopped{kept}", soft_wrap=True)
@@ -158,6 +167,24 @@ def check_script(text: str) -> None:
         raise ArgumentError("the text has no word to speak")
 
 
+def _normalized(
+    text: str | Arriving, language: str | None, notes: Console
+) -> str | Sequence[str] | Iterator[str]:
+    """What `Tts.speak` is given: the text, as it is or written out and shown."""
+    if language is None:
+        return text if isinstance(text, str) else iter(text)
+
+    def shown(piece: str) -> str:
+        spoken = spoken_text(piece, language)
+        for line in spoken.splitlines():
+            notes.print(printable(line), markup=False, soft_wrap=True)
+        return spoken
+
+    if isinstance(text, str):
+        return [shown(turn) for turn in turns_of(text)]
+    return map(shown, sentences(text))
+
+
 def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
     """The files that the voices may name, which need not be there."""
     for voice in options.voices:
@@ -165,14 +192,29 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
         yield own_voices() / f"{voice}.safetensors"
 
 
+def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[SpeakerVoice | Voice]:
+    """Those that were asked for; says by whose consent. Raises MoshiError."""
+    assert isinstance(model, Tts), "no other model is loaded to speak"
+    found = [model.voice(name, folder=own_voices()) for name in options.voices]
+    for voice in found:
+        if isinstance(voice, Voice):
+            line = f"voice {one_short_line(voice.name)}{consent_of(voice)}"
+            notes.print(line, markup=False, soft_wrap=True)
+    return found
+
+
 def _stream(
-    model: Model, options: SpeakingOptions, text: str | Iterable[str], kv_bits: int | None
+    model: Model,
+    options: SpeakingOptions,
+    text: str | Sequence[str] | Iterator[str],
+    voices: Sequence[Any],
+    kv_bits: int | None,
 ) -> Any:
     """The model's speech, which is made as it is taken."""
     flags = options.flags
     return model.speak(
         text,
-        voice=list(options.voices) or None,
+        voice=voices or None,
         cfg=flags.cfg,
         speed=flags.speed,
         codebooks=flags.codebooks,
@@ -180,7 +222,6 @@ def _stream(
         text=options.sampling.text(model.text_sampling),
         audio=options.sampling.audio(model.audio_sampling),
         kv_bits=kv_bits,
-        voices_folder=own_voices(),
     )
 
 
@@ -380,6 +421,7 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
         "speed": options.flags.speed,
         "cfg": options.flags.cfg,
         "codebooks": options.flags.codebooks,
+        "normalized": options.flags.normalize,
     }
 
 
@@ -462,14 +504,17 @@ def speak_command(
         ),
     ] = None,
     normalize: Annotated[
-        bool,
+        str | None,
         typer.Option(
             "--normalize",
-            help="Write numbers, times, units and abbreviations out before they are spoken, and "
-            "show the text on stderr.",
+            metavar="|".join(LANGUAGES),
+            help="Write numbers, times, units and abbreviations out in this language before they "
+            "are spoken, and show the text on stderr. Text that arrives is then spoken sentence by "
+            "sentence.",
+            show_default="as it is",
             rich_help_panel=SPEECH,
         ),
-    ] = False,
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import codecs
 import os
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from moshi_mlx import ArgumentError
 from moshi_mlx.formats import TEXT_FILE, what_is
 
-__all__ = ["Arriving", "file_of", "text_in"]
+__all__ = ["Arriving", "file_of", "sentences", "text_in"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".json", ".text", ".script")
 _LONGEST_NAME = 4096  # characters of a path
 _PIECE_BYTES = 1 << 16
+_SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s|\n")
 
 
 def file_of(argument: str) -> Path | None:
@@ -122,3 +124,16 @@ class Arriving:
                 yield text
         if blank:
             raise ArgumentError(f"{self._name} has no text")
+
+
+def sentences(pieces: Iterable[str]) -> Iterator[str]:
+    """A text in pieces → in sentences and lines, as soon as they are whole."""
+    waiting = ""
+    for piece in pieces:
+        waiting += piece
+        end = max((match.end() for match in _SENTENCE_END.finditer(waiting)), default=0)
+        if end:
+            yield waiting[:end]
+            waiting = waiting[end:]
+    if waiting:
+        yield waiting

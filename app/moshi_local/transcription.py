@@ -330,7 +330,7 @@ class _Run:
 
 _FILES_ONLY = {"batch"}
 _LIVE_ONLY = {"input", "rate", "noise_suppression", "events", "trace", "seconds", "plain"}
-_LIVE_ONLY |= {"push_to_talk", "as_json"}
+_LIVE_ONLY |= {"push_to_talk"}
 
 
 def transcribe_command(
@@ -338,7 +338,7 @@ def transcribe_command(
     sources: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="FILE…",
+            metavar="FILE",
             help="Recordings: any rate, any channels, any length; - is standard input.",
             show_default=False,
         ),
@@ -485,6 +485,8 @@ def transcribe_command(
         return
     if not sources:
         raise typer.BadParameter("give FILE, or --live to transcribe the microphone")
+    if as_json and format not in (None, WordFormat.json):
+        raise typer.BadParameter(f"--json is --format json, and --format says {format.value}")
     if sources.count(_DASH) > 1:
         raise typer.BadParameter("- is there twice, and standard input can be read once")
     transcribe_files(
@@ -492,7 +494,7 @@ def transcribe_command(
             sources=sources,
             model=source,
             output=output,
-            format=format,
+            format=WordFormat.json if as_json else format,
             batch=batch,
             flags=flags,
             kv_bits=kv_bits,

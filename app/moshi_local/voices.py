@@ -19,11 +19,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from moshi_mlx import HubError, MoshiError, catalog
+from moshi_mlx import HubError, MoshiError, VerbError, catalog
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.checkpoint import config_of, find_files, open_checkpoint
-from moshi_mlx.config import MimiConfig
-from moshi_mlx.families.kinds import KINDS, kind_of, takes_no
+from moshi_mlx.config import MimiConfig, ModelConfig
+from moshi_mlx.families.kinds import KINDS, Kind, kind_of, takes_no
+from moshi_mlx.families.speaker_voices import TENSOR
 from moshi_mlx.families.voice_files import VoiceFiles, voices_in
 from moshi_mlx.hub import ModelFiles, canonical, file_of_repository, files_of_repository
 from moshi_mlx.outputs import Output, check_outputs
@@ -44,6 +45,7 @@ MOST_SECONDS = 120.0
 """Of a recording, silence at its ends included."""
 CONSENT_QUESTION = "Whose voice is this, and how did they agree?"
 _NAME = re.compile(r"\w[\w-]{0,63}")
+_OF_MODEL = re.compile(r"(\.wav)?\.\w+@\d+$")
 _LONGEST_CONSENT = 1000  # characters
 _CODEBOOKS = 8
 _RATE = 24_000
@@ -95,7 +97,7 @@ def add_command(
             "--model",
             metavar="NAME",
             help="Make the voice with the codec of this model.",
-            show_default="PersonaPlex",
+            show_default="personaplex",
         ),
     ] = None,
     consent: Annotated[
@@ -320,14 +322,15 @@ def add_voice(
             "most"
         )
     checkpoint = open_checkpoint(model)
-    if not kind_of(checkpoint.config, model).persona:
-        raise takes_no(model, "a voice")
+    codebooks = _codebooks(checkpoint.config, model)
     _check_name(model, _here(checkpoint.files), name)
 
     def made() -> Voice:
-        codec = checkpoint.choose_codec("mlx", _CODEBOOKS)
+        codec = checkpoint.choose_codec("mlx", codebooks)
         pcm = sound.read(codec.sample_rate)[0]
-        return voice_from_sound(codec, pcm, name=name, accept_faults=accept_faults)
+        return voice_from_sound(
+            codec, pcm, name=name, accept_faults=accept_faults, codebooks=codebooks
+        )
 
     voice = on_good_thread(made)
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -350,12 +353,13 @@ def listing(model: str | None = None) -> dict[str, Any]:
     """
     entries = [e for e in catalog.ENTRIES if model is None or model in (e.name, e.repository)]
     entries = entries or catalog.series(model or "")
-    entries = [entry for entry in entries if entry.voices or model is not None]
+    entries = [e for e in entries if e.voices or model is not None or _speaks(e)]
     rows = [
         {
             "model": entry.name,
             "licence": entry.licence,
-            "choice": KINDS[entry.family].persona,
+            "choice": KINDS[entry.family].persona or _speaks(entry),
+            "published": _speaks(entry),
             "voices": list(entry.voices),
             "here": _here(local_files(entry.name)),
         }
@@ -363,12 +367,13 @@ def listing(model: str | None = None) -> dict[str, Any]:
     ]
     if model is not None and not entries:
         files = find_files(model, offline=True)
-        here = _here(files)
+        here, kind = _here(files), kind_of(config_of(files), model)
         rows = [
             {
                 "model": model,
                 "licence": None,
-                "choice": kind_of(config_of(files), model).persona,
+                "choice": kind.persona or kind.verb == "speak",
+                "published": kind.verb == "speak",
                 "voices": here,
                 "here": here,
             }
@@ -391,13 +396,41 @@ def _published_here() -> list[str]:
 
 
 def _here(files: ModelFiles | None) -> list[str]:
-    """Those of a model that are on this machine."""
-    return [] if files is None else VoiceFiles(files).names()
+    """Those of a model that are on this machine; a file's name may end with its model's."""
+    names = [] if files is None else VoiceFiles(files).names()
+    return sorted({_OF_MODEL.sub("", name) for name in names})
+
+
+def _speaks(entry: catalog.Entry) -> bool:
+    """Whether an entry is one for speech from text, which takes the published voices."""
+    return KINDS[entry.family].verb == "speak"
 
 
 def _takers() -> list[str]:
-    """Models of the catalogue that take a voice."""
-    return [entry.name for entry in catalog.ENTRIES if KINDS[entry.family].persona]
+    """Models of the catalogue for which a voice can be made of a recording."""
+    return [entry.name for entry in catalog.ENTRIES if entry.recordings]
+
+
+def _codebooks(config: ModelConfig, model: str) -> int:
+    """How many a voice for this model has. Raises VerbError if none can be made."""
+    kind = kind_of(config, model)
+    if kind.persona:
+        return _CODEBOOKS
+    if kind.verb == "speak" and TENSOR not in config.lm.conditioners:
+        return config.lm.n_q
+    raise _no_recordings(kind, model)
+
+
+def _no_recordings(kind: Kind, model: str) -> VerbError:
+    if kind.verb != "speak":
+        return takes_no(model, "a voice")
+    able = " or ".join(
+        e.name for e in catalog.ENTRIES if e.recordings and KINDS[e.family].verb == "speak"
+    )
+    return VerbError(
+        f"{model} takes published voices alone, since what encodes a recording for it is not "
+        f"public: use {able}"
+    )
 
 
 def _check_sound(source: Path, sound: Sound) -> None:
@@ -421,8 +454,8 @@ def _check_sound(source: Path, sound: Sound) -> None:
 def _check_model(model: str, name: str) -> None:
     """As far as that needs no file that is not here."""
     entry = catalog.entry_of(model)
-    if entry is not None and not KINDS[entry.family].persona:
-        raise takes_no(model, "a voice")
+    if entry is not None and not entry.recordings:
+        raise _no_recordings(KINDS[entry.family], model)
     known = () if entry is None else entry.voices
     _check_name(model, [*known, *_here(local_files(model))], name)
 
@@ -513,7 +546,8 @@ def _print_listing(console: Console, found: dict[str, Any]) -> None:
         table.add_column(column, overflow="fold")
     for row in found["models"]:
         more = [name for name in row["here"] if name not in row["voices"]]
-        voices = ", ".join([*row["voices"], *more]) or "–"
+        published = ["published ones, below"] if row["published"] else []
+        voices = ", ".join([*row["voices"], *more, *published]) or "–"
         if not row["choice"] and row["voices"]:
             voices += " (no choice)"
         table.add_row(row["model"], voices, row["licence"] or "see its own files")

@@ -6,7 +6,7 @@
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import mlx.core as mx
 
@@ -15,12 +15,17 @@ from ..checkpoint import open_checkpoint
 from ..codec import CodecName
 from ..config import ModelConfig
 from ..errors import ArgumentError
+from ..text_models import open_text_model
 from ..worker import on_good_thread
 from .dialogue import Moshi
 from .kinds import Kind, Verb, kind_of, require_verb
+from .loaded import LoadedModel
 from .model import Model
 from .persona import PersonaPlex
 from .transcribe import Stt
+
+if TYPE_CHECKING:
+    from .complete import Helium
 
 __all__ = [
     "Model",
@@ -58,6 +63,15 @@ def load(
     offline: bool = ...,
 ) -> Stt: ...
 @overload
+def load(  # type: ignore[overload-overlap]
+    name: str | Path,
+    *,
+    verb: Literal["complete"],
+    weights: str | None = ...,
+    dtype: mx.Dtype | None = ...,
+    offline: bool = ...,
+) -> "Helium": ...
+@overload
 def load(
     name: str | Path,
     *,
@@ -77,7 +91,7 @@ def load(
     codec: CodecName = "auto",
     dtype: mx.Dtype | None = None,
     offline: bool = False,
-) -> Model:
+) -> LoadedModel:
     """Loads a model; what is not on this machine yet is fetched from the hub.
 
     Args:
@@ -93,7 +107,8 @@ def load(
         offline: never use the network (as HF_HUB_OFFLINE=1).
 
     Returns:
-        An object of the class of the model's family: a `Moshi` for a dialogue model.
+        An object of the class of the model's family: a `Moshi` for a dialogue model. A text model,
+        which has no codec, is no `Model`.
 
     Raises:
         HubError: the name leads to no files.
@@ -107,11 +122,18 @@ def load(
     if dtype is not None and dtype not in (mx.float32, mx.bfloat16, mx.float16):
         raise ArgumentError(f"dtype must be float32, bfloat16 or float16, is {dtype}")
     offline = truth("offline", offline)
+    if (text := open_text_model(name, weights=weights, offline=offline)) is not None:
+        if verb is not None:
+            require_verb(verb, text.config, text.name)
+        kind = kind_of(text.config, text.name)
+        family: Any = _module_of(kind).FAMILY
+        loaded: LoadedModel = on_good_thread(lambda: family(text, dtype))
+        return loaded
     checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)
-    family = family_of(checkpoint.config, checkpoint.name)
-    return on_good_thread(lambda: family.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
+    kept = family_of(checkpoint.config, checkpoint.name)
+    return on_good_thread(lambda: kept.from_checkpoint(checkpoint, codec=codec, dtype=dtype))
 
 
 def generated_streams(config: ModelConfig, where: str = "config.json") -> int:
@@ -128,5 +150,9 @@ def _class_of(kind: Kind) -> type[Model]:
     """The class of a family; `Model` itself where only the language model can be used."""
     if kind.module is None:
         return Model
-    family: type[Model] = import_module(f".{kind.module}", __name__).FAMILY
+    family: type[Model] = _module_of(kind).FAMILY
     return family
+
+
+def _module_of(kind: Kind) -> Any:
+    return import_module(f".{kind.module}", __name__)

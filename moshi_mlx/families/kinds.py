@@ -35,7 +35,7 @@ KINDS = {
     "hibiki": Kind("a speech translation model", "translate", "translate"),
     "stt": Kind("a speech-to-text model", "transcribe", "transcribe"),
     "tts": Kind("a text-to-speech model", "speak", "speak"),
-    "helium": Kind("a text model", "complete"),
+    "helium": Kind("a text model", "complete", "complete"),
 }
 """By `model_type`."""
 

@@ -1,4 +1,4 @@
-"""A loaded model of any family: language model, codec, tokenizer; and the verbs it refuses.
+"""A loaded model that has to do with sound: language model, codec, tokenizer.
 
 Knows nothing of what a family does; that is in the classes derived from `Model`.
 """
@@ -11,18 +11,15 @@ import mlx.core as mx
 from ..checkpoint import Checkpoint
 from ..codec import CodecName, MlxCodec, RustCodec
 from ..config import LmConfig, ModelConfig
-from ..errors import VerbError
 from ..generate import Generator
 from ..hub import ModelFiles
 from ..lm import Lm
 from ..mimi import Mimi
 from ..sampling import Sampling
-from ..text import TextTokenizer
-from ..worker import Worker
-from .kinds import Verb, kind_of, require_verb
+from .loaded import LoadedModel
 
 
-class Model:
+class Model(LoadedModel):
     """A loaded model; made by `load`.
 
     As it is, it serves models of families that are not here yet: `lm.forward`, `codec` and `text`
@@ -30,10 +27,9 @@ class Model:
     """
 
     def __init__(self, checkpoint: Checkpoint, lm: Lm, codec: MlxCodec | RustCodec) -> None:
+        super().__init__(checkpoint.name, checkpoint.config, checkpoint.text, lm)
         self.checkpoint = checkpoint
-        self.lm = lm
         self.codec = codec
-        self.worker = Worker()
 
     @classmethod
     def from_checkpoint(
@@ -64,29 +60,9 @@ class Model:
         return config.dep_q
 
     @property
-    def name(self) -> str:
-        """As it was asked for."""
-        return self.checkpoint.name
-
-    @property
     def files(self) -> ModelFiles:
         """Where it was read from."""
         return self.checkpoint.files
-
-    @property
-    def config(self) -> ModelConfig:
-        """What its config.json says."""
-        return self.checkpoint.config
-
-    @property
-    def text(self) -> TextTokenizer:
-        """Its tokenizer."""
-        return self.checkpoint.text
-
-    @property
-    def verb(self) -> Verb:
-        """What it can do."""
-        return kind_of(self.config, self.name).verb
 
     @property
     def sample_rate(self) -> int:
@@ -110,51 +86,7 @@ class Model:
             return self.codec.mimi
         return self.checkpoint.load_mimi(self.codec.num_codebooks)
 
-    @property
-    def text_sampling(self) -> Sampling:
-        """How the model's makers draw text."""
-        defaults = self.config.sampling
-        return Sampling(temperature=defaults.temp_text, top_k=defaults.top_k_text)
-
-    @property
-    def audio_sampling(self) -> Sampling:
-        """How the model's makers draw codes."""
-        defaults = self.config.sampling
-        return Sampling(temperature=defaults.temp, top_k=defaults.top_k)
-
     def generator(self, *, text: Sampling | None, audio: Sampling | None, **rest: Any) -> Generator:
-        """A generator of the model's streams, drawn its own way where None; on its thread."""
-        return Generator(
-            self.lm,
-            text=self.text_sampling if text is None else text,
-            audio=self.audio_sampling if audio is None else audio,
-            generated=self.generated_streams(self.lm.config),
-            **rest,
-        )
-
-    def session(self, *args: Any, **kwargs: Any) -> Any:
-        """A conversation. Raises VerbError: this model cannot talk."""
-        raise self._refusal("talk")
-
-    def transcribe(self, *args: Any, **kwargs: Any) -> Any:
-        """Speech to text. Raises VerbError: this model cannot do it."""
-        raise self._refusal("transcribe")
-
-    def speak(self, *args: Any, **kwargs: Any) -> Any:
-        """Text to speech. Raises VerbError: this model cannot do it."""
-        raise self._refusal("speak")
-
-    def translate(self, *args: Any, **kwargs: Any) -> Any:
-        """Speech to speech in another language. Raises VerbError: this model cannot do it."""
-        raise self._refusal("translate")
-
-    def complete(self, *args: Any, **kwargs: Any) -> Any:
-        """Text after text. Raises VerbError: this model cannot do it."""
-        raise self._refusal("complete")
-
-    def _refusal(self, verb: Verb) -> VerbError:
-        try:
-            require_verb(verb, self.config, self.name)
-        except VerbError as error:
-            return error
-        raise AssertionError(f"{type(self).__name__} can {verb}")
+        """As `LoadedModel.generator`, of the streams that the model generates in use."""
+        given = {"generated": self.generated_streams(self.lm.config), **rest}
+        return super().generator(text=text, audio=audio, **given)

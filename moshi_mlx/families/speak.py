@@ -4,8 +4,7 @@ A model asks for words one by one; its sound is some frames behind. Some take a 
 go on from a recording.
 """
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,31 +17,32 @@ import numpy.typing as npt
 from ..arguments import real, whole
 from ..arrays import Codes, Pcm, Tokens
 from ..checkpoint import Checkpoint
-from ..closing import Closing
 from ..codec import CodecName, MlxCodec
 from ..conditions import Condition
 from ..config import ModelConfig, TtsConfig
-from ..errors import ArgumentError, ConfigError, SessionError, VerbError, shown
+from ..errors import ArgumentError, ConfigError, VerbError, shown
 from ..generate import Generator
 from ..guidance import Guidance
-from ..hub import local_path
 from ..sampling import Sampling
 from ..speech import Speech
-from ..text import Word
-from ..voices import Voice, load_voice, voice_from_sound
+from ..voices import Voice, voice_from_sound
 from .model import Model
+from .recorded_voices import RecordedVoices
 from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
 from .speech_machine import SpeechMachine
+from .speech_queue import SpeechQueue
 from .speech_run import SpeechRun
-from .speech_script import ArrivingScript, ScriptReader, turns_of
+from .speech_script import ScriptReader, entries_of, turns_of
+from .speech_stream import Pieces, SpeechStream, Words
 
 VoiceLike = str | Path | SpeakerVoice | Voice
-Text = str | Sequence[str] | Iterable[str]
+Text = str | Sequence[str] | Iterable[str] | AsyncIterable[str]
 
 _TOP_K_TEXT, _TOP_K, _TEMPERATURE = 25, 250, 0.6
 _CFG = 2.0
 _PREFIX_CUT = 2  # frames at the end of a recording that are not used
 _PADDING = 3
+_MOST_TEXTS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,131 +65,17 @@ class Pacing:
             object.__setattr__(self, name, whole(name, getattr(self, name), 0, 10_000))
 
 
-@dataclass(frozen=True, slots=True)
-class SpokenChunk:
-    """A piece of speech.
-
-    pcm: float32 [samples] in −1 … 1; of two speakers [samples, 2] where the model keeps them apart.
-    words: those whose beginning and end are known by now, with their times in seconds from the
-        first sample of all. Their sound may still be to come.
-    """
-
-    pcm: Pcm
-    words: tuple[Word, ...]
-
-
-class SpeechStream(Closing):
-    """Speech while it is made; made by `Tts.speak`. An iterator, sync or async, of `SpokenChunk`.
-
-    Nothing is made before it is asked for.
-
-    first_sound_seconds: from the first request to the first sound, once that is there.
-    """
-
-    def __init__(
-        self,
-        model: "Tts",
-        text: Iterator[str] | None,
-        reader: ScriptReader,
-        make: Callable[[], SpeechRun],
-    ) -> None:
-        self._model, self._text, self._reader = model, text, reader
-        self._script = ArrivingScript()
-        self._run = model.worker.call(make)
-        self._machine = self._run.machines[0]
-        self._sound = _Sound(model, self._run)
-        self._told = 0  # words that have been told
-        self._closed = False
-        self._began: float | None = None
-        self.first_sound_seconds: float | None = None
-
-    def __iter__(self) -> Iterator[SpokenChunk]:
-        return self
-
-    def __next__(self) -> SpokenChunk:
-        """The next piece. Waits for text where that arrives.
-
-        Raises:
-            ArgumentError: something in the text makes no sense.
-            SessionError: the stream is closed.
-        """
-        if self._closed:
-            raise SessionError("this speech is closed: ask for it again")
-        if self._began is None:
-            self._began = time.monotonic()
-        while not self._run.done:
-            while not self._run.ready:
-                self._read()
-            pcm = self._model.worker.call(self._step)
-            if pcm is not None:
-                if self.first_sound_seconds is None:
-                    self.first_sound_seconds = time.monotonic() - self._began
-                return SpokenChunk(pcm, self._words())
-        words = self._words()
-        if words:
-            return SpokenChunk(self._sound.nothing, words)
-        raise StopIteration
-
-    def __aiter__(self) -> AsyncIterator[SpokenChunk]:
-        return self._async()
-
-    async def _async(self) -> AsyncIterator[SpokenChunk]:
-        import asyncio
-
-        ended = object()
-        while (chunk := await asyncio.to_thread(next, self, ended)) is not ended:
-            assert isinstance(chunk, SpokenChunk)
-            yield chunk
-
-    def all(self) -> Speech:
-        """All that is left, as one."""
-        chunks = [*self]
-        sound = [self._sound.nothing, *(chunk.pcm for chunk in chunks)]
-        words = tuple(word for chunk in chunks for word in chunk.words)
-        return Speech(np.concatenate(sound), words, self._model.sample_rate)
-
-    def close(self) -> None:
-        """Lets go of it. May be called again, from anywhere."""
-        self._closed = True
-
-    def _read(self) -> None:
-        """More text, or the end of it."""
-        piece = None if self._text is None else next(self._text, None)
-        if piece is not None and not isinstance(piece, str):
-            raise ArgumentError(f"text must come in pieces of text, not {shown(piece)}")
-        for speaker, text in self._script.end() if piece is None else self._script.read(piece):
-            if speaker is not None:
-                self._machine.add(self._reader.end())
-                self._reader.turn(speaker)
-            self._machine.add(self._reader.read(text))
-        if piece is None:
-            self._machine.add(self._reader.end())
-            self._machine.ended = True
-
-    def _step(self) -> Pcm | None:
-        return self._sound.of(self._run.step().frame)
-
-    def _words(self) -> tuple[Word, ...]:
-        """Words whose end has been found since the last call: where what follows them begins."""
-        begun, rate = self._machine.begun, self._model.frame_rate
-        known = len(begun) - (self._machine.end_step is None)
-        found = []
-        for i in range(self._told, known):
-            last = i + 1 == len(begun)
-            end = self._machine.end_step if last else begun[i + 1].step
-            assert end is not None
-            if begun[i].text:
-                start = begun[i].step - self._run.prefix_frames[0]
-                end -= self._run.prefix_frames[0]
-                found.append(Word(begun[i].text, start / rate, end / rate))
-        self._told = max(self._told, known)
-        return tuple(found)
-
-
 class _Sound:
-    """Frames of a run's one text → sound, the prefix's and what comes before it left out."""
+    """Frames of one text of a run → sound, the prefix's and what comes before it left out.
 
-    def __init__(self, model: "Tts", run: SpeechRun) -> None:
+    Args:
+        model: whose run it is.
+        run: of one or several texts.
+        row: of these.
+    """
+
+    def __init__(self, model: "Tts", run: SpeechRun, row: int = 0) -> None:
+        self._row = row
         codec: Any = model.codec
         if run.fewer:  # which other codecs do not decode
             codec = MlxCodec(model.mimi)
@@ -207,11 +93,11 @@ class _Sound:
             return None
         if not self._states:
             self._states = [self._codec.init_state() for _ in range(self._sides)]
-            before = self._run.prefixes[0][:, : number - self._run.delay]
+            before = self._run.prefixes[self._row][:, : number - self._run.delay]
             if before.shape[1]:  # its steps were made at once
                 self._decode(before)
-        sides = self._decode(frame[0, 1:, None])
-        if number < self._run.first_sound(0):
+        sides = self._decode(frame[self._row, 1:, None])
+        if number < self._run.first_sound(self._row):
             return None
         sound = sides[0] if self._sides == 1 else np.stack(sides, axis=1)
         clipped: Pcm = np.clip(sound, -1.0, 1.0)
@@ -224,6 +110,25 @@ class _Sound:
             sides = [side[(side >= 0).all(axis=1)] for side in sides]
         pairs = zip(sides, self._states, strict=True)
         return [self._codec.decode_step(side, state) for side, state in pairs]
+
+
+class _Speaking:
+    """One text and its sound, for a stream."""
+
+    def __init__(self, run: SpeechRun, sound: _Sound) -> None:
+        self._run, self._sound = run, sound
+        self.nothing = sound.nothing
+
+    @property
+    def done(self) -> bool:
+        return self._run.done
+
+    @property
+    def ready(self) -> bool:
+        return self._run.ready
+
+    def step(self) -> Pcm | None:
+        return self._sound.of(self._run.step().frame)
 
 
 class Tts(Model):
@@ -287,9 +192,15 @@ class Tts(Model):
         conditioner = self.lm.config.conditioners[TENSOR]
         return SpeakerVoices(self.checkpoint.folder, signature, conditioner.dim)
 
+    @cached_property
+    def recorded_voices(self) -> RecordedVoices:
+        """Where its voices are, if it goes on from them."""
+        return RecordedVoices(self.checkpoint.folder, self.codec)
+
     def voices(self, folder: Path | None = None) -> list[str]:
         """Names of the voices that are here; others may be published."""
-        return self.speaker_voices.names(folder) if self.takes_voice_files else []
+        found = self.speaker_voices if self.takes_voice_files else self.recorded_voices
+        return found.names(folder)
 
     def voice(
         self, name: VoiceLike, *, folder: Path | None = None, offline: bool = False
@@ -297,14 +208,15 @@ class Tts(Model):
         """A voice by its name or file.
 
         Args:
-            name: as `SpeakerVoices.find` takes it; for a model that goes on from speech, a file
-                that `Voice.save` wrote, or its name in `folder`.
+            name: as `SpeakerVoices.find` takes it; for a model that goes on from speech, as
+                `RecordedVoices.find` does.
             folder: one with further voices.
             offline: never use the network.
 
         Raises:
             ArgumentError: there is no such voice, or it is of another model.
             CheckpointError: its file is damaged.
+            HubError: it cannot be fetched.
         """
         if isinstance(name, SpeakerVoice | Voice):
             if isinstance(name, SpeakerVoice) != self.takes_voice_files:
@@ -314,15 +226,8 @@ class Tts(Model):
             raise ArgumentError(f"voice must be a name, a file or a voice, is {shown(name)}")
         if self.takes_voice_files:
             return self.speaker_voices.find(name, folder, offline=offline)
-        paths = [local_path(name)]
-        paths += [] if folder is None else [folder / f"{name}.safetensors"]
-        found = next((path for path in paths if path.is_file()), None)
-        if found is None:
-            raise ArgumentError(
-                f"there is no voice {shown(str(name))}: this model goes on from a recording, "
-                "which `moshi-local voices add` makes a voice of"
-            )
-        return load_voice(found)
+        find = self.recorded_voices.find
+        return self.worker.call(lambda: find(name, folder, offline=offline))
 
     def voice_from_sound(
         self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
@@ -400,21 +305,111 @@ class Tts(Model):
             machine.add(reader.read(turn) + reader.end())
         if turns is None:
             reader.turn(0)
+        voices = self._given_voices(voice, voices_folder)
+        cfg, text = self._drawing(cfg, any(voices), speed, text)
+
+        def make() -> tuple[SpeechRun, _Speaking]:
+            run = self.run(
+                [machine], [voices], cfg=cfg, text=text, audio=audio, seed=seed, pacing=pacing,
+                codebooks=codebooks, kv_bits=kv_bits,
+            )  # fmt: skip
+            return run, _Speaking(run, _Sound(self, run))
+
+        run, speaking = self.worker.call(make)
+        words = Words(machine, self.frame_rate, run.prefix_frames[0])
+        return SpeechStream(self.worker, speaking, machine, words, reader, pieces, self.sample_rate)
+
+    def speak_batch(
+        self,
+        scripts: Sequence[str | Sequence[str]],
+        *,
+        voices: Sequence[VoiceLike | Sequence[VoiceLike] | None] | None = None,
+        cfg: float | None = None,
+        speed: float = 0.0,
+        seed: int = 0,
+        text: Sampling | None = None,
+        audio: Sampling | None = None,
+        pacing: Pacing | None = None,
+        codebooks: int | None = None,
+        exact: bool = False,
+        kv_bits: int | None = None,
+        voices_folder: Path | None = None,
+    ) -> list[Speech]:
+        """Speaks several texts side by side, which takes less time than one after the other.
+
+        Args:
+            scripts: each a text or a list of turns, up to 64.
+            voices: of each text, as `speak` has them; None: the model's choice.
+            cfg, speed, seed, text, audio, pacing, codebooks, exact, kv_bits, voices_folder: as
+                `speak` has them, of all texts.
+
+        Raises:
+            ArgumentError: as `speak`.
+            CheckpointError: as `speak`.
+        """
+        count = whole("the number of scripts", len(scripts), 1, _MOST_TEXTS)
+        if voices is not None and len(voices) != count:
+            raise ArgumentError(f"voices must be {count}, one for each text, are {len(voices)}")
+        pacing = Pacing() if pacing is None else pacing
+        machines = []
+        for script in scripts:
+            pieces, turns = _as_text(script)
+            if pieces is not None or turns is None:
+                raise ArgumentError("the texts of a batch must be there as a whole")
+            machine, reader = self.machine(pacing, exact)
+            machine.add(entries_of(reader, turns))
+            machines.append(machine)
+        given = [self._given_voices(v, voices_folder) for v in voices or [None] * count]
+        cfg, text = self._drawing(cfg, any(map(any, given)), speed, text)
+
+        def make() -> tuple[SpeechRun, list[_Sound]]:
+            run = self.run(
+                machines, given, cfg=cfg, text=text, audio=audio, seed=seed, pacing=pacing,
+                codebooks=codebooks, kv_bits=kv_bits,
+            )  # fmt: skip
+            return run, [_Sound(self, run, row) for row in range(count)]
+
+        run, sounds = self.worker.call(make)
+        parts: list[list[Pcm]] = [[sound.nothing] for sound in sounds]
+
+        def step() -> None:
+            frame = run.step().frame
+            for row, sound in enumerate(sounds):
+                pcm = None if run.over(row) else sound.of(frame)
+                parts[row] += [] if pcm is None else [pcm]
+
+        while not run.done:
+            self.worker.call(step)
+        words = (
+            Words(machine, self.frame_rate, frames).new()
+            for machine, frames in zip(machines, run.prefix_frames, strict=True)
+        )
+        return [
+            Speech(np.concatenate(sound), found, self.sample_rate)
+            for sound, found in zip(parts, words, strict=True)
+        ]
+
+    def queue(self) -> SpeechQueue:
+        """A queue of texts, which are spoken one after the other on another thread."""
+        return SpeechQueue(self.speak)
+
+    def _given_voices(
+        self, voice: VoiceLike | Sequence[VoiceLike] | None, folder: Path | None
+    ) -> list[SpeakerVoice | Voice | None]:
+        """Of one text, each found."""
         given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
-        voices = [None if v is None else self.voice(v, folder=voices_folder) for v in given]
-        if cfg is None and ("cfg" in self.lm.config.conditioners or any(voices)):
+        return [None if v is None else self.voice(v, folder=folder) for v in given]
+
+    def _drawing(
+        self, cfg: float | None, voiced: bool, speed: float, text: Sampling | None
+    ) -> tuple[float | None, Sampling | None]:
+        """How closely to keep to the voice, and how text is drawn at that speed."""
+        if cfg is None and ("cfg" in self.lm.config.conditioners or voiced):
             cfg = _CFG
         if speed:
             real("speed", speed, -2, 2)
             text = _with_bonus(self.text_sampling if text is None else text, -speed)
-
-        def make() -> SpeechRun:
-            return self.run(
-                [machine], [voices], cfg=cfg, text=text, audio=audio, seed=seed, pacing=pacing,
-                codebooks=codebooks, kv_bits=kv_bits,
-            )  # fmt: skip
-
-        return SpeechStream(self, pieces, reader, make)
+        return cfg, text
 
     def run(
         self,
@@ -557,7 +552,7 @@ class Tts(Model):
 FAMILY = Tts
 
 
-def _as_text(script: Text) -> tuple[Iterator[str] | None, list[str] | None]:
+def _as_text(script: Text) -> tuple[Pieces | None, list[str] | None]:
     """Pieces that arrive, or turns that are there."""
     if isinstance(script, str):
         return None, turns_of(script)
@@ -565,6 +560,8 @@ def _as_text(script: Text) -> tuple[Iterator[str] | None, list[str] | None]:
         if not all(isinstance(turn, str) for turn in script):
             raise ArgumentError(f"script must be turns of text, is {shown(script)}")
         return None, [*script]
+    if isinstance(script, AsyncIterable):
+        return aiter(script), None
     if isinstance(script, Iterable):
         return iter(script), None
     raise ArgumentError(f"script must be text, turns or pieces of text, is {shown(script)}")

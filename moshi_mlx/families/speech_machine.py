@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from .speech_script import Entry
+from .speech_script import ScriptEntry
 
 NEW_WORD, PADDING = 0, 3
 
 
 @dataclass(frozen=True, slots=True)
-class Begun:
+class BegunWord:
     """A word or a break that the model has begun; `step` counts from 0."""
 
     text: str
@@ -26,7 +26,7 @@ class SpeechMachine:
     """The state of one text.
 
     rows: of the model's table of text tokens, its initial one included.
-    ahead: so many words further the second text stream is; 0: there is none.
+    ahead: words by which the second text stream is further; 0: there is none.
     max_padding: steps that may pass before a word must begin.
     initial_padding: steps before the first word.
     ended: no more text will come.
@@ -37,8 +37,8 @@ class SpeechMachine:
     max_padding: int = 8
     initial_padding: int = 2
     ended: bool = True
-    entries: deque[Entry] = field(default_factory=deque)
-    begun: list[Begun] = field(default_factory=list)
+    entries: deque[ScriptEntry] = field(default_factory=deque)
+    begun: list[BegunWord] = field(default_factory=list)
     end_step: int | None = None
     may: int = field(init=False)
     must: int = field(init=False)
@@ -48,7 +48,7 @@ class SpeechMachine:
     def __post_init__(self) -> None:
         self.may = self.must = self.initial_padding
 
-    def add(self, entries: Iterable[Entry]) -> None:
+    def add(self, entries: Iterable[ScriptEntry]) -> None:
         """Takes more text."""
         self.entries.extend(entries)
 
@@ -87,7 +87,7 @@ class SpeechMachine:
                 self.end_step = step
             return NEW_WORD if first and self.ahead else PADDING
         entry = self.entries.popleft()
-        self.begun.append(Begun(entry.text, step))
+        self.begun.append(BegunWord(entry.text, step))
         self.must = entry.padding
         if not entry.tokens:
             return PADDING

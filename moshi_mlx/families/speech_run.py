@@ -75,6 +75,11 @@ class SpeechRun:
         rows = zip(self.machines, self.prefix_frames, strict=True)
         return all(machine.ready or self.steps < frames for machine, frames in rows)
 
+    def over(self, row: int) -> bool:
+        """Whether the last frame comes after a text's end."""
+        end = self.machines[row].end_step
+        return end is not None and self.frame >= end + self._final + self.delay
+
     @property
     def frame(self) -> int:
         """The number of the frame that the last step completed."""

@@ -34,7 +34,7 @@ _LINE = re.compile(r"\s*([AB])\s*:\s?(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ScriptEntry:
     """A word, or a break: that has no tokens.
 
     padding: steps of padding that must follow.
@@ -79,7 +79,7 @@ class ScriptReader:
         """A turn begins: 0 the main speaker's, 1 the other's."""
         self._speaker, self._first = speaker, True
 
-    def read(self, text: str) -> list[Entry]:
+    def read(self, text: str) -> list[ScriptEntry]:
         """Takes a piece of a turn; gives the words and breaks that are whole.
 
         Raises:
@@ -95,31 +95,31 @@ class ScriptReader:
         self._waiting = text[whole:]
         return self._entries(text[:whole])
 
-    def end(self) -> list[Entry]:
+    def end(self) -> list[ScriptEntry]:
         """The turn ends: its last word is whole."""
         text, self._waiting = self._waiting, ""
         return self._entries(text)
 
-    def _entries(self, text: str) -> list[Entry]:
-        found: list[Entry] = []
+    def _entries(self, text: str) -> list[ScriptEntry]:
+        found: list[ScriptEntry] = []
         at = 0
         for tag in self._tag.finditer(text):
             found += self._words(text[at : tag.start()])
-            found.append(Entry("", (), round(self._seconds(tag) * self._rate)))
+            found.append(ScriptEntry("", (), round(self._seconds(tag) * self._rate)))
             at = tag.end()
         return found + self._words(text[at:])
 
-    def _words(self, text: str) -> list[Entry]:
+    def _words(self, text: str) -> list[ScriptEntry]:
         return [self._word(word) for word in text.translate(_PLAIN).split()]
 
-    def _word(self, word: str) -> Entry:
+    def _word(self, word: str) -> ScriptEntry:
         tokens = [*self._encode(word)]
         if self._first and self._speakers and self._speaker != self._spoke:
             tokens.insert(0, OTHER if self._speaker else MAIN)
             self._spoke = self._speaker
         self._first = False
         padding = max(0, self._between + len(tokens) - 1) if self._between > 0 else 0
-        return Entry(word, tuple(tokens), padding)
+        return ScriptEntry(word, tuple(tokens), padding)
 
     def _seconds(self, tag: re.Match[str]) -> float:
         """Of a break."""
@@ -127,7 +127,7 @@ class ScriptReader:
             try:
                 return float(tag[1])
             except ValueError:
-                raise ArgumentError(f"{tag[0]}: the time is no number of seconds") from None
+                raise ArgumentError(f"{tag[0]}: its time must be a number of seconds") from None
         if (time := _TIME.search(tag[0])) is not None:
             seconds = float(time[1]) / (1000 if time[2].lower() == "ms" else 1)
         elif (strength := _STRENGTH.search(tag[0])) is not None:
@@ -146,13 +146,13 @@ class ScriptReader:
         return seconds
 
 
-def entries_of(reader: ScriptReader, turns: Iterable[str]) -> list[Entry]:
+def entries_of(reader: ScriptReader, turns: Iterable[str]) -> list[ScriptEntry]:
     """All entries of a script: turns of the main speaker and the other one, one after the other.
 
     Raises:
         ArgumentError: a break makes no sense.
     """
-    found: list[Entry] = []
+    found: list[ScriptEntry] = []
     for i, turn in enumerate(turns):
         reader.turn(i % 2)
         found += reader.read(turn) + reader.end()

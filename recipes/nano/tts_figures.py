@@ -12,6 +12,7 @@ import numpy as np
 import soundfile
 
 import moshi_mlx
+from moshi_mlx.families.speak import Tts
 
 from .recognize import Whisper, matching_words, spelt, word_error_rate
 from .report import Figures, Goal, markdown, write_card
@@ -33,7 +34,7 @@ _CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.tts check`, not 
 def figures(model: str | Path, whisper: Whisper, seed: int, out: Path) -> Figures:
     """How sentences never trained on are understood; their sound is left in `out`."""
     tts = moshi_mlx.load(model)
-    assert isinstance(tts, moshi_mlx.Tts)
+    assert isinstance(tts, Tts)
     rng = np.random.default_rng([seed, 10**7])
     words = [w for w in vocabulary() if w not in SOUND_ALIKE]
     sentences = held_out_sentences()

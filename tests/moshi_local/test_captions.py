@@ -17,6 +17,7 @@ from rich.console import Console
 
 import moshi_mlx
 from benchmarks import kill_recordings
+from moshi_local.assembly import load_model
 from moshi_local.captions import WAITING_SECONDS, Captions, LiveCaptions, Slack
 from moshi_local.cli import main
 from moshi_local.events import (
@@ -33,6 +34,7 @@ from moshi_local.listening import Listening
 from moshi_local.machine.doctor import _together
 from moshi_local.machine.verdict import Together, Verdict
 from moshi_local.observers.record import Recorder
+from moshi_local.options import ModelSource
 from moshi_local.terminal.lines import Transcript
 from moshi_local.terminal.screen import ScreenState
 from moshi_mlx import ArgumentError, Frame, MoshiError, Stt, Timing, TurnEnded, VerbError, Word
@@ -497,6 +499,19 @@ def test_live_with_a_recording(
 def card(tmp_path_factory: pytest.TempPathFactory) -> Iterator[rig.VirtualCard]:
     with rig.VirtualCard.start(tmp_path_factory.mktemp("rig") / "card") as running:
         yield running
+
+
+def test_a_gpu_keeps_both_in_memory(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int | None] = []
+    monkeypatch.setattr(moshi_mlx, "prepare_gpu", asked.append)
+    source, notes = ModelSource(str(folder)), Console(file=io.StringIO())
+    _, alone = load_model(source, notes, verb="transcribe")
+    assert alone.needs is not None
+    talks = Verdict("nano", Needs(10**9, 0, 0), 8 * 10**9)
+    load_model(source, notes, verb="transcribe", beside=talks)
+    load_model(source, notes, verb="transcribe", beside=Verdict("a/b", None, 8 * 10**9))
+    assert talks.needs is not None
+    assert asked == [alone.needs.total, alone.needs.total + talks.needs.total, None]
 
 
 def test_both_must_fit_in_memory() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from moshi_local.texts import Arriving, file_of, text_in
+from moshi_local.texts import Arriving, file_of, sentences, text_in
 from moshi_mlx import ArgumentError
 
 
@@ -99,3 +99,10 @@ def test_pieces_come_as_they_arrive_and_letters_stay_whole() -> None:
 def test_what_arrives_must_be_text(pieces: list[bytes], message: str) -> None:
     with pytest.raises(ArgumentError, match=message):
         arrive(*pieces)
+
+
+def test_sentences_come_when_they_are_whole() -> None:
+    pieces = ["It is 5", '.30 p.m. "So', '?" he said. An', "d\nthen"]
+    found = [*sentences(pieces)]
+    assert found == ["It is 5.30 p.m. ", '"So?" he said. ', "And\n", "then"]
+    assert [*sentences([])] == []

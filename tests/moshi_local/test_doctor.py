@@ -615,8 +615,8 @@ def scan_of(cache: Path) -> Any:
 def test_this_machine_has_numbers_for_all() -> None:
     """No stand-in: the verdict on memory of every published precision, from this machine."""
     here = machine()
-    for kind in catalog.PRECISIONS:
-        assert check_before(f"moshiko-{kind}", here=here, force=True).fits is not None
+    for entry in catalog.series("moshiko"):
+        assert check_before(entry.name, here=here, force=True).fits is not None
 
 
 # ---------------------------------------------------------------------- the whole checkup

@@ -228,6 +228,23 @@ def test_two_speakers(model: Path, tmp_path: Path) -> None:
         assert lines.read_bytes() == arriving.read_bytes()
 
 
+def test_numbers_are_written_out_and_shown(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the text arrives, sentence by sentence."""
+    pytest.importorskip("num2words")
+    sounds = []
+    for number, text in enumerate(("It is 5 km. At 6:30.", "-")):
+        target, facts = tmp_path / f"{number}.wav", tmp_path / "o.json"
+        with stdin_of(b"It is 5 km. At 6:30."):
+            run(model, text, "-o", target, "--normalize", "en", "--json", facts)
+        assert "It is five kilometers." in capsys.readouterr().err
+        spoken = json.loads(facts.read_text())["text"]
+        assert " ".join(spoken.split()) == "It is five kilometers. At six thirty."
+        sounds.append(target.read_bytes())
+    assert sounds[0] == sounds[1]
+
+
 def test_options_change_the_speech(model: Path, spoken: Path, tmp_path: Path) -> None:
     sounds = {spoken.read_bytes()}
     options = ("--cfg=3", "--seed=1", "--codebooks=4", "--voice=bob")
@@ -268,6 +285,7 @@ def test_options_change_the_speech(model: Path, spoken: Path, tmp_path: Path) ->
         (["a", "--cfg", "2.2"], "cfg must be one of 1.0, 1.5"),
         (["a", "--cfg", "nan"], "cfg must be"),
         (["a", "--speed", "3"], "must be a number from -2 to 2, is '3'"),
+        (["a", "--normalize", "de"], "language must be en or fr, is 'de'"),
         (["a", "--codebooks", "99"], "codebooks must be a whole number from 1 to 6"),
         (["a", "--seed", "-1"], "'--seed': must be a number from 0 to"),
         (["a", "--temperature", "-1"], "'--temperature'"),

@@ -103,7 +103,7 @@ def test_json_has_all_that_is_known(
     words: dict[str, list[Word]],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(recordings["one"], "--model", folder, "--format", "json") == 0
+    assert run(recordings["one"], "--model", folder, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["source"], found["seconds"]) == (str(recordings["one"]), 2.0)
     assert (found["model"], found["pause_heads"]) == (str(folder), 4)
@@ -210,6 +210,7 @@ def test_every_format_piece_by_piece() -> None:
         (["IN", "--spell-sound", "IN"], "--spell-sound goes with --spell"),
         (["IN", "--spell", "a", "--spell-sound", "none.wav"], "there is no file none.wav"),
         (["IN", "--kv-bits", "3"], "'--kv-bits'"),
+        (["IN", "--json", "--format", "srt"], "--json is --format json, and --format says srt"),
         (["-", "-"], "- is there twice"),
         (["IN", "--input", "0"], "--input goes with --live"),
         (["IN", "--events", "-"], "--events goes with --live"),

@@ -27,6 +27,7 @@ from moshi_local.role import LARGEST_PERSONA, own_voices
 from moshi_mlx import catalog
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.voices import load_voice
+from tests.fixtures import make_tts
 from tests.moshi_mlx.test_families import NANO, with_anna
 from tests.moshi_mlx.test_hub import hub_of
 from tests.moshi_mlx.test_voices import packed, parts
@@ -411,6 +412,32 @@ def test_published_voices_are_listed_and_heard(
     np.testing.assert_allclose(pcm, soundfile.read(speech)[0], atol=1e-4)
     assert rate == 24_000
     assert json.loads(ask("--json")[1])["published"]["here"] == names[:1]
+
+
+def test_a_voice_for_speech_from_text(
+    speech: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Made for a model that goes on from recordings, with the same rule of consent."""
+    speaker = make_tts.write(tmp_path / "prefix", prefix=True)
+    assert "by --i-have-consent" in refused(capsys, *add(speaker, speech)[:-2])
+    said(capsys, *add(speaker, speech))
+    voice = load_voice(own_voices() / "ADA.safetensors")
+    assert voice.codes is not None
+    assert len(voice.codes) == 4
+    target, plain = tmp_path / "o.wav", tmp_path / "p.wav"
+    given = ("--model", speaker, "--codec", "mlx")
+    _, told = said(capsys, "speak", "Hello.", "-o", target, "--voice", "ADA", *given)
+    assert f"voice ADA: with consent “{CONSENT}”, 20" in told
+    said(capsys, "speak", "Hello.", "-o", plain, *given)
+    assert target.read_bytes() != plain.read_bytes()
+    line = refused(capsys, *add(speaker, target, "BEN"))
+    assert "is synthetic speech that moshi-local made" in line
+    for model in ("tts-1.6b", make_tts.write(tmp_path / "ahead")):
+        assert "takes published voices alone" in refused(capsys, *add(Path(model), speech, "BEN"))
+    rows = json.loads(said(capsys, "voices", "--json")[0])["models"]
+    assert [row["model"] for row in rows if row["published"]] == ["tts-1.6b", "tts-0.75b"]
+    (row,) = json.loads(said(capsys, "voices", "--json", "--model", model)[0])["models"]
+    assert row["here"] == ["alice", "bob"]
 
 
 def test_a_voice_of_ones_own_is_heard(

@@ -517,10 +517,51 @@ def test_what_was_not_written_down_is_heard_again_once(tokenizer: TextTokenizer)
     assert found[0].start == words[0].end
     run(hearer, [PAD] * 30, 49)
     hearer.renewed()
-    hearer.waiting.clear()
+    while hearer.waiting:  # nothing comes of it
+        hearer.heard(hearer.take(), PAD, None)
     run(hearer, [PAD] * 5, 79)
     hearer.renewed()
     assert [fed.moment for fed in hearer.waiting] == [77, 78, *range(79, 84)]
+
+
+def test_words_that_are_heard_again_come_after_those_that_were_written(
+    tokenizer: TextTokenizer,
+) -> None:
+    """Even where the model writes of the silence in front, or a bit sooner than its delay."""
+    begins, _ = pieces_of(tokenizer)
+    for delay, prefix in ((0.4, 3), (0.5, 0)):
+        hearer = hearer_of(tokenizer, delay, prefix)
+        words = run(hearer, [*[PAD] * 8, begins, *[PAD] * 40])
+        hearer.renewed()
+        again: list[HeardWord] = []
+        for i in range(20):
+            fed = hearer.take()
+            again += hearer.heard(fed, PAD if i < int(delay * 12.5) - 1 else begins, None)[0].words
+        assert again[0].start == pytest.approx(words[0].end, abs=0.08)
+        assert in_order((*words, *again), hearer.seconds)
+
+
+def test_what_is_heard_again_is_no_stall(tokenizer: TextTokenizer) -> None:
+    begins, _ = pieces_of(tokenizer)
+    hearer = hearer_of(tokenizer, stall=1.0, at_latest=0.0)
+    pcm = np.full(SIZE, 0.1, np.float32)
+
+    def told(tokens: list[int], first: int | None) -> list[bool]:
+        found = []
+        for i, token in enumerate(tokens):
+            if first is not None:
+                hearer.waiting.append(Fed(np.zeros(8, np.int32), first + i, pcm=pcm))
+            found.append(hearer.heard(hearer.take(), token, None)[1])
+        return found
+
+    assert not any(told([begins, *[PAD] * 15] * 4, 0))  # never 1.4 s without text
+    assert told([PAD] * 2, 64) == [False, True]
+    hearer.renewed()
+    count = len(hearer.waiting)
+    assert count > 10
+    assert not any(told([PAD] * count, None))
+    assert not any(told([PAD] * 30, 66))
+    assert told([PAD], 96) == [True]  # twice as late
 
 
 def test_a_mute_model_begins_anew_in_a_pause(mute: Stt) -> None:

@@ -11,6 +11,7 @@ from moshi_mlx.hub import bundled_folder
 from tests.fixtures import make_stt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+SPEAKER = Path(__file__).parents[1] / "fixtures" / "tts" / "ahead"
 QUESTION = str(bundled_folder("nano") / "question.wav")
 RUNS = {
     "answer_a_file.py": ([QUESTION, "answer.wav"], "Hello!"),
@@ -18,6 +19,7 @@ RUNS = {
     "events_as_json.py": ([QUESTION, "answer.wav"], '"word": {"text": "Hello!", "start": '),
     "say.py": ([QUESTION, "answer.wav"], "s  said: One moment please.\n"),
     "save_and_resume.py": (["state.safetensors"], "the same to the last bit: True"),
+    "speak.py": ([str(SPEAKER), "speech.wav"], "(pause)\n"),
     "transcribe.py": (["./random", QUESTION], " s  "),
     "two_at_once.py": ([QUESTION], "asked: Hello!\nasked: How\n"),
 }

@@ -43,11 +43,25 @@ ALLOWED: dict[str, set[str]] = {
     "formats": set(),
     "outputs": {"catalog", "files", "hub"},
     "program": set(),
-    "text": {"formats"},
+    "text": {"files", "formats", "tokenizer_json"},
+    "tokenizer_json": set(),
     "trees": set(),
     "worker": {"threads"},
     "threads": set(),
     "sounds": {"arrays", "distributions", "formats"},
+    "text_models": {
+        "arrays",
+        "backend",
+        "catalog",
+        "config",
+        "files",
+        "hub",
+        "lm",
+        "published",
+        "safetensors",
+        "text",
+        "weights",
+    },
     "stream": set(),
     "lora": set(),
     "loudness": {"arrays"},
@@ -55,8 +69,18 @@ ALLOWED: dict[str, set[str]] = {
     "voices": {"arrays", "codec", "formats", "loudness", "safetensors", "threads", "torch_files"},
     "events": {"text"},
     "activity": {"arrays", "events"},
-    "hub": {"catalog", "files", "published"},
-    "published": {"config"},
+    "hub": {
+        "catalog",
+        "files",
+        "published",
+        "safetensors",
+        "tokenizer_json",
+        "transformers_config",
+    },
+    "fields": set(),
+    "transformers_config": {"config", "fields"},
+    "transformers_layout": {"arrays", "config"},
+    "published": {"config", "fields", "transformers_config"},
     "safetensors": {"arrays", "files", "formats"},
     "state": {"config", "safetensors", "threads"},
     "cache": {"config"},
@@ -79,7 +103,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": {"arrays", "config"},
     "sampling": {"config"},
     "guidance": set(),
-    "layouts": {"arrays", "config"},
+    "layouts": {"arrays", "config", "transformers_layout"},
 }
 # What a part must not import, where it is freer than a list could say.
 FORBIDDEN: dict[str, set[str]] = {
@@ -99,6 +123,7 @@ SHARED = {"events", "port", "report", "platform", "options"}
 EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", "cli"}
+JOINING |= {"completion"}
 JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
 JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
 JOINING |= {"translation", "voices", "whole_words", "word_formats"}

@@ -20,7 +20,7 @@ from moshi_mlx import AudioDeviceError
 from moshi_mlx.arrays import Pcm
 
 from ..platform import bluetooth, first_callback_seconds, keep_awake_and_fast, quick_switches
-from .card import CALLBACK_SECONDS, REOPEN_SECONDS, SILENT_STARTS
+from .card import REOPEN_SECONDS, SILENT_STARTS
 from .counters import DeviceCounters
 from .portaudio import Flags, PortAudioDevice, SoundDevice, StreamInfo
 from .quiet import quiet_libraries
@@ -37,6 +37,8 @@ LATENCY_SECONDS = 0.16
 hold the program up without a gap."""
 AHEAD_SECONDS = 20.0
 """More than this never waits."""
+STILL_SECONDS = 3.0
+"""So long a device that has played may not call; a conversation is not as patient."""
 LOST_SECONDS = 30.0
 """So long a lost device is tried again."""
 _POLL_SECONDS = 0.05
@@ -189,7 +191,7 @@ class Playback:
     def _watch(self) -> None:
         """Opens the device again if it is lost."""
         called = self.counters.callbacks > self._calls_before
-        patience = CALLBACK_SECONDS if called else first_callback_seconds()
+        patience = STILL_SECONDS if called else first_callback_seconds()
         if not self._device.ended and self._clock() - self._called_at <= patience:
             return
         never = not self.counters.callbacks and not bluetooth(self._info.output_name)

@@ -161,7 +161,8 @@ class Together:
             return f"{start}: {what.model} was not measured, since it is not on this machine"
         times = " + ".join(f"{_longest_ms(v):.0f}" for v in (self.talks, self.captions))
         answer = "yes" if self.holds else "no"
-        return f"{start}: {answer}, p95 {times} ms of {self.talks.budget_ms:.0f} ms"
+        how = " (predicted, not measured)" if self.talks.predicted else ""
+        return f"{start}: {answer}, p95 {times} ms of {self.talks.budget_ms:.0f} ms{how}"
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: bytes and milliseconds."""
