@@ -105,16 +105,16 @@ def make_clips(seed: int, number: int) -> list[Clip]:
     """Shard `number` of training: sentences in nano's voice, on the frame grid."""
     rng = np.random.default_rng([seed, number])
     maker = SentenceMaker()
-    return _spoken([punctuated(maker.sentence(rng), rng) for _ in range(_CLIPS)])
+    return spoken_clips([punctuated(maker.sentence(rng), rng) for _ in range(_CLIPS)])
 
 
 def held_out_clips(seed: int, number: int) -> list[Clip]:
     """The held-out wordings."""
     rng = np.random.default_rng([seed, number, 10**6])
-    return _spoken([punctuated(text, rng) for text in held_out_sentences()])
+    return spoken_clips([punctuated(text, rng) for text in held_out_sentences()])
 
 
-def _spoken(texts: list[str]) -> list[Clip]:
+def spoken_clips(texts: list[str]) -> list[Clip]:
     """Clips whose words begin with frames, the first with frame 1."""
     recordings, clips = [], []
     for text in texts:
