@@ -17,11 +17,12 @@ import mlx.core as mx
 from . import catalog
 from .arguments import path_of
 from .arrays import Weights
+from .bases import likely_base
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import LmConfig, MimiConfig, ModelConfig
 from .errors import ArgumentError, CheckpointError, HubError, counted
 from .files import read_json, write_json
-from .hub import ModelFiles, canonical, local_path, resolve
+from .hub import CODECS, TOKENIZERS, ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
 from .layouts import MIMI, detect_layout, require, whole_name
 from .lm import Lm
@@ -345,6 +346,9 @@ def _find(
 
 
 def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFiles:
+    beside = adapter.parent / CONFIG
+    if base is None and beside.is_file():
+        base = likely_base(beside)
     if base is None:
         raise CheckpointError(
             f"{adapter}: is a LoRA adapter alone; give its base as the model and this as the "
@@ -356,19 +360,32 @@ def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFile
 def _with_base(
     folder: Path, weights: str | None, base: str | Path | None, offline: bool, own_adapter: bool
 ) -> ModelFiles:
-    """A folder's model; its codec and tokenizer from the base, where it has none."""
+    """A folder's model; its codec and tokenizer from the base, where it has none of its own."""
     try:
         return resolve(folder, weights=weights, offline=offline, own_adapter=own_adapter)
     except HubError:
         names = (weights,) if weights else (WEIGHTS, f"{_MERGED}.safetensors")
         found = next((folder / n for n in names if (folder / n).is_file()), None)
+        config = folder / CONFIG
+        if base is None and found is not None and found.name.startswith(_MERGED):
+            base = likely_base(config)  # another folder that lacks a file is damaged
         if base is None or found is None:
             raise
-    files = find_files(base, offline=offline)
-    config = folder / CONFIG
+    files = resolve(base, offline=offline, companions=True)
     fields = read_json(config) if config.is_file() else {}
     own = "dim" in fields or is_moshi(fields)
-    return replace(files, weights=(found,), lora=None, config=config if own else files.config)
+    beside = {"tokenizer": TOKENIZERS, "mimi": CODECS}
+    kept: dict[str, Any] = {}
+    for what, usual in beside.items():
+        named = fields.get(f"{what}_name")
+        file = next((n for n in (named, *usual) if n and (folder / str(n)).is_file()), None)
+        if file is not None:
+            kept[what] = folder / str(file)
+    if "mimi" in kept:
+        named = fields.get("mimi_config_name")
+        kept["mimi_config"] = folder / str(named) if named else None
+    config_file = config if own else files.config
+    return replace(files, weights=(found,), lora=None, config=config_file, **kept)
 
 
 def _lora_scaling(files: ModelFiles, config: ModelConfig) -> float:

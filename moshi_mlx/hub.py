@@ -29,9 +29,9 @@ _OTHER_WEIGHTS = re.compile(
 )  # other converters'
 _MERGED = "consolidated.safetensors"  # a whole fine-tune of moshi-finetune
 _SPLIT = ("temporal.safetensors", "depformer.safetensors", "embeddings.safetensors")  # in parts
-_MIMI = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
+CODECS = ("tokenizer-e351c8d8-checkpoint125.safetensors", "mimi.safetensors")
 # The last is of Transformers; made of a SentencePiece model, which is the surer one.
-_TOKENIZERS = ("tokenizer_spm_32k_3.model", "tokenizer.model", TOKENIZER_JSON)
+TOKENIZERS = ("tokenizer_spm_32k_3.model", "tokenizer.model", TOKENIZER_JSON)
 _LORA = "lora.safetensors"
 _GENERATION = "generation_config.json"  # of Transformers
 _VOICES = "voices.tgz"  # of PersonaPlex
@@ -73,6 +73,7 @@ def resolve(
     weights: str | None = None,
     offline: bool = False,
     own_adapter: bool = True,
+    companions: bool = False,
 ) -> ModelFiles:
     """Finds the files of a model, and fetches those that are not here yet.
 
@@ -81,6 +82,7 @@ def resolve(
     starts with `/`, `.` or `~`, is always a folder. `weights` names the weights file where a model
     has several. `offline` (as HF_HUB_OFFLINE=1) looks only in the cache; without it, the cache also
     serves when the hub cannot be reached. Without `own_adapter` the model's own is not looked for.
+    `companions` are wanted for another model's weights: its own are left out.
 
     Raises `HubError` if there is no such model or a file is missing, and `ConfigError` for a
     config.json that is not readable or names files outside its folder.
@@ -103,7 +105,7 @@ def resolve(
             source = _open_repository(match["repo"], match["revision"], offline)
         else:
             raise HubError(f"There is no model {text!r}. {catalog.suggestion(text)}")
-        return _collect(source, text, weights, own_adapter, offline)
+        return _collect(source, text, weights, own_adapter, offline, companions)
     except OSError as error:
         raise _unreadable(error) from error
 
@@ -409,7 +411,12 @@ def _refusal(error: Exception, repo: str, revision: str | None) -> HubError | No
 
 
 def _collect(
-    source: _Source, name: str, weights: str | None, own_adapter: bool, offline: bool
+    source: _Source,
+    name: str,
+    weights: str | None,
+    own_adapter: bool,
+    offline: bool,
+    companions: bool = False,
 ) -> ModelFiles:
     """The files that config.json names, or the published defaults.
 
@@ -432,17 +439,21 @@ def _collect(
             return [file]
         return sorted(set(read_index(source.get(index)).values()))
 
-    chosen = weights or named("moshi_name") or _choose_weights(source)
-    lora = _own_adapter(source, fields, named("lora_name")) if own_adapter else None
+    chosen = "" if companions else weights or named("moshi_name") or _choose_weights(source)
+    lora = None
+    if own_adapter and not companions:
+        lora = _own_adapter(source, fields, named("lora_name"))
     # The small files first: what is missing shows before gigabytes are fetched.
-    found = next((file for file in _TOKENIZERS if source.has(file)), _TOKENIZERS[0])
+    found = next((file for file in TOKENIZERS if source.has(file)), TOKENIZERS[0])
     tokenizer, mimi_config = named("tokenizer_name") or found, named("mimi_config_name")
-    chosen = inside(chosen, "weights", source.where)
-    parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)
+    parts: list[str] = []
+    if not companions:
+        chosen = inside(chosen, "weights", source.where)
+        parts = list(_SPLIT) if chosen in _SPLIT else shards(chosen)
     # Transformers' Moshi has its codec, and what config.json says of it, inside.
     theirs = is_moshi(fields)
     own_codec = f"{chosen}.index.json" if parts != [chosen] else chosen
-    found = next((f for f in _MIMI if source.has(f)), own_codec if theirs else _MIMI[0])
+    found = next((f for f in CODECS if source.has(f)), own_codec if theirs else CODECS[0])
     mimi = named("mimi_name") or found
     mimi_config = mimi_config or (_CONFIG if theirs else None)
     base = _base(fields.get("base"), source.where, offline)
@@ -452,9 +463,10 @@ def _collect(
         lent = {file: path for file, path in lent.items() if not source.has(file)}
         mimi_config = None if mimi in lent else mimi_config
     sampling = _GENERATION if theirs and source.has(_GENERATION) else None
-    voices = _VOICES if source.has(_VOICES) else None
+    voices = _VOICES if source.has(_VOICES) and not companions else None
+    own_voices = () if companions else source.voices()
     small = (tokenizer, mimi_config, sampling, mimi)
-    named_files = (*small, lora, voices, *source.voices(), *parts)
+    named_files = (*small, lora, voices, *own_voices, *parts)
     needed = (file for file in named_files if file is not None and file not in lent)
     wanted = list(dict.fromkeys(needed))
     for file in wanted:

@@ -200,6 +200,17 @@ LoraOption = Annotated[
         rich_help_panel=MODEL,
     ),
 ]
+BaseOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base",
+        metavar="NAME",
+        help="Take the codec and the tokenizer of a fine-tune from this model, or what an adapter "
+        "given as --model belongs to.",
+        show_default="found by its shape",
+        rich_help_panel=MODEL,
+    ),
+]
 KvBitsOption = Annotated[
     int | None,
     typer.Option(

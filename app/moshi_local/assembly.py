@@ -132,6 +132,7 @@ def load_model(
         verb=verb,
         codec=source.codec.value,
         lora=source.lora,
+        base=source.base,
         dtype=mx.float16 if source.float16 else None,
     )
     notes.print(f"codec {moshi.codec.name}")

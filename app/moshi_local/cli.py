@@ -78,6 +78,7 @@ def live_command(
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
+    base: a.BaseOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     persona: a.PersonaOption = None,
@@ -129,7 +130,7 @@ def live_command(
         name = catalog.default_model() if any(role.both) else _first()
     chat(
         ChatOptions(
-            model=ModelSource(name, codec, lora, float16, force),
+            model=ModelSource(name, codec, lora, float16, force, base),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             sound=SoundFlags(input, output, rate, echo, noise_suppression),
@@ -165,6 +166,7 @@ def run_command(
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
+    base: a.BaseOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     persona: a.PersonaOption = None,
@@ -214,7 +216,7 @@ def run_command(
         FileOptions(
             source=source,
             target=target,
-            model=ModelSource(name, codec, lora, float16, force),
+            model=ModelSource(name, codec, lora, float16, force, base),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),
             persona=PersonaFlags(persona, voice, not no_prompt_cache, keep_persona),

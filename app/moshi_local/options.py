@@ -42,6 +42,7 @@ class CodecChoice(StrEnum):
 class ModelSource:
     """What to load: a name, the codec to run it with, and an adapter beside it.
 
+    base: what a fine-tune's codec and tokenizer are taken from; None: found by its shape.
     float16: compute in it, in place of the type that `moshi_mlx.load` chooses.
     force: load it even if it does not fit in memory.
     """
@@ -51,6 +52,7 @@ class ModelSource:
     lora: Path | None = None
     float16: bool = False
     force: bool = False
+    base: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,6 +96,7 @@ def pipe_command(
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
+    base: a.BaseOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     persona: a.PersonaOption = None,
@@ -130,7 +131,7 @@ def pipe_command(
     pipe(
         PipeOptions(
             model=ModelSource(
-                canonical(model or catalog.default_model()), codec, lora, float16, force
+                canonical(model or catalog.default_model()), codec, lora, float16, force, base
             ),
             seed=seed,
             sampling=SamplingFlags(temperature, temperature_text, top_k, top_k_text, top_p, min_p),

@@ -355,6 +355,7 @@ def serve_command(
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
     lora: a.LoraOption = None,
+    base: a.BaseOption = None,
     kv_bits: a.KvBitsOption = None,
     float16: a.Float16Option = False,
     persona: a.PersonaOption = None,
@@ -379,7 +380,7 @@ def serve_command(
     serve(
         ServeOptions(
             model=ModelSource(
-                canonical(model or catalog.default_model()), codec, lora, float16, force
+                canonical(model or catalog.default_model()), codec, lora, float16, force, base
             ),
             host=host,
             port=port,

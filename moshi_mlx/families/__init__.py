@@ -47,6 +47,7 @@ def load(
     verb: Literal["talk"],
     weights: str | None = ...,
     lora: str | Path | None = ...,
+    base: str | Path | None = ...,
     codec: CodecName = ...,
     dtype: mx.Dtype | None = ...,
     offline: bool = ...,
@@ -58,6 +59,7 @@ def load(
     verb: Literal["transcribe"],
     weights: str | None = ...,
     lora: str | Path | None = ...,
+    base: str | Path | None = ...,
     codec: CodecName = ...,
     dtype: mx.Dtype | None = ...,
     offline: bool = ...,
@@ -78,6 +80,7 @@ def load(
     verb: Verb | None = ...,
     weights: str | None = ...,
     lora: str | Path | None = ...,
+    base: str | Path | None = ...,
     codec: CodecName = ...,
     dtype: mx.Dtype | None = ...,
     offline: bool = ...,
@@ -88,6 +91,7 @@ def load(
     verb: Verb | None = None,
     weights: str | None = None,
     lora: str | Path | None = None,
+    base: str | Path | None = None,
     codec: CodecName = "auto",
     dtype: mx.Dtype | None = None,
     offline: bool = False,
@@ -102,6 +106,8 @@ def load(
         weights: the weights file, where a folder or repository has several.
         lora: an adapter's file, or the folder that has its `lora.safetensors` and `config.json`;
             the model's own adapter, if it has one, then isn't used.
+        base: what a fine-tune's codec and tokenizer are taken from, and what an adapter alone is
+            put beside; None: a model of the catalogue of its shape, where one is needed.
         codec: what turns sound into codes: "mlx" is ours, "rust" is rustymimi, "auto" chooses.
         dtype: what to compute in: float32 on the CPU and bfloat16 on a GPU if None.
         offline: never use the network (as HF_HUB_OFFLINE=1).
@@ -129,7 +135,7 @@ def load(
         family: Any = _module_of(kind).FAMILY
         loaded: LoadedModel = on_good_thread(lambda: family(text, dtype))
         return loaded
-    checkpoint = open_checkpoint(name, weights=weights, lora=lora, offline=offline)
+    checkpoint = open_checkpoint(name, weights=weights, lora=lora, base=base, offline=offline)
     if verb is not None:
         require_verb(verb, checkpoint.config, checkpoint.name)
     kept = family_of(checkpoint.config, checkpoint.name)

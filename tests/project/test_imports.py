@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"threads"},
     "threads": set(),
     "sounds": {"arrays", "distributions", "formats"},
+    "bases": {"catalog", "config", "files", "hub", "published"},
     "text_models": {
         "arrays",
         "backend",
