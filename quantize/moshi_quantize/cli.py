@@ -38,6 +38,7 @@ from .dialogues import TOKENS, find_dialogues
 from .listening import recognizer
 from .recipes import RECIPES, Precision, Predicate, parse_precision
 from .recipes import recipe as find_recipe
+from .relayout import relayout
 from .replies import Replies
 from .speaker import Speaker
 
@@ -142,6 +143,14 @@ def quantize_command(
             help="Also keep what would generate the other side of a conversation, for training.",
         ),
     ] = False,
+    layout: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Write mlx, or in full precision kyutai (PyTorch's names) or transformers "
+            "(Hugging Face's, the codec inside).",
+        ),
+    ] = "mlx",
     offline: Annotated[bool, typer.Option("--offline", help="Never use the network.")] = False,
     upload: Annotated[
         str,
@@ -160,6 +169,25 @@ def quantize_command(
     if upload and (offline or not re.fullmatch(r"[\w.-]+/[\w.-]+", upload)):
         reason = "not with --offline" if offline else f"'{upload}' is not ORG/REPO"
         raise typer.BadParameter(reason, param_hint="--upload")
+    if layout not in ("mlx", "kyutai", "transformers"):
+        raise typer.BadParameter(f"'{layout}' is not mlx, kyutai or transformers")
+    if layout != "mlx":
+        given: dict[str, object] = {
+            "--bits": bits not in (None, "none"), "--recipe": recipe, "--set": sets,
+        }  # fmt: skip
+        given |= {"--predicate": predicate, "--target-bits": target_bits, "--learned": learned}
+        if wrong := next((name for name, value in given.items() if value), None):
+            raise typer.BadParameter(f"{wrong} goes with --layout mlx: others have full precision")
+        with _interruptible(), _progress() as progress:
+            made = relayout(
+                source, target, cast(Any, layout), dtype=_DTYPES[dtype], base=base or None,
+                offline=offline, progress=progress,
+            )  # fmt: skip
+        size = sum(path.stat().st_size for path in made.rglob("*") if path.is_file())
+        print(f"{target}: {size / 1e6:.1f} MB in the layout {layout}")
+        if upload:
+            _upload(made, upload)
+        return
     if recipe is None:
         recipe = "q4" if bits is None else {"4": "q4", "8": "q8"}.get(bits, bits)
     chosen = find_recipe(recipe)

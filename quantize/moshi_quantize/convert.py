@@ -24,6 +24,7 @@ from moshi_mlx.voices import VOICE_SUFFIXES, VOICES
 from moshi_mlx.weights import check_finite
 from moshi_mlx.weights_mimi import check_mimi
 
+from .companions import own_companions
 from .recipes import Assignment, Layer, Precision, Recipe, layers_of
 from .writer import Spec, TensorWriter
 
@@ -202,17 +203,18 @@ def small_cache() -> Iterator[None]:
 
 def write_rest(plan: Plan, folder: Path, *, link_mimi: bool = False) -> None:
     """config.json, codec, tokenizer, and the source's own card with its terms."""
-    files, block = plan.source.files, plan.quantization()
+    block = plan.quantization()
     config = {**plan.source.config.raw, **({} if block is None else {"quantization": block})}
-    write_companions(
-        folder,
-        config,
-        mimi=files.mimi,
-        tokenizer=files.tokenizer,
-        mimi_config=files.mimi_config,
-        link_mimi=link_mimi,
-        reserved=_RESERVED,
-    )
+    with own_companions(plan.source) as (mimi, tokenizer, mimi_config):
+        write_companions(
+            folder,
+            config,
+            mimi=mimi,
+            tokenizer=tokenizer,
+            mimi_config=mimi_config,
+            link_mimi=link_mimi,
+            reserved=_RESERVED,
+        )
     copy_voices(plan.source, folder)
     if card := plan.source.card:
         shutil.copyfile(card, folder / "SOURCE_CARD.md")
