@@ -15,6 +15,7 @@ from typing import Any
 import mlx.core as mx
 
 from . import catalog
+from .adapter_formats import ADAPTER_FILES, ADAPTER_SETTINGS, is_adapter, scaling_of
 from .arguments import path_of
 from .arrays import Weights
 from .bases import likely_base
@@ -303,7 +304,7 @@ def find_files(
 
 
 def _adapter(path: Path) -> Path:
-    file = path / ADAPTER if path.is_dir() else path
+    file = _adapter_in(path) or path / ADAPTER if path.is_dir() else path
     if not file.exists():
         raise HubError(
             f"There is no file or folder {path}: give an adapter's file, or the folder that has it."
@@ -311,6 +312,11 @@ def _adapter(path: Path) -> Path:
             else f"The folder {path} has no {ADAPTER}: give an adapter's file, or its folder."
         )
     return file
+
+
+def _adapter_in(folder: Path) -> Path | None:
+    """Of any program."""
+    return next((folder / name for name in ADAPTER_FILES if (folder / name).is_file()), None)
 
 
 def _find(
@@ -326,7 +332,7 @@ def _find(
     if not known and path.is_file():
         if path.suffix == ".json":
             raise HubError(f"{path} is a file; give the folder that it is in, {path.parent}.")
-        if any(".lora_A." in tensor for tensor in read_header(path)):
+        if is_adapter(read_header(path)):
             return replace(_base_of(path, base, offline), lora=path)
         return _with_base(path.parent, path.name, base, offline, own_adapter)
     if not known and path.is_dir() and weights is None:
@@ -338,8 +344,9 @@ def _find(
         has_weights = isinstance(named, str) and (path / named).is_file()
         has_weights |= any(path.glob("model*.safetensors*"))
         has_weights |= (path / f"{_MERGED}.safetensors").is_file()
-        if (path / ADAPTER).is_file() and not has_weights:
-            return replace(_base_of(path / ADAPTER, base, offline), lora=path / ADAPTER)
+        adapter = _adapter_in(path)
+        if adapter is not None and not has_weights:
+            return replace(_base_of(adapter, base, offline), lora=adapter)
         return _with_base(path, None, base, offline, own_adapter)
     given = name if isinstance(name, Path) else text
     return resolve(given, weights=weights, offline=offline, own_adapter=own_adapter)
@@ -391,6 +398,10 @@ def _with_base(
 def _lora_scaling(files: ModelFiles, config: ModelConfig) -> float:
     """The field `lora_scaling` of the config.json beside an adapter, or the published default."""
     raw, where = config.raw, str(files.config)
+    if files.lora is not None and files.lora.name in ADAPTER_FILES[1:]:
+        settings = files.lora.parent / ADAPTER_SETTINGS
+        if settings.is_file():
+            return scaling_of(read_json(settings), str(settings))
     beside = files.lora.parent / CONFIG if files.lora else None
     if beside is not None and beside.is_file():
         raw, where = read_json(beside), str(beside)

@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 
-from . import transformers_layout
+from . import adapter_formats, transformers_layout
 from .arrays import Weights
 from .config import LmConfig
 from .errors import CheckpointError, listed
@@ -28,11 +28,6 @@ _OTHERS = (
         r"\.(qweight|qzeros)$",
         "quantized by GPTQ or AWQ",
         "give the original: moshi-quantize makes it small",
-    ),
-    (
-        r"^base_model\.model\.",
-        "a PEFT adapter",
-        "an adapter must be of moshi-train or moshi-finetune",
     ),
     (
         # Moshi's and Mimi's are read: see `transformers_layout`.
@@ -67,7 +62,7 @@ def require(wanted: str, names: Iterable[str], where: str) -> None:
         found = MIMI if mimi and (wanted == MIMI or not moshi) else LANGUAGE_MODEL
     elif "text_emb.weight" in names and names & {"out_norm.weight", "out_norm.alpha"}:
         found = LANGUAGE_MODEL
-    elif any(".lora_A." in name for name in names):
+    elif adapter_formats.is_adapter(names):
         found = ADAPTER
     else:
         some = listed(sorted(names)) or "no tensors"

@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from .adapter_formats import published_names
 from .arrays import Weights
 from .backend import default_dtype, on_gpu
 from .config import FLOAT_MODES, PUBLISHED_GROUPS, QUANTIZED_BITS, LmConfig
@@ -259,7 +260,8 @@ def read_adapter(
 ) -> tuple[Weights, Weights]:
     """An adapter's file, with our names: its low-rank tensors, and tensors trained in full.
 
-    Names may be PyTorch's (as published) or ours. `verify`: read them, and refuse NaN and infinity.
+    Names may be PyTorch's (as published), MLX's or ours, in PEFT's or mlx-lm's form too. `verify`:
+    read them, and refuse NaN and infinity.
 
     Raises:
         CheckpointError: the file is broken or has no adapter.
@@ -269,7 +271,8 @@ def read_adapter(
     if verify:
         for name, value in tensors.items():
             check_finite(value, name, str(path))
-    weights = from_pytorch(tensors, config)
+    weights = from_pytorch(published_names(tensors), config)
+    weights = {module_name(name, config): value for name, value in weights.items()}
     adapter = {name: value for name, value in weights.items() if ".lora_" in name}
     return adapter, {name: value for name, value in weights.items() if name not in adapter}
 

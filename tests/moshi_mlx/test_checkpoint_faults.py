@@ -141,7 +141,6 @@ def test_safetensors_and_json_in_the_place_of_others(folder: Path) -> None:
 TENSORS = {
     "bitsandbytes": (["text_emb.weight", "out_norm.weight", "a.weight.absmax"], "bitsandbytes"),
     "GPTQ": (["model.layers.0.mlp.qweight"], "quantized by GPTQ"),
-    "PEFT": (["base_model.model.transformer.layers.0.x.lora_A.weight"], "a PEFT adapter"),
     "Transformers": (["decoder.model.layers.0.self_attn.q_proj.linear.weight"], "Transformers"),
     "anything": (["a", "b", "c", "d"], r"\(it has 'a', 'b', 'c' and 1 more\)"),
 }

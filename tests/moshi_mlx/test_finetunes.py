@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 
 import moshi_mlx
@@ -96,3 +97,85 @@ def test_an_adapter_finds_its_base_by_the_config_beside_it(tmp_path: Path) -> No
     checkpoint = open_checkpoint(tmp_path)
     assert checkpoint.files.lora == adapter
     assert checkpoint.files.weights == (NANO / "model.safetensors",)
+
+
+LAYERS = ("transformer.layers.0.self_attn.in_proj", "transformer.layers.1.gating.linear_out")
+
+
+def in_every_form(folder: Path) -> list[Path]:
+    """One adapter of nano, rank 2 and scaling 3, as the programs write it."""
+    moshi = moshi_mlx.load("nano", codec="mlx")
+    shapes = dict(moshi.lm.named_modules())
+    rng = np.random.default_rng(0)
+    pairs = {}
+    for layer in LAYERS:
+        out, width = shapes[layer].weight.shape
+        pairs[layer] = (
+            mx.array(rng.normal(0, 0.1, (2, width)).astype(np.float32)),
+            mx.array(rng.normal(0, 0.1, (out, 2)).astype(np.float32)),
+        )
+    forms: dict[str, tuple[str, str, dict[str, Any], bool]] = {
+        "lora.safetensors": ("{}.lora_{}.weight", "config.json", {"lora_scaling": 3}, False),
+        "adapter_model.safetensors": (
+            "base_model.model.{}.lora_{}.weight",
+            "adapter_config.json",
+            {"peft_type": "LORA", "r": 2, "lora_alpha": 6, "target_modules": ["in_proj"]},
+            False,
+        ),
+        "adapters.safetensors": (
+            "{}.lora_{}",
+            "adapter_config.json",
+            {"fine_tune_type": "lora", "lora_parameters": {"rank": 2, "scale": 3.0}},
+            True,
+        ),
+    }
+    made = []
+    for file, (name, settings, fields, turned) in forms.items():
+        own = folder / file.partition(".")[0]
+        own.mkdir()
+        tensors = {}
+        for layer, (a, b) in pairs.items():
+            for part, value in (("A", a), ("B", b)):
+                form = name.format(layer, part.lower() if turned else part)
+                tensors[form] = mx.contiguous(value.T) if turned else value
+        mx.save_safetensors(str(own / file), tensors)
+        (own / settings).write_text(json.dumps(fields))
+        made.append(own)
+    return made
+
+
+def test_adapters_of_other_programs_do_the_same(tmp_path: Path) -> None:
+    folders = in_every_form(tmp_path)
+    plain, *others = (
+        moshi_mlx.load("nano", lora=where, codec="mlx", dtype=mx.float32)
+        for where in (folders[0], *folders[1:], folders[1] / "adapter_model.safetensors")
+    )
+    bare = moshi_mlx.load("nano", codec="mlx", dtype=mx.float32)
+    for layer in LAYERS:
+        wanted = dict(plain.lm.named_modules())[layer].weight
+        assert not mx.allclose(wanted, dict(bare.lm.named_modules())[layer].weight, atol=1e-3)
+        for other in others:
+            assert mx.allclose(dict(other.lm.named_modules())[layer].weight, wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("form", "changes", "problem"),
+    [
+        ("adapter_model", {"use_dora": True}, "'use_dora' must be False"),
+        ("adapter_model", {"bias": "all"}, "'bias' must be 'none'"),
+        ("adapter_model", {"peft_type": "IA3"}, "'peft_type' must be 'LORA'"),
+        ("adapter_model", {"rank_pattern": {"x": 3}}, "'rank_pattern' is not implemented"),
+        ("adapter_model", {"r": 0}, "'r' must be a whole number"),
+        ("adapters", {"fine_tune_type": "dora"}, "'fine_tune_type' must be 'lora'"),
+        ("adapters", {"lora_parameters": {"scale": "big"}}, "'scale' must be a number"),
+    ],
+)
+def test_what_an_adapter_says_wrong_is_named(
+    form: str, changes: dict[str, Any], problem: str, tmp_path: Path
+) -> None:
+    in_every_form(tmp_path)
+    settings = tmp_path / form / "adapter_config.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | changes))
+    with pytest.raises(MoshiError, match=problem) as error:
+        moshi_mlx.load("nano", lora=tmp_path / form, codec="mlx")
+    assert "adapter_config.json" in str(error.value)

@@ -49,6 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "worker": {"threads"},
     "threads": set(),
     "sounds": {"arrays", "distributions", "formats"},
+    "adapter_formats": {"arrays", "fields"},
     "bases": {"catalog", "config", "files", "hub", "published"},
     "text_models": {
         "arrays",
@@ -105,7 +106,7 @@ ALLOWED: dict[str, set[str]] = {
     "delays": {"arrays", "config"},
     "sampling": {"config"},
     "guidance": set(),
-    "layouts": {"arrays", "config", "transformers_layout"},
+    "layouts": {"adapter_formats", "arrays", "config", "transformers_layout"},
 }
 # What a part must not import, where it is freer than a list could say.
 FORBIDDEN: dict[str, set[str]] = {
