@@ -367,7 +367,7 @@ def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFile
 def _with_base(
     folder: Path, weights: str | None, base: str | Path | None, offline: bool, own_adapter: bool
 ) -> ModelFiles:
-    """A folder's model; its codec and tokenizer from the base, where it has none of its own."""
+    """A folder's model; its codec and tokenizer from the base, where it lacks them."""
     try:
         return resolve(folder, weights=weights, offline=offline, own_adapter=own_adapter)
     except HubError:
