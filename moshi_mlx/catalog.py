@@ -197,7 +197,7 @@ ENTRIES: tuple[Entry, ...] = (
         about="speech to text, demonstration model of 431 words",
         family="stt",
         precision="bf16",
-        nbytes=5_863_353,
+        nbytes=5_864_951,
         licence="MIT",
     ),
     Entry(
@@ -205,7 +205,7 @@ ENTRIES: tuple[Entry, ...] = (
         about="text to speech, demonstration model of 431 words",
         family="tts",
         precision="bf16",
-        nbytes=9_388_599,
+        nbytes=9_389_546,
         licence="MIT",
         voices=("female",),
     ),

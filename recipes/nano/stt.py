@@ -1,6 +1,6 @@
-"""Nano's small transcriber: its data, its training with `moshi_mlx.training`, and its figures.
+"""Nano's small transcriber: its data, and its training with `moshi_mlx.training`.
 
-    python -m recipes.nano.stt {prepare,train,export,check} --out build/nano-stt
+    python -m recipes.nano.stt {prepare,train,export} --out build/nano-stt
 
 It hears one stream and writes each word `DELAY` frames after its start, a piece a word. Four heads
 say whether the speaker pauses for half a second, one, two, three. Training goes on where it
@@ -398,25 +398,19 @@ def export(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small transcriber.")
-    parser.add_argument("step", choices=["prepare", "train", "export", "check"])
+    parser.add_argument("step", choices=["prepare", "train", "export"])
     parser.add_argument("--out", type=Path, default=Path("build/nano-stt"))
     parser.add_argument("--shards", type=int, default=60, help="of 200 clips each")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=90, help="of training, over all sittings")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="to check, in place of what was exported")
-    parser.add_argument("--card", type=Path, help="MODEL_CARD.md that the figures go into")
     args = parser.parse_args()
     if args.step == "prepare":
         prepare(args.out, args.shards, args.processes, args.seed)
     elif args.step == "train":
         train(args.out, args.minutes, args.seed)
-    elif args.step == "export":
-        export(args.out)
     else:
-        from .stt_figures import check
-
-        check(args.model or args.out / "model", args.seed, args.card)
+        export(args.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """How well the small transcriber hears, and when it says so: figures, through the public classes.
 
+    python -m recipes.nano.stt_figures
+
 Knows recordings and transcripts; nothing of training.
 """
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,7 @@ GOALS = (
     Goal("pauses of two seconds told by the third head", _PAUSES, "told"),
     Goal("frames of speech that it takes for such a pause", _PAUSES, "told while speaking"),
 )
-_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.stt check`, not by hand. -->"
+_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.stt_figures`, not by hand. -->"
 
 _LITTLE = 0.3  # of what `augment` does at most
 _AT_ONCE = 32  # recordings
@@ -120,3 +123,16 @@ def check(model: str | Path, seed: int, card: Path | None) -> None:
     print(text)
     if card is not None:
         write_card(card, text, _CARD_BEGIN)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Figures of nano's small transcriber.")
+    parser.add_argument("--model", default="nano-stt", help="a folder, in place of the bundled one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--card", type=Path, help="MODEL_CARD.md that the figures go into")
+    args = parser.parse_args()
+    check(args.model, args.seed, args.card)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
-"""Nano's small voice: its data, its training with `moshi_mlx.training`, and its figures.
+"""Nano's small voice: its data, and its training with `moshi_mlx.training`.
 
-    python -m recipes.nano.tts {prepare,train,export,check} --out build/nano-tts
+    python -m recipes.nano.tts {prepare,train,export} --out build/nano-tts
 
 It speaks words in nano's voice, `DELAY` frames after their text. In training a word begins and ends
 with a frame, so that its codes are nearly the same wherever it stands. Training goes on where it
@@ -283,29 +283,19 @@ def export(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Nano's small voice.")
-    parser.add_argument("step", choices=["prepare", "train", "export", "check"])
+    parser.add_argument("step", choices=["prepare", "train", "export"])
     parser.add_argument("--out", type=Path, default=Path("build/nano-tts"))
     parser.add_argument("--shards", type=int, default=40, help="of 200 clips each")
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=90, help="of training, over all sittings")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--model", help="to check, in place of what was exported")
-    parser.add_argument("--whisper", type=Path, help="folder of the recognizer's model")
-    parser.add_argument("--card", type=Path, help="MODEL_CARD.md that the figures go into")
     args = parser.parse_args()
     if args.step == "prepare":
         prepare_data(args.out, args.shards, args.processes, args.seed)
     elif args.step == "train":
         train(args.out, args.minutes, args.seed)
-    elif args.step == "export":
-        export(args.out)
-    elif args.whisper is None:
-        parser.error("check needs --whisper, the folder of a Whisper model for faster-whisper")
     else:
-        from .tts_figures import check
-
-        model = args.model or args.out / "model"
-        check(model, args.whisper, args.seed, args.out / "spoken", args.card)
+        export(args.out)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
 """How well the small voice is understood: figures, through the public classes.
 
+    python -m recipes.nano.tts_figures --whisper FOLDER
+
 Knows texts, sound and an independent recognizer; nothing of training.
 """
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +32,7 @@ GOALS = (
     Goal("words heard right, words in random order", _RANDOM, _HEARD),
     Goal("the same of flite through nano's codec, which it learns from", _CODEC, _HEARD),
 )
-_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.tts check`, not by hand. -->"
+_CARD_BEGIN = "<!-- Figures: written by `python -m recipes.nano.tts_figures`, not by hand. -->"
 
 
 def figures(model: str | Path, whisper: Whisper, seed: int, out: Path) -> Figures:
@@ -88,3 +91,18 @@ def check(model: str | Path, whisper: Path, seed: int, out: Path, card: Path | N
     print(text)
     if card is not None:
         write_card(card, text, _CARD_BEGIN)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Figures of nano's small voice.")
+    parser.add_argument("--model", default="nano-tts", help="a folder, in place of the bundled one")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--card", type=Path, help="MODEL_CARD.md that the figures go into")
+    parser.add_argument("--whisper", type=Path, required=True, help="folder of the recognizer")
+    parser.add_argument("--out", type=Path, default=Path("build/nano-tts/spoken"))
+    args = parser.parse_args()
+    check(args.model, args.whisper, args.seed, args.out, args.card)
+
+
+if __name__ == "__main__":
+    main()
