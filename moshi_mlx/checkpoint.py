@@ -354,7 +354,7 @@ def _find(
 
 def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFiles:
     beside = adapter.parent / CONFIG
-    if base is None and beside.is_file():
+    if base is None and beside.is_file() and _has_shape(read_json(beside)):
         base = likely_base(beside)
     if base is None:
         raise CheckpointError(
@@ -362,6 +362,11 @@ def _base_of(adapter: Path, base: str | Path | None, offline: bool) -> ModelFile
             "adapter (moshi-local --model BASE --lora ADAPTER, moshi-quantize ADAPTER --base BASE)"
         )
     return find_files(base, offline=offline)
+
+
+def _has_shape(fields: dict[str, Any]) -> bool:
+    """Whether a config.json describes a model itself, not only where one is."""
+    return "dim" in fields or is_moshi(fields)
 
 
 def _with_base(
@@ -380,7 +385,7 @@ def _with_base(
             raise
     files = resolve(base, offline=offline, companions=True)
     fields = read_json(config) if config.is_file() else {}
-    own = "dim" in fields or is_moshi(fields)
+    own = _has_shape(fields)
     beside = {"tokenizer": TOKENIZERS, "mimi": CODECS}
     kept: dict[str, Any] = {}
     for what, usual in beside.items():

@@ -121,6 +121,12 @@ def quantize(
     _check_early(plan, chosen, dialogue)
     folder = Path(target).expanduser()
     needed = plan.nbytes + (0 if link_mimi else source.files.mimi.stat().st_size)
+    if measured and not source.config.lm.dep_q and dialogue is None:
+        measured = False
+        if progress is not None:
+            progress(
+                0, 0, "no report: a model that doesn't speak needs tokens, --dialogue FILE.npz"
+            )
     figures = None
     with new_folder(folder, needed, source.folder) as fresh:
         tokens: Dialogues | None = None
