@@ -23,6 +23,7 @@ from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import LmConfig, MimiConfig, ModelConfig
 from .errors import ArgumentError, CheckpointError, HubError, counted
 from .files import read_json, write_json
+from .formats import other_weights
 from .hub import CODECS, TOKENIZERS, ModelFiles, canonical, local_path, resolve
 from .layouts import ADAPTER as ADAPTER_TENSORS
 from .layouts import MIMI, detect_layout, require, whole_name
@@ -306,6 +307,11 @@ def find_files(
 def _adapter(path: Path) -> Path:
     file = _adapter_in(path) or path / ADAPTER if path.is_dir() else path
     if not file.exists():
+        if path.is_dir() and (others := other_weights(f.name for f in path.iterdir())):
+            raise HubError(
+                f"The folder {path} has no adapter that can be read: {others}. Save it as "
+                "safetensors with the program that made it."
+            )
         raise HubError(
             f"There is no file or folder {path}: give an adapter's file, or the folder that has it."
             if file == path

@@ -4,6 +4,8 @@ The one list of that kind; knows nothing of what a file is wanted for.
 """
 
 import codecs
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 _LOOKED_AT = 512  # bytes
@@ -13,9 +15,10 @@ _PICKLE = "a pickle (PyTorch's .pt, .pth or .bin; reading one can run code)"
 SOUNDS = ("a RIFF file (sound or video)", "a FLAC file", "an Ogg file")
 TEXT_FILE = "a text file"
 TOKENIZER_JSON = "a tokenizer.json"
+_OTHER_WEIGHTS = re.compile(r".+\.(bin|pt|pth|ckpt|gguf|ggml|npz|h5|onnx)")
 _MARKS: dict[bytes, str] = {
-    b"version https://git-lfs": "a Git LFS pointer (the file itself was not fetched)",
-    b"/annex/objects/": "a git-annex pointer (the file itself was not fetched)",
+    b"version https://git-lfs": "a Git LFS pointer (`git lfs pull` fetches the file itself)",
+    b"/annex/objects/": "a git-annex pointer (`git annex get` fetches the file itself)",
     b"GGUF": "a GGUF file",
     b"ggml": "a GGML file",
     b"\x93NUMPY": "a NumPy file",
@@ -65,6 +68,14 @@ def what_is(path: Path) -> str | None:
     if b"<unk>" in first and first[:1] == b"\n":
         return "a SentencePiece model"
     return TEXT_FILE if _is_text(text) else None
+
+
+def other_weights(names: Iterable[str]) -> str | None:
+    """Files that other programs keep weights in, as "x.gguf is not safetensors"; None: there are
+    none."""
+    found = sorted(name for name in names if _OTHER_WEIGHTS.fullmatch(name))
+    verb = "is" if len(found) == 1 else "are"
+    return f"{', '.join(found)} {verb} not safetensors" if found else None
 
 
 def _is_text(first: bytes) -> bool:

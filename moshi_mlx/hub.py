@@ -16,6 +16,7 @@ from typing import Any, Protocol
 from . import catalog
 from .errors import ConfigError, HubError, shown
 from .files import cache_folder, inside, read_json
+from .formats import other_weights
 from .published import refuse_other_formats
 from .safetensors import read_index
 from .tokenizer_json import NAME as TOKENIZER_JSON
@@ -539,6 +540,11 @@ def _choose_weights(source: _Source) -> str:
         )
     if problem := next(filter(None, map(source.oddity, _WEIGHTS)), None):
         raise HubError(f"{problem} {source.way_out}")
+    if others := other_weights(source.files()):
+        raise HubError(
+            f"There are no weights in {source.where} that can be read: {others}. Fetch the model "
+            "as safetensors, or save it so with the program that made it."
+        )
     raise HubError(
         f"There are no weights in {source.where}: none of {', '.join((*_WEIGHTS, _MERGED))}, and "
         f'no config.json with "moshi_name". {source.way_out}'

@@ -180,7 +180,7 @@ def _sizes(value: Any) -> bool:
 def _not_safetensors(path: Path, start: bytes, length: int, size: int) -> str:
     what = what_is(path)
     if what is not None and what != "a safetensors file":
-        return f"is {what}, not safetensors; put the model's .safetensors file there"
+        return f"is {what}, not safetensors; put the .safetensors file there"
     if len(start) < 8:
         return f"is not a safetensors file: it has only {counted(size, 'byte')}"
     if length > MAX_HEADER:

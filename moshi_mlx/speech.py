@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from .arrays import Pcm
-from .text import Word
+from .text import Word, join_words
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,5 @@ class Speech:
 
     @property
     def text(self) -> str:
-        """All words with spaces between."""
-        return " ".join(word.text for word in self.words if word.text)
+        """All words as one text."""
+        return join_words(word.text for word in self.words if word.text)

@@ -4,6 +4,7 @@ Knows nothing of audio or of the model, only of token ids and frame numbers.
 """
 
 import codecs
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +18,16 @@ from .files import read_json
 from .formats import TOKENIZER_JSON, what_is
 from .tokenizer_json import sentencepiece_model
 
-__all__ = ["TextTokenizer", "Word", "WordStream"]
+__all__ = ["TextTokenizer", "Word", "WordStream", "gap_between", "join_words"]
 
 _TOKENS = -2, 2**31 - 1  # as models have them, in int32
 _LONG = 24  # characters of a word that an EPAD finishes in any case
-_UNSPACED = "\u0e00"  # Thai; from here on, most scripts have no spaces, as Chinese and Japanese
+_UNSPACED = re.compile(
+    # Thai, Lao, Tibetan, Burmese, Khmer; Chinese and Japanese with their punctuation
+    "[\u0e00-\u109f\u1780-\u17ff\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uffef"
+    "\U00020000-\U0003ffff]"
+)
+"""Scripts that are written without spaces."""
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -108,9 +114,23 @@ def _whole(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
+def gap_between(before: str, after: str) -> str:
+    """What stands between two words: a space, but nothing between those of a script without."""
+    unspaced = _UNSPACED.match(before[-1:]) and _UNSPACED.match(after)
+    return "" if unspaced or not before else " "
+
+
+def join_words(texts: Iterable[str]) -> str:
+    """Words as one text."""
+    text = ""
+    for word in texts:
+        text += gap_between(text, word) + word
+    return text
+
+
 def _goes_on(text: str) -> bool:
     """Whether a word may continue after an EPAD."""
-    return len(text) < _LONG and text[-1:] < _UNSPACED
+    return len(text) < _LONG and not _UNSPACED.match(text[-1:])
 
 
 def _decoder() -> codecs.IncrementalDecoder:
@@ -138,9 +158,11 @@ class WordStream:
     `patience` frames after the last piece, whichever comes first. A piece without a word
     boundary that comes after its word was finished makes a new word.
 
+    In a script that is written without spaces every piece is a word: nothing else tells them.
+
     With `joins`, EPAD does not finish a word: pieces without a boundary, as of the digits of a
     number, continue it after an EPAD. It still does where the word is long, or of a script that
-    is written without spaces.
+    is written without spaces; there a word has any number of pieces.
     """
 
     def __init__(
@@ -195,7 +217,11 @@ class WordStream:
         words: list[Word] = []
         if self._start is None:
             self._start = frame
-        for character in self._decoder.decode(data):
+        text = self._decoder.decode(data)
+        if self._text and not self._joins and not gap_between(self._text, text):
+            words += self._end(frame)
+            self._start = frame
+        for character in text:
             if character.isspace():
                 # Two words in one piece share its frame; a word still lasts at least that frame.
                 words += self._end(max(frame, self._start + 1))

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .text import Word
+from .text import Word, join_words
 
 
 @dataclass(frozen=True)
@@ -29,5 +29,5 @@ class Transcription:
 
     @property
     def text(self) -> str:
-        """All words with spaces between."""
-        return " ".join(word.text for word in self.words)
+        """All words as one text."""
+        return join_words(word.text for word in self.words)

@@ -23,6 +23,7 @@ from moshi_mlx.checkpoint import find_files
 from moshi_mlx.families import Verb
 from moshi_mlx.families.kinds import KINDS, check_verb
 from moshi_mlx.outputs import model_inputs
+from moshi_mlx.text import join_words
 
 from .config_file import config_path
 from .first_start import make_model
@@ -267,7 +268,7 @@ def load_captions(
 
 def heard_as_dict(model: str, words: Sequence[Word]) -> dict[str, object]:
     """Captions for a summary: who wrote them, and the words."""
-    text = " ".join(word.text for word in words)
+    text = join_words(word.text for word in words)
     return {"captions": model, "heard": {"text": text, "words": words_as_dicts(words)}}
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from moshi_mlx import Word
 from moshi_mlx.arrays import Pcm
+from moshi_mlx.text import join_words
 
 __all__ = [
     "FrameTimes",
@@ -149,8 +150,8 @@ class LoopReport:
 
     @property
     def text(self) -> str:
-        """All words with spaces between."""
-        return " ".join(word.text for word in self.words)
+        """All words as one text."""
+        return join_words(word.text for word in self.words)
 
     def as_dict(self) -> dict[str, object]:
         """The summary that `--json` prints; times in seconds, `frame_ms` in milliseconds."""

@@ -30,6 +30,7 @@ from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, check_outputs, is_stdout
 from moshi_mlx.spoken_text import LANGUAGES, spoken_text
+from moshi_mlx.text import join_words
 from moshi_mlx.voices import Voice
 
 from . import arguments as a
@@ -397,7 +398,7 @@ def _told(options: SpeakingOptions, made: _Made, playback: Playback | None) -> I
 def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, object]:
     """For JSON; times in seconds."""
     return {
-        "text": " ".join(word.text for word in made.words if word.text),
+        "text": join_words(word.text for word in made.words if word.text),
         "words": [
             {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
             for word in made.words

@@ -30,6 +30,7 @@ from moshi_mlx.files import named_as, signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout
 from moshi_mlx.sounds import Sound, open_sound
+from moshi_mlx.text import join_words
 
 from . import arguments as a
 from .assembly import consoles, inputs_of, load_model, transcription_arguments
@@ -229,7 +230,7 @@ class _Transcript:
 def transcript_as_dict(words: Sequence[Word]) -> dict[str, Any]:
     """Words for JSON, with pause probabilities if the model has them; times in seconds."""
     return {
-        "text": " ".join(word.text for word in words),
+        "text": join_words(word.text for word in words),
         "words": [_word_as_dict(word) for word in words],
     }
 

@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Literal
 
 from moshi_mlx import Word
+from moshi_mlx.text import gap_between
 
 from .observers.transcript import CueWriter
 from .terminal.lines import PHRASE_PAUSE
@@ -44,7 +45,9 @@ class WordWriter:
         before, self._last = self._last, word
         if before is None:
             return word.text
-        return ("\n" if word.start - before.end >= PHRASE_PAUSE else " ") + word.text
+        if word.start - before.end >= PHRASE_PAUSE:
+            return f"\n{word.text}"
+        return gap_between(before.text, word.text) + word.text
 
     def end(self, facts: Mapping[str, object]) -> str:
         """What stands after the words; `facts` are of the whole, for formats that have them."""

@@ -244,3 +244,6 @@ def test_an_adapter_that_is_not_there(tmp_path: Path) -> None:
         find_files("nano", lora=tmp_path / "nope")
     with pytest.raises(HubError, match=r"The folder .* has no lora\.safetensors: give an"):
         find_files("nano", lora=tmp_path)
+    (tmp_path / "adapter_model.bin").write_bytes(b"x")
+    with pytest.raises(HubError, match=r"adapter_model\.bin is not safetensors"):
+        find_files("nano", lora=tmp_path)

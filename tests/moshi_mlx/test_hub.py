@@ -352,6 +352,13 @@ def test_weights_of_other_converters(tmp_path: Path) -> None:
         resolve(fill(tmp_path / "shards", shards))
 
 
+def test_weights_in_other_formats_are_named(tmp_path: Path) -> None:
+    for name in ("model-q4.gguf", "pytorch_model.bin", "consolidated.pth"):
+        folder = fill(tmp_path / name, {name: b"x"})
+        with pytest.raises(HubError, match=f"can be read: {name} is not safetensors"):
+            resolve(folder)
+
+
 def test_what_the_hub_refuses(tmp_path: Path) -> None:
     with hub_of({"me/there": PUBLISHED, "me/empty": {"README.md": b"hi"}}) as address:
         missing = ask("kyutai/moshiko-mlx-q5", tmp_path, HF_ENDPOINT=address).error

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moshi_mlx.errors import TokenizerError
-from moshi_mlx.text import TextTokenizer, Word, WordStream
+from moshi_mlx.text import TextTokenizer, Word, WordStream, join_words
 
 EPAD, BOS, EOS, PAD = 0, 1, 2, 3
 SENTENCES = [
@@ -115,6 +115,25 @@ def test_a_character_that_never_becomes_whole_is_shown_as_such(tokenizer: TextTo
     texts = [word.text for word in run(tokenizer, [*tokens[:-1], *the, last])]
     assert texts[0] == "a\N{REPLACEMENT CHARACTER}"
     assert texts[1].startswith("the")
+
+
+def test_pieces_of_a_script_without_spaces_are_words(tmp_path: Path) -> None:
+    sentences = ["今日は元気ですか。", "はい、とても元気です。", "天気がいいですね。"]
+    prefix = tmp_path / "japanese"
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences * 20), model_prefix=str(prefix), vocab_size=60,
+        model_type="bpe", add_dummy_prefix=False, unk_id=EPAD, bos_id=BOS, eos_id=EOS, pad_id=PAD,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    japanese = TextTokenizer(prefix.with_suffix(".model"))
+    tokens = japanese.encode(sentences[0])
+    words = run(japanese, [PAD, *tokens])
+    assert [word.text for word in words] == [japanese.decode([t]) for t in tokens]
+    assert [word.start for word in words] == [(1 + i) / 12.5 for i in range(len(tokens))]
+    assert join_words(word.text for word in words) == sentences[0]
+    assert join_words(["Moshi", "は", "元気", "안녕", "하세요", "Một", "ộ"]) == (
+        "Moshi は元気 안녕 하세요 Một ộ"
+    )
 
 
 def test_frame_numbers_may_be_given(tokenizer: TextTokenizer) -> None:

@@ -18,6 +18,7 @@ from typing import Literal
 
 from moshi_mlx import Word
 from moshi_mlx.files import replace_file
+from moshi_mlx.text import gap_between
 
 __all__ = [
     "CueWriter",
@@ -161,7 +162,7 @@ class _Phrase:
 
     def add(self, text: str, end: float) -> None:
         """Its next word."""
-        self.text += f" {text}"
+        self.text += gap_between(self.text, text) + text
         self.end = max(end, self.start + 0.001)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import WSMessage, web
 
 from moshi_mlx import Event, Frame, WordSpoken
+from moshi_mlx.text import gap_between
 
 from .formats import FormatName, SampleDecoder, SampleEncoder
 from .gate import Gate
@@ -62,6 +63,7 @@ class Live:
         self._asked_to_close = False
         self._frames = self._told = 0
         self._dropped = 0
+        self._said = " "  # the last word; clients want a space before the first too
 
     # ------------------------------------------------------------------- from the client
 
@@ -161,11 +163,12 @@ class Live:
                 self._send(
                     {
                         "type": "session.output_transcript.delta",
-                        "delta": f" {event.word.text}",
+                        "delta": gap_between(self._said, event.word.text) + event.word.text,
                         "start_ms": round(1000 * event.word.start),
                         "end_ms": round(1000 * event.word.end),
                     }
                 )
+                self._said = event.word.text
         self._frames += 1
         if self._seconds - self._told >= _USAGE_SECONDS:
             self._told = int(self._seconds)

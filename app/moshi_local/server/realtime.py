@@ -16,6 +16,7 @@ from typing import Any
 from aiohttp import WSMessage, web
 
 from moshi_mlx import Event, Frame, WordSpoken
+from moshi_mlx.text import gap_between
 
 from .formats import FormatName, SampleDecoder, SampleEncoder, SampleFormat
 from .gate import Gate
@@ -281,7 +282,7 @@ class Realtime:
             response.frames += 1
             response.pieces += bool(frame is not None and frame.text)
             for word in words:
-                delta = f" {word}" if response.transcript else word
+                delta = gap_between(response.transcript, word) + word
                 response.transcript += delta
                 self._part("response.output_audio_transcript.delta", delta=delta)
         if TurnEdge.MODEL_ENDS in turns:

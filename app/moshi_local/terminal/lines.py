@@ -12,6 +12,7 @@ from rich.console import Console
 
 from moshi_mlx import TurnEnded, WindowRefreshed, Word, WordSpoken
 from moshi_mlx.errors import counted
+from moshi_mlx.text import gap_between
 
 from ..events import (
     CaptionsBehind,
@@ -58,7 +59,7 @@ class Transcript:
     def __init__(self, console: Console, sides: bool = False) -> None:
         self._console = console
         self._sides = sides
-        self._side = ""
+        self._side = self._said = ""
         self._last_end = 0.0
         self._in_line = False
 
@@ -79,12 +80,13 @@ class Transcript:
         """Append `word` to the phrase of its side, or begin a new one."""
         near = word.start - self._last_end < PHRASE_PAUSE
         if self._in_line and near and side == self._side:
-            self._print(" " + word.text)
+            self._print(gap_between(self._said, word.text) + word.text)
         else:
             self.end_line()
             who = f"{side}: " if self._sides else ""
             self._print(f"{clock(word.start)}  {who}{word.text}")
         self._in_line, self._side, self._last_end = True, side, word.end
+        self._said = word.text
 
     def _end_turn(self) -> None:
         """The user has finished."""

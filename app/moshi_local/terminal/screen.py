@@ -25,6 +25,7 @@ from rich.segment import Segment, Segments
 from rich.style import Style
 
 from moshi_mlx import SpeechEnded, SpeechStarted, TurnEnded, Word, WordSpoken
+from moshi_mlx.text import gap_between
 
 from ..events import (
     CaptionsLost,
@@ -226,7 +227,7 @@ class ScreenState:
         text = printable(word.text)
         line = self._open_phrase(side, word.start)
         if line and len(line.text) < LINE_CHARACTERS:
-            line.append(" " + text)
+            line.append(gap_between(line.text, text) + text)
         else:
             who = f"{side}: " if self._sides else ""
             line = Line(word.start, who + text, heard=self._sides and side == "you")
@@ -328,7 +329,11 @@ class ScreenState:
             if len(rows) >= height:
                 break
             if line is unfinished:
-                put(line, wrap(f"{line.text} {self._partial}", room), self._partial)
+                put(
+                    line,
+                    wrap(line.text + gap_between(line.text, self._partial) + self._partial, room),
+                    self._partial,
+                )
             else:
                 put(line, line.wrapped(room))
         return rows[:height][::-1]
