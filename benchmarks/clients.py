@@ -17,7 +17,6 @@ import asyncio
 import base64
 import io
 import json
-import re
 import subprocess
 import sys
 import types
@@ -306,15 +305,12 @@ def main() -> None:
     if args.client:
         print(json.dumps(asyncio.run(asyncio.wait_for(CLIENTS[args.client](args.url), 60))))
         return
-    command = [sys.executable, "-m", "moshi_local", "serve", "--port", "0", "--seed", "0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
-    try:
-        while (found := re.search(r"is ready: (http\S+)", server.stderr.readline())) is None:
-            assert server.poll() is None, "the server has ended"
+    from benchmarks.processes import served  # not where a client runs alone
+
+    with served() as server:
         for name in CLIENTS:
             done = subprocess.run(
-                [args.python, __file__, "--client", name, "--url", found[1]],
+                [args.python, __file__, "--client", name, "--url", server.url],
                 capture_output=True,
                 text=True,
                 check=False,
@@ -324,9 +320,6 @@ def main() -> None:
                 continue
             result = json.loads(done.stdout.strip().splitlines()[-1])
             print(f"{name:20} {result['frames']:3} frames  {result['text']}")
-    finally:
-        server.terminate()
-        server.wait()
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -32,6 +31,8 @@ from numpy.typing import NDArray
 
 from moshi_mlx.hub import bundled_folder
 from tests import rig
+
+from .processes import resident_bytes
 
 QUESTION = bundled_folder("nano") / "question.wav"
 LOAD_SECONDS = 120.0
@@ -147,7 +148,7 @@ def talk(
         def weigh() -> None:
             listening.wait()
             while not ended.wait(SAMPLE_SECONDS):
-                memory.append(_resident_bytes(program.pid))
+                memory.append(resident_bytes(program.pid))
 
         followers = [threading.Thread(target=follow), threading.Thread(target=weigh)]
         for follower in followers:
@@ -172,14 +173,6 @@ def talk(
     listened = moments[0] if moments else float("nan")
     errors, speaks = "".join(lines), "transcribe" not in options
     return LiveRun(summary, both.samples, program.returncode, errors, memory, listened, speaks)
-
-
-def _resident_bytes(pid: int) -> float:
-    try:
-        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    except (OSError, IndexError):  # it has ended
-        return float("nan")
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def _play_until(card: rig.VirtualCard, end: float) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 import sphn
 
+from moshi_local.server.talk import CROWDED_PACE, Talk
 from moshi_mlx.sounds import open_sound
 
 ROOT = Path(__file__).parents[2]
@@ -96,6 +97,40 @@ async def until(socket: aiohttp.ClientWebSocketResponse, kind: str) -> dict[str,
         if event["type"] == kind:
             return event
     raise AssertionError(f"no {kind}, closed with {socket.close_code}")
+
+
+# ------------------------------------------------------------------------- beside others
+
+
+class _Quick:
+    """Steps that take no time."""
+
+    controls: Any = None
+
+    async def step_async(self, pcm: np.ndarray) -> tuple[None, tuple[()]]:
+        return None, ()
+
+    def close(self, timeout: float | None = None) -> tuple[()]:
+        return ()
+
+
+def test_beside_others_a_conversation_goes_little_faster_than_real_time() -> None:
+    async def seconds(crowded: list[bool]) -> list[float]:
+        now = [False]
+        talk = Talk(RATE, FRAME, fills=False, most_seconds=60, crowded=lambda: now[0])
+        talk.hear(np.zeros(len(crowded) * FRAME, np.float32))
+        talk.end()
+        began, times = time.monotonic(), []
+        async for _ in talk.frames(_Quick()):
+            times.append(time.monotonic() - began)
+            now[0] = crowded[len(times) - 1]
+        return times
+
+    alone, crowd = 100, 20
+    times = asyncio.run(seconds([False] * alone + [True] * crowd))
+    assert times[alone - 1] < 0.3
+    paced = times[-1] - times[alone + 1]
+    assert paced == pytest.approx((crowd - 2) * 0.08 / CROWDED_PACE, rel=0.2)
 
 
 # ------------------------------------------------------------------------------ /api/chat

@@ -102,7 +102,13 @@ class Room:
 
     def talk(self, *, fills: bool, most_seconds: float) -> Talk:
         """What a socket's sound goes into."""
-        return Talk(self.sample_rate, self.frame_size, fills=fills, most_seconds=most_seconds)
+        return Talk(
+            self.sample_rate,
+            self.frame_size,
+            fills=fills,
+            most_seconds=most_seconds,
+            crowded=lambda: self.taken > 1,
+        )
 
     @asynccontextmanager
     async def place(self, wishes: Wishes) -> AsyncIterator[SocketSteps]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +24,9 @@ _PATIENCE_SECONDS = 0.12
 """So long the model waits for a client's sound; then it hears silence, in real time."""
 IDLE_SECONDS = 30.0
 """So long it goes on by itself while no one speaks."""
+CROWDED_PACE = 1.5
+"""Times real time that a conversation may go while there are others, so that they keep theirs."""
+CROWDED_BURST_SECONDS = 0.5
 MOST_UNSENT_SECONDS = 5.0
 """Sound that may wait for a client that reads slowly."""
 MOST_UNSENT_MESSAGES = 2000
@@ -80,13 +83,20 @@ class Talk:
         fills: while a client sends nothing, the model hears silence, so that it can finish what it
             says; else it stands still.
         most_seconds: of sound that may wait; what is older is thrown away.
+        crowded: whether there are other conversations now.
     """
 
     def __init__(
-        self, sample_rate: int, frame_size: int, *, fills: bool, most_seconds: float
+        self,
+        sample_rate: int,
+        frame_size: int,
+        *,
+        fills: bool,
+        most_seconds: float,
+        crowded: Callable[[], bool],
     ) -> None:
         self.sample_rate, self.frame_size = sample_rate, frame_size
-        self._fills = fills
+        self._fills, self._crowded = fills, crowded
         self._most = round(most_seconds * sample_rate)
         self._pieces: deque[Pcm] = deque()
         self._samples = 0
@@ -121,6 +131,7 @@ class Talk:
         loop = asyncio.get_running_loop()
         due = loop.time() + _PATIENCE_SECONDS  # when the model hears silence instead
         quiet = 0.0  # seconds filled while no one spoke
+        paced = loop.time()  # when a crowded server would have come this far
         while True:
             filled = False
             if self._samples < self.frame_size and not self._ended:
@@ -130,8 +141,13 @@ class Talk:
                     continue
             if self._ended and not self._samples:
                 return
+            wait = paced - CROWDED_BURST_SECONDS - loop.time()
+            if wait > 0 and self._crowded():
+                await asyncio.sleep(wait)
             frame, events = await steps.step_async(self._next())
             now = loop.time()
+            paced = min(max(paced, now), now + CROWDED_BURST_SECONDS)
+            paced += self.frame_seconds / CROWDED_PACE
             due = max(due + self.frame_seconds, now) if filled else now + _PATIENCE_SECONDS
             speaking = frame is not None and frame.speaking
             quiet = quiet + self.frame_seconds if filled and not speaking else 0.0
