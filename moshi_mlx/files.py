@@ -119,10 +119,11 @@ def _machine() -> str:
 
 def _partial_stem(name: str) -> str:
     """Hidden, and short enough to leave room for what follows in a name of 255 bytes."""
-    if len(name.encode()) <= _LONGEST_STEM:
+    encoded = os.fsencode(name)
+    if len(encoded) <= _LONGEST_STEM:
         return f".{name}"
-    start = name.encode()[: _LONGEST_STEM - 9].decode(errors="ignore")
-    return f".{start}~{zlib.crc32(name.encode()):08x}"
+    start = encoded[: _LONGEST_STEM - 9].decode(errors="ignore")
+    return f".{start}~{zlib.crc32(encoded):08x}"
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import MoshiError
 
@@ -37,7 +37,7 @@ def run_program(
     """
     stopped: tuple[type[BaseException], ...] = (KeyboardInterrupt, *interrupts)
     known: tuple[type[Exception], ...] = (MoshiError, OSError, *usage_errors)
-    with _named_stdout():
+    with _our_streams():
         try:
             code = work() or OK
             _flush()
@@ -58,8 +58,8 @@ def run_program(
             return ERROR
 
 
-class _Stdout(io.RawIOBase):
-    """Standard output; its errors say so, where the system's name no file."""
+class _Standard(io.RawIOBase):
+    """Standard output or error, unbuffered."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -74,34 +74,56 @@ class _Stdout(io.RawIOBase):
         return os.isatty(self._descriptor)
 
     def write(self, data: Any, /) -> int:
+        return os.write(self._descriptor, data)
+
+
+class _Stdout(_Standard):
+    """Its errors say what it is, where the system's name no file."""
+
+    def write(self, data: Any, /) -> int:
         try:
-            return os.write(self._descriptor, data)
+            return super().write(data)
         except OSError as error:
             error.filename = "standard output"
             raise
 
 
+class _Stderr(_Standard):
+    """What cannot be written is lost: a note is no reason to lose the work."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
+
+
 @contextmanager
-def _named_stdout() -> Iterator[None]:
-    """In place of the interpreter's `sys.stdout`, one like it that is a `_Stdout`."""
-    theirs = sys.stdout
-    if theirs is None or theirs is not sys.__stdout__ or not isinstance(theirs, io.TextIOWrapper):
+def _our_streams() -> Iterator[None]:
+    """In place of the interpreter's standard output and error, ours."""
+    theirs = sys.stdout, sys.stderr
+    ours = sys.stdout, sys.stderr = _ours(sys.stdout, _Stdout), _ours(sys.stderr, _Stderr)
+    try:
         yield
-        return
-    raw = _Stdout(theirs.fileno())
+        ours[0].flush()
+    finally:
+        sys.stdout, sys.stderr = theirs
+
+
+def _ours(theirs: TextIO, kind: type[_Standard]) -> TextIO:
+    """One like it; itself where somebody has put another in the interpreter's place."""
+    own = theirs is sys.__stdout__ or theirs is sys.__stderr__
+    if not own or not isinstance(theirs, io.TextIOWrapper):
+        return theirs
+    raw = kind(theirs.fileno())
     written: Any = raw if theirs.write_through else io.BufferedWriter(raw)
-    sys.stdout = io.TextIOWrapper(
+    return io.TextIOWrapper(
         written,
         theirs.encoding,
         theirs.errors,
         line_buffering=theirs.line_buffering,
         write_through=theirs.write_through,
     )
-    try:
-        yield
-        sys.stdout.flush()
-    finally:
-        sys.stdout = theirs
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:
@@ -113,8 +135,7 @@ def refuse_empty(arguments: Sequence[str]) -> None:
 
 
 def _flush() -> None:
-    if sys.stdout is not None:  # as where it was closed
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def _give_up_stdout() -> None:

@@ -29,6 +29,7 @@ def start_train() -> int:
 
 def _launch(program: str, module: str) -> int:
     """Imports a command and runs it; returns its exit code."""
+    _reopen_closed()
     heeded = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not so under nohup
     if heeded:
         signal.signal(signal.SIGINT, _exit)
@@ -55,6 +56,19 @@ def _launch(program: str, module: str) -> int:
         signal.signal(signal.SIGINT, _exit)
     _leave_portaudio(code)
     return code
+
+
+def _reopen_closed() -> None:
+    """Standard streams that are closed lead nowhere: else the next file would be one of them."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, mostly this one
+            if nowhere > number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            stream = open(number, "w" if number else "r", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def _exit(number: int, frame: object) -> None:

@@ -56,7 +56,7 @@ def pipe(options: PipeOptions) -> None:
         typer.Exit: a signal came.
     """
     for stream, name in ((sys.stdin, "stdin"), (sys.stdout, "stdout")):
-        if stream is None or stream.isatty():
+        if stream.isatty():
             raise MoshiError(
                 f"{name} is a terminal: pipe is for programs that read and write sound, such as "
                 "ffmpeg … | moshi-local pipe | ffmpeg …"

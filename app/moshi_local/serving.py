@@ -6,6 +6,7 @@ Knows every part and decides nothing that a part can decide.
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import secrets
@@ -226,7 +227,9 @@ async def _listen(
     try:
         if options.unix is not None:
             path = options.unix
-            if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            if path.exists():
+                if not stat.S_ISSOCK(path.stat().st_mode):
+                    raise FileExistsError(errno.EEXIST, "there is a file of that name")
                 path.unlink()  # of a server that was killed
             before = os.umask(0o177)
             try:
@@ -240,9 +243,9 @@ async def _listen(
     except OSError as error:
         where = options.unix or f"{options.host} port {options.port}"
         reason = error.strerror or str(error)
-        raise MoshiError(
-            f"cannot listen on {where}: {reason}. Is another server running? --port takes another"
-        ) from error
+        in_use = error.errno == errno.EADDRINUSE
+        advice = ". Is another server running? --port takes another" if in_use else ""
+        raise MoshiError(f"cannot listen on {where}: {reason}{advice}") from error
     scheme = "http" if tls is None else "https"
     port = runner.addresses[0][1]
     host = f"[{options.host}]" if ":" in options.host else options.host

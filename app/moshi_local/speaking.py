@@ -101,8 +101,6 @@ def speak(options: SpeakingOptions) -> None:
     if options.flags.normalize is not None:
         spoken_text("", options.flags.normalize)  # whether that can be done
     if options.text == "-":
-        if sys.stdin is None:
-            raise ArgumentError("there is no standard input to read a text from")
         text = Arriving(
             sys.stdin.fileno(),
             "standard input",

@@ -174,14 +174,19 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
             )
         return _Targets(kind)
     suffix = output.suffix.lower().removeprefix(".")
+    named = next((each for each in WordFormat if each.value == suffix), None)
     if len(sources) == 1 and not output.is_dir() and not str(output).endswith("/"):
-        named = next((each for each in WordFormat if each.value == suffix), None)
         if asked is not None and named is not None and asked != named:
             raise MoshiError(
                 f"--output {output} is named as {named.value}, and --format says {asked.value}: "
                 "leave one out"
             )
         return _Targets(asked or named or WordFormat.txt, [Output(output, "the transcript")])
+    if not output.is_dir() and named is not None:
+        raise MoshiError(
+            f"--output {output} is one file, and there are {len(sources)} recordings: give a "
+            f"folder, and --format {named.value}"
+        )
     kind = asked or WordFormat.txt
     stems = ["stdin" if path == _DASH else path.stem for path in sources]
     for i, stem in enumerate(stems):

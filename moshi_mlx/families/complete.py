@@ -18,6 +18,7 @@ END_OF_TEXT = 2
 _SAMPLING = Sampling(temperature=0.8, top_k=0, top_p=0.95)
 _NONE = Sampling(temperature=0)
 _MOST_TOKENS = 1_000_000
+_BLOCK = 512  # tokens of the prompt that are read at once: attention takes room for all pairs
 
 
 class Completion(Closing):
@@ -42,6 +43,7 @@ class Completion(Closing):
     ) -> None:
         self._model, self._most, self._stop = model, max_tokens, stop
         self._prompt = [*model.text.encode(prompt)]
+        self._read = 0  # tokens of it
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._generator = model.worker.call(
             lambda: model.generator(text=text, audio=_NONE, seed=seed, kv_bits=kv_bits)
@@ -63,6 +65,8 @@ class Completion(Closing):
         """
         if self._closed:
             raise SessionError("this completion is closed: ask for it again")
+        while self._read < len(self._prompt):
+            self._model.worker.call(self._read_on)
         while self.finish_reason is None:
             piece = self._taken(self._model.worker.call(self._step))
             if piece:
@@ -78,14 +82,16 @@ class Completion(Closing):
         """Lets go of it. May be called again."""
         self._closed = True
 
+    def _read_on(self) -> None:
+        """The next block of the prompt."""
+        # The model's own beginning stands in place of the first.
+        block = [END_OF_TEXT, *self._prompt][self._read : self._read + _BLOCK + 1]
+        self._generator.prefill(np.array(block, np.int32)[None, None])
+        self._read = self._generator.steps
+
     def _step(self) -> int:
         """The next token."""
-        generator = self._generator
-        if not generator.steps and self._prompt:
-            # The model's own beginning stands in place of the first.
-            known = np.array([END_OF_TEXT, *self._prompt], np.int32)
-            generator.prefill(known[None, None])
-        step = generator.step(np.zeros((1, 0), np.int32))
+        step = self._generator.step(np.zeros((1, 0), np.int32))
         return int(step.written[0, 0])
 
     def _taken(self, token: int) -> str:

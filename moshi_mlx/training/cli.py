@@ -185,8 +185,6 @@ def _say(line: str) -> None:
 
 def _print(line: str) -> None:
     """Says a line, in what standard output can encode. Raises OSError."""
-    if sys.stdout is None:
-        return
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(line.encode(encoding, "replace").decode(encoding) + "\n")
     sys.stdout.flush()

@@ -37,6 +37,35 @@ def test_a_run_in_poor_surroundings(tmp_path: Path) -> None:
     assert (tmp_path / "out.wav").stat().st_size > 44
 
 
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("speak hello -o - >&-", 0, ""),
+        ("speak hello -o made.wav 2>&-", 0, ""),
+        ("speak hello -o made.wav 2>/dev/full", 0, ""),
+        ("speak - -o made.wav <&-", 2, "standard input has no text"),
+        ("transcribe - <&-", 2, "standard input is empty: it has no samples"),
+        ("devices >&-", 0, ""),
+    ],
+)
+def test_streams_that_are_closed(tmp_path: Path, command: str, code: int, told: str) -> None:
+    done = subprocess.run(
+        ["sh", "-c", f'"$0" -m moshi_local {command}', sys.executable],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert told in done.stderr.split("\n")[-2:][0]
+    assert (tmp_path / "made.wav").exists() == (code == 0 and "made" in command)
+
+
+def test_a_name_that_is_not_unicode(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.wav")
+    command = [sys.executable, "-m", "moshi_local", "speak", "hello", "-o", name]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / name).stat().st_size > 1000
+
+
 def test_a_limit_of_memory_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """MLX ends the process where it may not map more, so a model that does not fit is refused."""
     total = platform.machine().memory_total

@@ -133,6 +133,8 @@ def test_files_into_a_folder_and_by_their_name(
         assert (there / f"{name}.srt").read_text() == subtitles_as_srt(found)
     assert run(recordings["one"], "--model", folder, "-o", tmp_path / "one.vtt") == 0
     assert (tmp_path / "one.vtt").read_text() == subtitles_as_vtt(words["one"])
+    assert run(*recordings.values(), "--model", folder, "-o", tmp_path / "two.srt") == 2
+    assert "two.srt is one file, and there are 2 recordings" in capsys.readouterr().err
 
 
 def test_a_recording_from_standard_input(

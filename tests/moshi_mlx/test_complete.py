@@ -10,6 +10,7 @@ import pytest
 
 import moshi_mlx
 from moshi_mlx import ArgumentError, HubError, MoshiError, VerbError
+from moshi_mlx.families import complete
 from moshi_mlx.families.complete import END_OF_TEXT, Completion, Helium
 from moshi_mlx.sampling import Sampling
 from moshi_mlx.text_models import open_text_model
@@ -40,12 +41,18 @@ def test_pieces_are_the_text_and_a_seed_repeats_it(helium: Helium) -> None:
     assert all(first)
 
 
-def test_it_goes_on_from_what_was_read_at_once(helium: Helium) -> None:
+@pytest.mark.parametrize("block", [512, 2, 1])
+def test_it_goes_on_from_what_was_read_at_once(
+    helium: Helium, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A prompt and its greedy continuation, read together, are continued alike."""
+    monkeypatch.setattr(complete, "_BLOCK", block)
     prompt = np.array([1, 20, 30, 40])
     text = helium.text.decode(prompt[1:].tolist())
     encoded = helium.text.encode(text)
     made = helium.complete(text, max_tokens=6, text=GREEDY)
+    while made._read < len(made._prompt):
+        made._read_on()
     tokens = [made._step() for _ in range(6)]
     generator = helium.generator(text=GREEDY, audio=GREEDY)
     for token in encoded:
