@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -62,6 +63,7 @@ class ServeOptions:
     unix: the path of a socket, in place of host and port.
     origins, hosts: beside the server's own.
     minutes: that a conversation may last.
+    opens: the page, in the user's browser.
     """
 
     model: ModelSource
@@ -79,6 +81,7 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     minutes: float | None = None
+    opens: bool = False
 
 
 def serve(options: ServeOptions) -> None:
@@ -212,8 +215,12 @@ async def _serve(
         stack.push_async_callback(room.close)
         where = await _listen(options, runner, tls, stack)
         notes.print(f"{room.name} is ready: {where}", markup=False, soft_wrap=True)
+        page = page_address(where, access.token)
         if access.token is not None and options.token is None:
             notes.print(f"token: {access.token}", markup=False, soft_wrap=True)
+            notes.print(f"in a browser: {page}", markup=False, soft_wrap=True)
+        if options.opens and not system.open_in_browser(page):
+            notes.print(f"there is no browser here: open {page}", markup=False, soft_wrap=True)
         await stop.wait()
         notes.print("stopping")
 
@@ -250,6 +257,17 @@ async def _listen(
     port = runner.addresses[0][1]
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"{scheme}://{host}:{port}"
+
+
+def page_address(where: str, token: str | None) -> str:
+    """Where this machine's browser finds the page; the token is in the fragment, which is not sent.
+
+    Args:
+        where: the server's address; one that stands for all addresses becomes this machine's own.
+        token: that the page must bring.
+    """
+    address = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return f"{address}/" if token is None else f"{address}/#token={quote(token, safe='')}"
 
 
 def _log_to_stderr() -> None:
@@ -354,6 +372,14 @@ def serve_command(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Open the page in the browser as soon as the server is ready.",
+            rich_help_panel=SERVER,
+        ),
+    ] = False,
     model: a.ModelOption = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
@@ -374,12 +400,14 @@ def serve_command(
     top_p: a.TopPOption = None,
     min_p: a.MinPOption = None,
 ) -> None:
-    """Let other programs and browsers talk with the model, over sockets on this machine.
+    """Talk with the model in a browser, and let other programs do so, over sockets on this machine.
 
-    Kyutai's protocol is at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. Nothing is kept, and
-    no sound or word is logged.
+    The page is at /, Kyutai's protocol at /api/chat, OpenAI's GPT-Live at /v1/live/sessions.
+    Nothing is kept, and no sound or word is logged.
     """
     del context
+    if open_page and unix is not None:
+        raise typer.BadParameter("--open: browsers cannot reach a unix socket: leave out --unix")
     serve(
         ServeOptions(
             model=ModelSource(
@@ -399,5 +427,6 @@ def serve_command(
             origins=tuple(allow_origin or ()),
             hosts=tuple(allow_host or ()),
             minutes=max_minutes,
+            opens=open_page,
         )
     )

@@ -55,7 +55,7 @@ function showReady() {
 
 function showTalking() {
   const words = muted ? 'Muted' : 'Listening'
-  show('talking', words, muted ? 'Moshi hears silence.' : 'Speak whenever you like, while it speaks too.')
+  show('talking', words, muted ? 'Moshi hears silence.' : 'Speak whenever you like, even while it speaks.')
 }
 
 function seconds(value) {
