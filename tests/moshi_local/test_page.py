@@ -76,15 +76,20 @@ def launch() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="module")
 def browser(launch: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """Its microphone asks nano's question once. Softly: Chromium makes it louder."""
-    pcm = open_sound(QUESTION).read(24_000).mean(axis=0)[:36_000]
-    pcm = 0.3 * soxr.resample(pcm, 24_000, 48_000)
-    pcm = np.pad(pcm, (round(ASKED_AT * 48_000), 60 * 48_000))
-    sound = tmp_path_factory.mktemp("microphone") / "question.wav"
-    soundfile.write(sound, pcm, 48_000, subtype="PCM_16")
+    """Its microphone asks nano's first question."""
+    sound = as_microphone(tmp_path_factory.mktemp("microphone") / "question.wav", seconds=1.5)
     started = launch(FAKE, ALLOWED, f"--use-file-for-fake-audio-capture={sound}")
     yield started
     started.close()
+
+
+def as_microphone(target: Path, seconds: float) -> Path:
+    """Nano's questions, as Chromium's microphone has them: softly, since it makes them louder."""
+    pcm = open_sound(QUESTION).read(24_000).mean(axis=0)[: round(24_000 * seconds)]
+    pcm = 0.3 * soxr.resample(pcm, 24_000, 48_000)
+    pcm = np.pad(pcm, (round(ASKED_AT * 48_000), 60 * 48_000))  # it would be repeated
+    soundfile.write(target, pcm, 48_000, subtype="PCM_16")
+    return target
 
 
 class Visit:
