@@ -28,6 +28,18 @@ class LoadedModel:
         self.name, self.config, self.text, self.lm = name, config, text, lm
         self.worker = Worker()
 
+    def work_after(self, other: "LoadedModel") -> None:
+        """Its work is done on another model's thread from now on, whenever that one has none.
+
+        So two models share a machine, and the other one waits for a job of this one at most. To be
+        called before this one has been used.
+
+        Args:
+            other: whose work goes first.
+        """
+        self.worker.close()
+        self.worker = Worker(other.worker)
+
     @property
     def verb(self) -> Verb:
         """What it can do."""

@@ -58,3 +58,22 @@ def test_many_threads_begin_it_once() -> None:
     assert len(names) == 8
     assert len(set(names)) == 1
     assert worker.close(20)
+
+
+def test_on_the_thread_of_another_whose_jobs_go_first() -> None:
+    first, go_on, done = Worker(), threading.Event(), []
+    second = Worker(first)
+    begun = first.submit(lambda: (go_on.wait(20), threading.get_ident()))
+    late = second.submit(lambda: done.append("later") or threading.get_ident())
+    first.submit(lambda: done.append("first"))
+    last = first.submit(lambda: done.append("first too"))
+    go_on.set()
+    assert late.result(20) == begun.result(20)[1]
+    last.result(20)
+    assert done == ["first", "first too", "later"]
+    assert second.close()
+    assert first.submit(lambda: 1).result(20) == 1
+    third = Worker(first)
+    assert first.close(20)
+    with pytest.raises(SessionError, match="has ended"):
+        third.submit(lambda: None)
