@@ -45,13 +45,14 @@ class Worker:
         self._closed = False
         self._process = os.getpid()
         self._first = first
+        self._later: deque[_Job] = deque() if first is None else first._later  # jobs of others
+        self._jobs: deque[_Job] = deque() if first is None else first._later
+        # True for each job, False at the end.
+        self._asked: SimpleQueue[bool] = SimpleQueue() if first is None else first._asked
+        self._thread: threading.Thread
         if first is not None:
-            self._thread, self._asked, self._jobs = first._thread, first._asked, first._later
-            self._later = self._jobs
+            self._thread = first._thread
             return
-        self._jobs: deque[_Job] = deque()
-        self._later: deque[_Job] = deque()  # those of others
-        self._asked: SimpleQueue[bool] = SimpleQueue()  # True for each job, False at the end
         with _starting:
             may_begin_at_all()
             waiting = (self._asked, self._jobs, self._later)

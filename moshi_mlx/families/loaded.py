@@ -28,17 +28,14 @@ class LoadedModel:
         self.name, self.config, self.text, self.lm = name, config, text, lm
         self.worker = Worker()
 
-    def work_after(self, other: "LoadedModel") -> None:
-        """Its work is done on another model's thread from now on, whenever that one has none.
+    def work_after(self, first: Worker) -> None:
+        """Its work is done on that worker's thread from now on, whenever that one has none itself.
 
-        So two models share a machine, and the other one waits for a job of this one at most. To be
-        called before this one has been used.
-
-        Args:
-            other: whose work goes first.
+        So several models share a machine, and one goes first: it waits for a job of another at
+        most. To be called before this one has been used.
         """
         self.worker.close()
-        self.worker = Worker(other.worker)
+        self.worker = Worker(first)
 
     @property
     def verb(self) -> Verb:
