@@ -254,9 +254,9 @@ async def _serve(
         if options.wyoming is not None:
             line = await _listen_to_wyoming(*options.wyoming, services, stack)
             notes.print(line, markup=False, soft_wrap=True)
-        names = [*([] if room is None else [room.name]), *services.names]
-        what = f"{', '.join(names)} {'is' if len(names) == 1 else 'are'} ready"
-        notes.print(f"{what}: {where}", markup=False, soft_wrap=True)
+        first, *others = [*([] if room is None else [room.name]), *services.names]
+        besides = f" with {' and '.join(others)}" if others else ""
+        notes.print(f"{first}{besides} is ready: {where}", markup=False, soft_wrap=True)
         if access.token is not None and options.token is None:
             notes.print(f"token: {access.token}", markup=False, soft_wrap=True)
         await stop.wait()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from moshi_mlx import MoshiError, Word
 from moshi_mlx.text import gap_between, join_words
@@ -92,8 +93,9 @@ async def _received(request: web.Request) -> AsyncIterator[_Form]:
             await _read(request, form, copy)
         except TimeoutError:
             raise RequestError(408, "timeout", "nothing more of the body came") from None
-        except (ValueError, AssertionError, RuntimeError) as error:
-            raise _wrong(f"the form cannot be read: {error}", "file") from error
+        except (ValueError, AssertionError, RuntimeError, HttpProcessingError) as error:
+            what = " ".join(str(error).split())
+            raise _wrong(f"the form cannot be read: {what}", "file") from error
         yield form
 
 
