@@ -67,7 +67,7 @@ def add_page(app: web.Application, room: Room) -> None:
                 "persona": room.takes_persona,
                 "longest_persona": LONGEST_PERSONA,
                 "voices": room.voices,
-                "minutes": room.minutes,
+                "captions": room.captions_after is not None,
             }
         )
 

@@ -267,6 +267,7 @@ function press(button, pressed) {
 async function learn() {
   about = await settings()
   ui.model.textContent = about.model
+  ui['no-words'].textContent = `${about.captions ? 'Your words and Moshi’s' : 'Moshi’s words'} appear here, with their times.`
   ui.role.hidden = !about.persona
   ui.persona.maxLength = about.longest_persona
   ui['voice-choice'].hidden = !about.voices.length
