@@ -538,12 +538,8 @@ def serve_command(
     if tts_voice and not tts:
         raise typer.BadParameter("--tts-voice goes with --tts")
     if open_page and (alone or unix is not None):
-        why = (
-            "needs a model that talks"
-            if alone
-            else "needs an address: browsers open no unix socket"
-        )
-        raise typer.BadParameter(f"--open {why}")
+        why = "--model none" if alone else "--unix: browsers open no unix socket"
+        raise typer.BadParameter(f"--open shows the page, which is not there with {why}")
     serve(
         ServeOptions(
             model=ModelSource(

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 import soxr
 
+from moshi_local.cli import main
 from moshi_local.observers.record import made_here
 from moshi_local.server.pages import PAGE_PATHS
 from moshi_local.serving import page_address
@@ -211,6 +212,16 @@ def test_open_gives_the_page_to_the_browser(
         assert urlsplit(opened.read_text()).hostname == "127.0.0.1"
     finally:
         served.stop()
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--unix", "moshi.sock"), ("--model", "none", "--tts", "nano-tts")]
+)
+def test_open_where_there_is_no_page(
+    arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["serve", "--open", *arguments]) == 2
+    assert "--open shows the page, which is not there with" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------- a conversation

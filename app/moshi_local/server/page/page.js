@@ -116,16 +116,17 @@ async function talk() {
   try {
     sound = new Sound({ heard, played, unplugged })
     if (ui.speaker.value) await sound.speakTo(ui.speaker.value)
-    for (let tries = 0; !over(); ) {
+    for (let tries = 0, lost = false; !over(); ) {
       const end = await once(over)
       if (over() || end.kind === 'closed') return showReady()
       if (end.kind === 'busy') return await showBusy()
       if (end.kind === 'key') return askForKey(end.message)
       if (end.kind === 'refused') return stop('It could not begin', end.message)
       if (end.kind === 'expired') return stop('The time is over', `${end.message}. Press Talk for a new conversation.`)
+      lost ||= end.talked
       tries = end.talked ? 0 : tries
       if (tries === WAITS.length) return stop('The server is gone', 'Is moshi-local serve still running?')
-      await waitFor(WAITS[tries++], end.talked ? 'Connection lost' : 'No answer from the server', control.signal)
+      await waitFor(WAITS[tries++], lost ? 'Connection lost' : 'No answer from the server', control.signal)
     }
     showReady()
   } catch (error) {
