@@ -5,6 +5,7 @@ network or of what a family does with a model.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -246,6 +247,7 @@ ENTRIES: tuple[Entry, ...] = (
     *(_helium(precision) for precision in _HELIUM_BYTES),
 )
 """All of them, the bundled ones first."""
+_ALIKE = {"personaplex": "moshi"}  # families that can do the same
 
 
 def find(name: str) -> Entry | None:
@@ -284,14 +286,36 @@ def series(name: str) -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.bits)
 
 
-def suggestion(name: str) -> str:
-    """For a name that leads nowhere: the nearest ones, and what a model can be."""
+def stand_in(name: str) -> str | None:
+    """The bundled model that can do what a published one can; None where there is none."""
+    entry = entry_of(name)
+    family = None if entry is None else _ALIKE.get(entry.family, entry.family)
+    return next((e.name for e in ENTRIES if e.bundled and e.family == family), None)
+
+
+def bundled_advice(name: str) -> str:
+    """What may be used in place of a model that cannot be had, for messages; "" if nothing."""
+    if entry_of(name) is None:
+        *first, last = bundled()
+        return f"use --model {', '.join(first)} or {last}, which come with the program"
+    other = stand_in(name)
+    return "" if other is None else f"use --model {other}, which comes with the program"
+
+
+def suggestion(name: str, known: Sequence[str] = ()) -> str:
+    """For a name that leads nowhere: the nearest ones, and what a model can be.
+
+    Args:
+        name: as it was given.
+        known: models that can do what is asked; all if empty.
+    """
+    among = known or names()
     close = [entry.name for entry in series(name)]
     if not close:
         wanted = name.rsplit("/", 1)[-1].lower().replace("-mlx", "")
-        close = difflib.get_close_matches(wanted, names(), n=3, cutoff=0.6)
+        close = difflib.get_close_matches(wanted, among, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}A model is one of {', '.join(names())}, a folder, or org/repo on the hub."
+    return f"{hint}A model is one of {', '.join(among)}, a folder, or org/repo on the hub."
 
 
 # ------------------------------------------------------------------------- published voices

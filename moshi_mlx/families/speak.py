@@ -404,7 +404,7 @@ class Tts(Model):
         """Of one text, each found."""
         given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
         if self.speakers == 1 and len(given) > 1:
-            raise ArgumentError(f"{self.name} speaks with one voice, not {len(given)}: give one")
+            raise ArgumentError(f"{self.name} goes on from one recording: give one voice")
         return [None if v is None else self.voice(v, folder=folder) for v in given]
 
     def _drawing(
