@@ -18,16 +18,17 @@ from .access import Access, Refused
 from .kyutai import serve_chat
 from .live import serve_live
 from .opus import opus_problem
+from .pages import PAGE_PATHS, add_page
 from .realtime import serve_realtime
 from .room import Room
 
 __all__ = ["make_app"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_OPEN_TO_ALL = {"/", "/health"}
+_OPEN_TO_ALL = {*PAGE_PATHS, "/health"}
 """What needs no token: it tells nothing."""
 _LARGEST_BODY = 25 * 2**20
-_SERVED = "/api/chat, /v1/live/sessions, /v1/realtime, /v1/models, /health"
+_SERVED = "/, /api/chat, /v1/live/sessions, /v1/realtime, /v1/models, /health"
 
 _log = logging.getLogger("moshi_local.server")
 
@@ -71,6 +72,7 @@ def make_app(room: Room, access: Access) -> web.Application:
         app.router.add_get(path, kyutai)
     app.router.add_get("/v1/live/sessions", openai_live)
     app.router.add_get("/v1/realtime", openai_realtime)
+    add_page(app, room)
     return app
 
 
