@@ -486,14 +486,14 @@ def _collect(
     for file in wanted:
         if source.has(file):
             continue
+        if file in parts and source.has(index := f"{chosen}.index.json"):
+            raise HubError(missing_shard(source.where, file, index, source.fetching(file)))
         if config is None and source.oddity(file) is None:
             raise HubError(
                 f"There is no {_CONFIG} in {source.where}, and no {file}, which a model without "
                 f"one has: put there what is missing, or fetch the model again as a whole. "
                 f"{source.way_out}"
             )
-        if file in parts and source.has(index := f"{chosen}.index.json"):
-            raise HubError(missing_shard(source.where, file, index, source.fetching(file)))
         raise HubError(f"{_missing(source, file)} {source.way_out}")
     source.make_sure_of_room(wanted)
     paths = {file: source.get(file) for file in wanted} | lent

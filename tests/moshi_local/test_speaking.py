@@ -29,6 +29,7 @@ from tests.fixtures import make_tts
 TEXT = "Hello there, my friends."
 SCRIPT = 'A: Hi.\nB: Yes? <break time="100ms"/>\nno\nA: So.\n'
 RATE = 24_000
+HELIUM = str(Path(make_tts.__file__).parent / "helium" / "helium")
 
 
 @pytest.fixture(scope="module")
@@ -338,6 +339,9 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["a", "-o", "x.m4a"], "its name must end in .wav or .flac or .mp3"),
         (["a", "-o", "FOLDER"], "cannot write the speech"),
         (["text.txt", "--srt", "text.srt", "-o", "LINK"], "it is the same file as the input"),
+        (["a", "--model", "nonesuch"], "'nonesuch'. A model is one of nano-tts, tts-1.6b, tts-0.7"),
+        (["a", "--model", HELIUM], "is a text model: it can complete, but not speak; nano-tts,"),
+        (["a", "--model", HELIUM], f"`moshi-local complete PROMPT --model {HELIUM}` runs it"),
         (["a", "--model", "nano"], "it can talk, but not speak; nano-tts, tts-1.6b, tts-0.75b can"),
         (["a", "b"], "unexpected extra argument"),
         ([], "Missing argument"),

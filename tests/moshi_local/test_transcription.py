@@ -25,6 +25,7 @@ from moshi_mlx.hub import bundled_folder
 from tests import rig
 from tests.fixtures import make_stt
 
+HELIUM = str(Path(make_stt.__file__).parent / "helium" / "helium")
 QUESTION = bundled_folder("nano") / "question.wav"
 SECONDS = {"one": 2.0, "two": 3.5}
 
@@ -219,6 +220,8 @@ def test_every_format_piece_by_piece() -> None:
         (["--live", "--batch", "2"], "--batch goes with files, not with --live"),
         (["--live", "IN"], "--live takes no files"),
         (["--live", "--format", "srt"], "--format goes with --output, where it goes with --live"),
+        (["IN", "--model", "nonesuch"], "A model is one of nano-stt, stt-1b, stt-2.6b, a folder"),
+        (["IN", "--model", HELIUM], "is a text model: it can complete, but not transcribe; nano"),
         (["IN", "--model", "nano"], "nano is a dialogue model: it can talk, but not transcribe"),
         (["IN", "--model", "hibiki"], "it can translate, but not transcribe; "),
     ],
