@@ -44,6 +44,7 @@ class Entry:
     aliases: shorter names.
     weights: its file, in a repository that has several.
     recordings: a voice can be made of a recording.
+    signature: of the model, in the files of the voices that were made for it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Entry:
     made_from: str | None = None
     weights: str | None = None
     copies: tuple[str, ...] = ()
+    signature: str | None = None
 
     @property
     def bits(self) -> int:
@@ -121,6 +123,7 @@ def _kyutai(
     languages: tuple[str, ...],
     *aliases: str,
     recordings: bool = False,
+    signature: str | None = None,
 ) -> Entry:
     """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
@@ -134,6 +137,7 @@ def _kyutai(
         languages=languages,
         aliases=aliases,
         recordings=recordings,
+        signature=signature,
     )
 
 
@@ -235,7 +239,15 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
-    _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _kyutai(
+        "tts-1.6b",
+        "text to speech",
+        "tts-1.6b-en_fr",
+        3_673_264_384,
+        ("en", "fr"),
+        "tts",
+        signature="1e68beda@240",
+    ),
     _kyutai(
         "tts-0.75b",
         "text to speech",
@@ -243,6 +255,7 @@ ENTRIES: tuple[Entry, ...] = (
         1_500_000_000,
         ("en",),
         recordings=True,
+        signature="d6ef30c7@1000",
     ),
     *(_helium(precision) for precision in _HELIUM_BYTES),
 )
@@ -300,6 +313,18 @@ def bundled_advice(name: str) -> str:
         return f"use --model {', '.join(first)} or {last}, which come with the program"
     other = stand_in(name)
     return "" if other is None else f"use --model {other}, which comes with the program"
+
+
+def signed(signature: str) -> str:
+    """The model of that signature, for messages."""
+    found = (entry.name for entry in ENTRIES if entry.signature == signature)
+    return next(found, f"the model {signature}")
+
+
+def made_of_recordings() -> str:
+    """The models for which a voice can be made of a recording, for messages."""
+    names = (entry.series or entry.name for entry in ENTRIES if entry.recordings)
+    return " or ".join(dict.fromkeys(names))
 
 
 def suggestion(name: str, known: Sequence[str] = ()) -> str:

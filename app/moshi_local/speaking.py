@@ -231,10 +231,7 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
 def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[SpeakerVoice | Voice]:
     """Those that were asked for; says by whose consent. Raises MoshiError."""
     assert isinstance(model, Tts), "no other model is loaded to speak"
-    given = len(options.voices)
-    if given > model.speakers:
-        most = "once" if model.speakers == 1 else "at most twice, for two speakers"
-        raise ArgumentError(f"--voice is there {given} times: {model.name} takes it {most}")
+    model.check_voices(len(options.voices))
     found = [model.voice(name, folder=own_voices()) for name in options.voices]
     for voice in found:
         if isinstance(voice, Voice):

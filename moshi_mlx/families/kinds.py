@@ -144,6 +144,10 @@ def takes_no(name: str, what: str) -> VerbError:
         name: of the model.
         what: "a persona" or "a voice".
     """
-    names = [e.series or e.name for e in catalog.ENTRIES if KINDS[e.family].persona]
-    able = " or ".join(dict.fromkeys(names))
-    return VerbError(f"{name} cannot be given {what}: use {able}")
+    return VerbError(f"{name} cannot be given {what}: use {persona_models()}")
+
+
+def persona_models() -> str:
+    """Those of the catalogue that take a persona and a voice, for messages."""
+    names = (e.series or e.name for e in catalog.ENTRIES if KINDS[e.family].persona)
+    return " or ".join(dict.fromkeys(names))
