@@ -88,7 +88,7 @@ def spoken_text(text: str, language: str = "en") -> str:
 
 
 def _sayer(language: str) -> Callable[..., str]:
-    with needs_extra("normalize", "writing numbers out needs num2words"):
+    with needs_extra("normalize", "writing numbers out (--normalize) needs num2words"):
         from num2words import num2words
 
     def say(number: Any, to: str = "cardinal") -> str:

@@ -523,6 +523,9 @@ def speak_command(
     cfg: Annotated[
         float | None,
         typer.Option(
+            callback=a.finite,
+            min=0.0,
+            max=100.0,
             metavar="FACTOR",
             help="Keep this closely to the voice; some models know a few values only.",
             show_default="2, or the model's own",

@@ -523,6 +523,8 @@ def _own_or_file(name: str) -> Path:
         path = Path(name)
         if path.suffix in VOICE_SUFFIXES and path.is_file():
             return path
+        if path.suffix and not path.exists():
+            raise MoshiError(f"there is no file {name}, and you have no voice {name!r}") from None
         raise
 
 

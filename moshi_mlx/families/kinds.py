@@ -61,8 +61,9 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
     """
     kind = KINDS.get(config.model_type)
     if kind is None:
+        file = where if where.endswith(".json") else f"the config.json of {where}"
         raise ConfigError(
-            f"{where}: field 'model_type' is {shown(config.model_type)}; "
+            f"{file}: field 'model_type' is {shown(config.model_type)}; "
             f"known are {', '.join(KINDS)}"
         )
     return kind

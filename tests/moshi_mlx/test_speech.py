@@ -273,7 +273,7 @@ def test_a_model_goes_on_from_a_recording(prefixed: Tts, tmp_path: Path) -> None
 @pytest.mark.parametrize("fuser", [{}, None, {"sum": ["cfg", "control"]}])
 def test_a_condition_that_nothing_takes_is_refused(fuser: object, tmp_path: Path) -> None:
     raw = make_tts.config_of(False, fuser=fuser)
-    with pytest.raises(ConfigError, match=r"field 'fuser' must name the conditioner '\w+' in 'sum'"):
+    with pytest.raises(ConfigError, match=r"'fuser' must name the conditioner '\w+' in 'sum'"):
         read_config(raw)
 
 
