@@ -67,7 +67,7 @@ def _known_bits(bits: int | None) -> int | None:
     return bits
 
 
-def finite(value: float | None) -> float | None:
+def finite_option(value: float | None) -> float | None:
     """The value of an option, which is neither infinite nor NaN. Raises typer.BadParameter."""
     if isinstance(value, float) and not math.isfinite(value):
         raise typer.BadParameter(f"must be a finite number, is {value}")
@@ -268,7 +268,7 @@ def _sampling(option: str, metavar: str, what: str, high: float | None = None) -
     return typer.Option(
         option,
         metavar=metavar,
-        callback=finite,
+        callback=finite_option,
         min=0,
         max=high,
         help=what,

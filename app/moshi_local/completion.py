@@ -56,7 +56,7 @@ def complete_command(
     temperature: Annotated[
         float | None,
         typer.Option(
-            callback=a.finite,
+            callback=a.finite_option,
             min=0,
             metavar="T",
             help="Draw at this temperature; 0 is greedy.",

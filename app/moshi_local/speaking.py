@@ -523,7 +523,7 @@ def speak_command(
     cfg: Annotated[
         float | None,
         typer.Option(
-            callback=a.finite,
+            callback=a.finite_option,
             min=0.0,
             max=100.0,
             metavar="FACTOR",

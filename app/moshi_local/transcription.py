@@ -112,6 +112,8 @@ def transcribe_files(options: TranscriptionOptions) -> None:
     folders = [] if targets.folder is None else [targets.folder]
     read = [path for path in options.sources if path != _DASH]
     check_outputs([*folders, *targets.files], [*read, *inputs_of(options.model)])
+    if not folders:
+        _check_suffix(options.output, options.format)
     with ExitStack() as stack:
         recordings = [stack.enter_context(_recording(path)) for path in options.sources]
         for folder in folders:
@@ -181,12 +183,6 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
                 f"--output {output} is named as {named.value}, and --format says {asked.value}: "
                 "leave one out"
             )
-        if suffix and asked is None and named is None:
-            suffixes = " or ".join(f".{each.value}" for each in WordFormat)
-            raise MoshiError(
-                f"--output {output}: .{suffix} is not a format of transcripts: name it {suffixes}, "
-                "or say which with --format"
-            )
         return _Targets(asked or named or WordFormat.txt, [Output(output, "the transcript")])
     if not output.is_dir() and named is not None:
         raise MoshiError(
@@ -203,6 +199,18 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
             )
     files = [Output(output / f"{stem}.{kind.value}", "the transcript") for stem in stems]
     return _Targets(kind, files, Output(output, "transcripts into", kind="folder"))
+
+
+def _check_suffix(output: Path | None, asked: WordFormat | None) -> None:
+    """Refuses a file whose name says a format that is none. Raises MoshiError."""
+    if output is None or asked is not None or output.is_dir() or not output.suffix:
+        return
+    known = [f".{each.value}" for each in WordFormat]
+    if output.suffix.lower() not in known:
+        raise MoshiError(
+            f"--output {output}: {output.suffix} is not a format of transcripts: name it "
+            f"{' or '.join(known)}, or say which with --format"
+        )
 
 
 class _Transcript:
@@ -517,6 +525,7 @@ def _live(options: ChatOptions, output: Path | None, format: WordFormat | None) 
     if output is not None:
         targets = _targets(output, format, [Path("live")])
     check_outputs(targets.files, inputs_of(options.model))
+    _check_suffix(output, format)
     report = chat(options)
     for target in targets.files:
         writer = word_writer(targets.format)
