@@ -156,6 +156,8 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         if hdrs.ALLOW in error.headers:
             refused.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return refused
+    except ConnectionError:  # the client has gone: this is not read
+        return web.Response(status=400)
     except Exception:
         _log.exception("%s failed", request.path)
         return _json(Refused(500, "server_error", "the server failed: see its log"))
