@@ -1,8 +1,8 @@
 """Clients of other projects, unchanged, against `moshi-local serve`: what each of them understood.
 
     python3 -m venv build/clients
-    build/clients/bin/pip install openai openai-agents moshi==0.2.13 wyoming msgpack websockets \\
-        soundfile soxr
+    build/clients/bin/pip install openai openai-agents moshi==0.2.13 soundfile soxr
+    build/clients/bin/pip install wyoming msgpack websockets
     python -m benchmarks.clients --python build/clients/bin/python
 
 Each asks nano a spoken question, lets nano-stt write it down, or nano-tts speak, in its own process
