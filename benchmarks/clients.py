@@ -5,10 +5,11 @@
     build/clients/bin/pip install wyoming msgpack websockets
     python -m benchmarks.clients --python build/clients/bin/python
 
-Each asks nano a spoken question, lets nano-stt write it down, or nano-tts speak, in its own process
-with that Python; those that it lacks are told as missing. LiveKit's (livekit-plugins-nvidia[personaplex], livekit-plugins-openai) and pipecat's
-(pipecat-ai[openai]) want other environments. The client of Kyutai's package wants a sound
-card; its two streams are replaced by the question and by a counter.
+Each asks nano a spoken question, or lets nano-tts speak and nano-stt write that down, in its own
+process with that Python; those that it lacks are told as missing. LiveKit's
+(livekit-plugins-nvidia[personaplex], livekit-plugins-openai) and pipecat's (pipecat-ai[openai])
+want other environments. The client of Kyutai's package wants a sound card; its two streams are
+replaced by the question and by a counter.
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +52,14 @@ def test_its_own_sounds() -> None:
         scripted({}, {0: np.zeros((2, 2))})
     with pytest.raises(ArgumentError, match="a frame of the script"):
         scripted({-1: "no"})
+
+
+def test_the_example_of_the_documentation(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "server.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(example, {})
+    said = ["", "", "", " Hello", "", "", " there.", ""]
+    assert capsys.readouterr().out.splitlines() == [f"{i}{word}" for i, word in enumerate(said)]
 
 
 def test_two_conversations_of_an_engine() -> None:
