@@ -252,7 +252,7 @@ async def flood(server: Served) -> None:
 
 
 async def never_read(server: Served) -> None:
-    """Sends in real time, and never reads; is connected anew when it is thrown out."""
+    """Sends in real time, and never reads; is connects again when it is thrown out."""
     while True:
         with suppress(aiohttp.ClientError, ConnectionError, RuntimeError):
             async with LiveClient.connect(server.url) as client:

@@ -51,7 +51,7 @@ def rounds(lm: Lm, count: int, frames: int) -> tuple[float, float]:
 
 
 def processes(path: Path, config: LmConfig, count: int, frames: int) -> float:
-    """Of `count` conversations, each in a process of its own; all step at the same time."""
+    """Of `count` conversations, each in one process; all step at the same time."""
     context = get_context("spawn")
     barrier = context.Barrier(count)
     with context.Pool(count, _take_barrier, (barrier,)) as pool:

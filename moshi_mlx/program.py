@@ -111,7 +111,7 @@ def _our_streams() -> Iterator[None]:
 
 
 def _ours(theirs: TextIO, kind: type[_Standard]) -> TextIO:
-    """One like it; itself where somebody has put another in the interpreter's place."""
+    """One like it; itself where the caller has put another in the interpreter's place."""
     own = theirs is sys.__stdout__ or theirs is sys.__stderr__
     if not own or not isinstance(theirs, io.TextIOWrapper):
         return theirs

@@ -1,7 +1,8 @@
 """Checks case folders against the reference's numbers: `python tests/conformance.py CASE…`.
 
 A case folder holds `config.json`, one weights file and `expected.safetensors`; `machine.json` and
-`scripts.json` of speech models are cases too. Prints a line a case; exits with 1 if any failed.
+`scripts.json` of speech models are cases too, and a folder of cases stands for all of them. Prints
+a line a case; exits with 1 if any failed.
 """
 
 import argparse
@@ -207,12 +208,20 @@ def passes(result: dict[str, float]) -> bool:
     return all(value <= allowed(name) for name, value in result.items())
 
 
+def cases_of(path: Path) -> list[Path]:
+    """The cases in a folder of cases, else the path itself."""
+    found = [p.parent for p in path.glob("*/expected.safetensors")]
+    found += [p.parent for p in path.glob("*/runs.json") if p.parent not in found]
+    found += [path / name for name in ("machine.json", "scripts.json") if (path / name).is_file()]
+    return sorted(found) or [path]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("cases", nargs="+", type=Path, metavar="CASE")
     args = parser.parse_args()
     passed = failed = 0
-    for folder in args.cases:
+    for folder in (case for path in args.cases for case in cases_of(path)):
         try:
             result = run_case(folder)
         except (MoshiError, OSError, RuntimeError, KeyError, ValueError) as error:

@@ -136,7 +136,7 @@ def test_rust_codec_is_the_same_codec(full_size: Path) -> None:
         for wrong in (np.zeros(1000), np.zeros((1, size)), np.zeros(0)):
             with pytest.raises(ValueError, match="pcm"):
                 codec.encode_step(wrong, state)
-        for wrong in (np.zeros((7, 1)), np.zeros(8), np.full((8, 1), -1), np.full((8, 1), 2048)):
+        for wrong in (np.zeros((9, 1)), np.zeros(8), np.full((8, 1), -1), np.full((8, 1), 2048)):
             with pytest.raises(ValueError, match="codes"):
                 codec.decode_step(wrong, state)
     (rust_codes, rust_pcm), (our_codes, our_pcm) = outputs

@@ -75,6 +75,7 @@ ALLOWED: dict[str, set[str]] = {
     "hub": {
         "catalog",
         "files",
+        "formats",
         "published",
         "safetensors",
         "tokenizer_json",

@@ -18,6 +18,7 @@ from .access import Access, Refused
 from .kyutai import serve_chat
 from .live import serve_live
 from .opus import opus_problem
+from .pages import PAGE_PATHS, add_page
 from .realtime import serve_realtime
 from .room import Room
 from .services import RequestError, Services
@@ -28,11 +29,11 @@ from .transcriptions import serve_transcriptions
 __all__ = ["make_app"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_OPEN_TO_ALL = {"/", "/health"}
+_OPEN_TO_ALL = {*PAGE_PATHS, "/health"}
 """What needs no token: it tells nothing."""
 _LARGEST_BODY = 25 * 2**20
 _SERVED = (
-    "/api/chat, /v1/live/sessions, /v1/realtime, /v1/audio/transcriptions, /v1/audio/speech, "
+    "/, /api/chat, /v1/live/sessions, /v1/realtime, /v1/audio/transcriptions, /v1/audio/speech, "
     "/api/asr-streaming, /api/tts_streaming, /v1/models, /health"
 )
 
@@ -124,6 +125,8 @@ def make_app(
     app.router.add_post("/v1/audio/speech", speech)
     app.router.add_get("/api/asr-streaming", asr)
     app.router.add_get("/api/tts_streaming", tts)
+    if room is not None:
+        add_page(app, room)
     return app
 
 
