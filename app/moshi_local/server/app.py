@@ -58,7 +58,12 @@ def make_app(
     async def health(_: web.Request) -> web.Response:
         status = "ready" if room is None or room.free else "busy"
         taken = 0 if room is None else room.taken
-        about = {"status": status, "model": names[0], "models": names, "sessions": taken}
+        about = {
+            "status": status,
+            "model": next(iter(names), None),
+            "models": names,
+            "sessions": taken,
+        }
         return web.json_response(about)
 
     def model(name: str) -> dict[str, object]:
