@@ -53,7 +53,13 @@ from .terminal.lines import printable
 from .texts import Arriving, file_of, sentences, text_in
 from .whole_words import WholeWords
 
-__all__ = ["SpeakingOptions", "speak", "speak_command"]
+__all__ = [
+    "SpeakingOptions",
+    "one_channel",
+    "speak",
+    "speak_command",
+    "speech_tags",
+]
 
 _STEPS_A_SECOND = 12.5
 LARGEST_TEXT = 20_000_000
@@ -130,7 +136,7 @@ def speak(options: SpeakingOptions) -> None:
         elif options.piped:
             sink = _Piped(sys.stdout.buffer, model)
         else:
-            tags = _tags(model.name)
+            tags = speech_tags(model.name)
             writer = SoundWriter(options.target, model.sample_rate, tags=tags)
             sink = _Filed(stack.enter_context(writer))
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
@@ -291,7 +297,7 @@ class _Made:
     def take(self, stream: Iterable[Any]) -> None:
         """All of it, as it comes. Raises MoshiError."""
         for chunk in self._timed(stream):
-            pcm = _mixed(chunk.pcm)
+            pcm = one_channel(chunk.pcm)
             if self.first is None and len(pcm):
                 arriving = self._arriving
                 if arriving is not None and arriving.first_at is not None:
@@ -316,7 +322,7 @@ class _Made:
             yield chunk
 
 
-def _mixed(pcm: Any) -> Pcm:
+def one_channel(pcm: Any) -> Pcm:
     """One channel, [samples], also where a model keeps two speakers apart."""
     mixed: Pcm = pcm if pcm.ndim == 1 else np.clip(pcm.sum(axis=1), -1.0, 1.0)
     return mixed
@@ -352,7 +358,7 @@ class _Piped:
     """A WAV on standard output, of a length that is not known."""
 
     def __init__(self, stream: BinaryIO, model: Model) -> None:
-        tags = _tags(model.name)
+        tags = speech_tags(model.name)
         self._stream = stream
         self._header = streamed_header(
             model.sample_rate, 1, {"ICMT": tags.comment, "ISFT": tags.software}
@@ -390,7 +396,7 @@ class _Heard:
         self._playback.finish()
 
 
-def _tags(model: str) -> SoundTags:
+def speech_tags(model: str) -> SoundTags:
     """What a file of synthetic speech says about itself."""
     made = f"made with {SOFTWARE} {__version__}"
     return SoundTags(

@@ -24,6 +24,7 @@ __all__ = [
     "CueWriter",
     "Subtitles",
     "TranscriptFile",
+    "phrases",
     "subtitles_as_srt",
     "subtitles_as_vtt",
     "vtt_time",
@@ -210,6 +211,19 @@ class CueWriter:
             return f"\n{times}\n{_vtt_text(phrase.text)}\n"
         gap = "\n" if self._count > 1 else ""
         return f"{gap}{self._count}\n{times.replace('.', ',')}\n{' '.join(phrase.text.split())}\n"
+
+
+def phrases(words: Sequence[Word]) -> list[list[Word]]:
+    """The words of each cue that subtitles would have."""
+    found: list[list[Word]] = []
+    for word in words:
+        if found and not _begins_phrase(
+            word.start, word.end, found[-1][0].start, found[-1][-1].end
+        ):
+            found[-1].append(word)
+        else:
+            found.append([word])
+    return found
 
 
 def subtitles_as_vtt(words: Sequence[Word]) -> str:
