@@ -11,6 +11,7 @@ which `moshi_mlx.load` runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -112,12 +113,12 @@ class Dialogues:
     def batch(self, index: int) -> Batch:
         """Batch `index`, always the same."""
         dialogues = self._maker.dialogues(index)
-        codes, speaking, heard = (
+        codes, speaking, heard, given = (
             np.stack([getattr(d, part) for d in dialogues])
-            for part in ("codes", "speaking", "heard")
+            for part in ("codes", "speaking", "heard", "given")
         )
         inputs = self._maker.corrupted(codes, index)
-        return Batch(codes=codes, inputs=inputs, speaking=speaking, extra=(heard,))
+        return Batch(codes=codes, inputs=inputs, speaking=speaking, given=given, extra=(heard,))
 
 
 def listening_objective(
@@ -169,7 +170,8 @@ class Checker:
         self.bank = bank
         self.tokenizer = TextTokenizer(folder / "tokenizer.model")
         groups: dict[str, list[Utterance]] = {}
-        for utterance in load_utterances(folder / "checks.npz"):
+        files = sorted(folder.glob("checks*.npz"))
+        for utterance in itertools.chain.from_iterable(map(load_utterances, files)):
             groups.setdefault(utterance.kind, []).append(utterance)
         self.utterances = [u for group in groups.values() for u in group[:each]]
 
