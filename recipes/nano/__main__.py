@@ -36,9 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.nano", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument(
-        "--lines", type=int, help="of the users', in place of all: to try the chain"
-    )
+    parser.add_argument("--lines", type=int, help="only the first N of the users'", metavar="N")
     parser.add_argument("--codec-minutes", type=float, default=60)
     parser.add_argument("--decoder-minutes", type=float, default=75)
     parser.add_argument("--lm-minutes", type=float, default=120)

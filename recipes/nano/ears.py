@@ -169,7 +169,7 @@ def kokoro(process: int) -> Kokoro:
     """The voices of this process."""
     if not has_kokoro():
         raise MoshiError(
-            f"{folder() / 'kokoro'}: no voices of Kokoro; `python -m recipes.nano.ears` fetches them"
+            f"{folder() / 'kokoro'} has no voices: `python -m recipes.nano.ears` fetches them"
         )
     return Kokoro(folder() / "kokoro")
 

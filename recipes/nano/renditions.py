@@ -154,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Synthesize what nano's language model hears.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--lines", type=int, help="the first so many lines (to try things)")
+    parser.add_argument("--lines", type=int, help="only the first N lines", metavar="N")
     args = parser.parse_args()
     lines = training_lines()[: args.lines]
     wanted = [

@@ -712,10 +712,8 @@ def disturbed(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     if rng.uniform() < 0.45:
         out = reverberant(out, rng.uniform(0.15, 0.7), rng.uniform(-3, 15), rng)
     kinds = (*NOISE_KINDS, "music")
-    if rng.uniform() < 0.5:
-        floor = rng.uniform(-85, -45)
-    else:
-        floor = level - rng.uniform(_LEAST_RATIO, 25)
+    quiet = rng.uniform() < 0.5
+    floor = rng.uniform(-85, -45) if quiet else level - rng.uniform(_LEAST_RATIO, 25)
     floor = min(floor, _LOUDEST_NOISE, level - _LEAST_RATIO)
     out = out + decibels(floor) * noise(str(rng.choice(kinds)), len(out), rng)
     return through_line(out, rng)

@@ -503,7 +503,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Turn renditions into Mimi tokens.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--encodings", type=int, default=2, help="of every rendition")
-    parser.add_argument("--lines", type=int, help="the first so many lines (to try things)")
+    parser.add_argument("--lines", type=int, help="only the first N lines", metavar="N")
     parser.add_argument("--bundled-codec", action="store_true", help="in place of the one in --out")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
