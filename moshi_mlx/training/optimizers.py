@@ -96,7 +96,7 @@ def orthogonalized(x: mx.array, steps: int = 5) -> mx.array:
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = x.shape[-2] > x.shape[-1]
-    norm = mx.linalg.norm(x) if x.ndim == 2 else mx.linalg.norm(x, axis=(-2, -1), keepdims=True)
+    norm = mx.linalg.norm(x) if x.ndim == 2 else mx.linalg.norm(x, axis=[-2, -1], keepdims=True)
     y = x / (norm + 1e-8)
     turned = y.swapaxes(-1, -2)
     gram = turned @ y if tall else y @ turned

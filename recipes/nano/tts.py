@@ -200,8 +200,8 @@ class Scripts:
         seed: of what is chosen.
         batch: sequences at once.
         spliced: share of the clips that are made of words of others.
-        wrong: share of the codes that are others where the model reads them; above the default it is
-            the most of a sequence, and drawn for each.
+        wrong: share of the codes that the model reads as others; above the default it is drawn for
+            each sequence, up to this.
     """
 
     def __init__(
@@ -224,9 +224,8 @@ class Scripts:
         rows = [self._row(rng) for _ in range(self._batch)]
         codes = np.stack([row.codes for row in rows])
         inputs = codes.copy()
-        share = self._wrong
-        if share > _OWN_RANDOM:
-            share = rng.uniform(_OWN_RANDOM / 2, share, (len(codes), 1, 1))
+        least = _OWN_RANDOM / 2 if self._wrong > _OWN_RANDOM else self._wrong
+        share = rng.uniform(least, self._wrong, (len(codes), 1, 1))
         wrong = (rng.uniform(size=codes.shape) < share) & (codes >= 0)
         wrong[:, 0] = False
         inputs[wrong] = rng.integers(0, CARD, int(wrong.sum()))
