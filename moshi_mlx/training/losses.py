@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..arrays import Tokens
 from ..config import LmConfig
-from ..delays import delayed
+from ..delays import delayed_on_host
 from ..lm import Lm
 from .fields import Range, Share
 
@@ -138,7 +138,7 @@ def prepare(
 
 
 def _delayed(codes: Tokens, config: LmConfig) -> Tokens:
-    return np.array(delayed(mx.array(codes), config.delays, config.initial_tokens))
+    return delayed_on_host(codes, config.delays, config.initial_tokens)
 
 
 def depth_rows(
