@@ -158,6 +158,11 @@ class Tts(Model):
         return self.config.tts
 
     @property
+    def speakers(self) -> int:
+        """Speakers of a script that it tells apart, each with a voice: 2, or 1."""
+        return min(2, self.tts.max_speakers) if self.takes_voice_files else 1
+
+    @property
     def takes_voice_files(self) -> bool:
         """Whether a voice is a file that it attends to; else speech that it goes on from."""
         return TENSOR in self.lm.config.conditioners
@@ -398,6 +403,8 @@ class Tts(Model):
     ) -> list[SpeakerVoice | Voice | None]:
         """Of one text, each found."""
         given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
+        if self.speakers == 1 and len(given) > 1:
+            raise ArgumentError(f"{self.name} speaks with one voice, not {len(given)}: give one")
         return [None if v is None else self.voice(v, folder=folder) for v in given]
 
     def _drawing(

@@ -112,7 +112,7 @@ def test_closing_lets_go_of_everything(tts: Tts) -> None:
     ("script", "message"),
     [(7, "script must be text"), ([1], "script must be turns of text"),
      ([b"x"], "script must be turns of text"), ('[{"text": 1}]', "turn 1 of the script must be"),
-     ('["a",', "the script begins like JSON"), ('<break time="long"/> x', "is no break"),
+     ('["a",', "the script cannot be read as JSON"), ('<break time="long"/> x', "is no break"),
      ('<break strength="huge"/> x', "the strength is one of"),
      ('<break time="99999s"/> x', "at most 60 s")],
 )  # fmt: skip

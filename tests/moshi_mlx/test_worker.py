@@ -58,3 +58,27 @@ def test_many_threads_begin_it_once() -> None:
     assert len(names) == 8
     assert len(set(names)) == 1
     assert worker.close(20)
+
+
+def test_on_the_thread_of_another_whose_jobs_go_first() -> None:
+    first, go_on, done = Worker(), threading.Event(), []
+    second = Worker(first)
+
+    def job(name: str) -> int:
+        go_on.wait(20)
+        done.append(name)
+        return threading.get_ident()
+
+    begun = first.submit(lambda: job("begun"))
+    late = second.submit(lambda: job("later"))
+    for name in ("first", "first too"):
+        first.submit(lambda name=name: job(name))  # type: ignore[misc]
+    go_on.set()
+    assert late.result(20) == begun.result(20)
+    assert done == ["begun", "first", "first too", "later"]
+    assert second.close()
+    assert first.submit(lambda: 1).result(20) == 1
+    third = Worker(first)
+    assert first.close(20)
+    with pytest.raises(SessionError, match="has ended"):
+        third.submit(lambda: None)

@@ -130,7 +130,8 @@ JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", 
 JOINING |= {"beside", "completion"}
 JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
 JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
-JOINING |= {"translation", "voices", "whole_words", "word_formats"}
+JOINING |= {"translation", "voices", "voice_services", "whole_words", "word_formats"}
+JOINING |= {"captioned", "speech_encoders"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:
