@@ -1,6 +1,6 @@
-"""One short and fast training of nano's transcriber or voice, on a GPU; it ends by the clock.
+"""One short and fast training of nano, its transcriber or its voice on a GPU, ended by the clock.
 
-    python -m recipes.nano.sitting {stt,tts} {make,train} --data build/nano-stt --seconds 240
+    python -m recipes.nano.sitting {nano,stt,tts} {make,train} --data build/nano-stt --seconds 240
 
 `make` adds training clips to the data until the time is over: processes speak, this one encodes.
 `train` learns from what is there, and takes in what is added meanwhile. Batches are big and made
@@ -24,6 +24,7 @@ import mlx.core as mx
 import numpy as np
 
 from moshi_mlx.files import write_json
+from moshi_mlx.hub import bundled_folder
 from moshi_mlx.lm import Lm
 from moshi_mlx.safetensors import write_safetensors
 from moshi_mlx.text import TextTokenizer
@@ -35,9 +36,11 @@ from moshi_mlx.training.trainer import Dataset, Evaluate, Objective
 from moshi_mlx.trees import Tree, flat, named_parameters
 from moshi_mlx.weights import load_lm
 
-from . import stt, tts
+from . import stt, train_lm, tts
 from .clips import Shards, load_shards, record_shards, silence
-from .model_folder import export_on_nano
+from .dialogues import DialogueMaker
+from .model_folder import export_model, export_on_nano
+from .tokens import load_bank
 
 _SNAPSHOT = 200  # steps between weights that are gone back to where the loss is not finite
 _WARM_UP = 100  # steps
@@ -138,9 +141,35 @@ def speaking(data: Path, start: Path | None, sitting: Sitting) -> Subject:
     )
 
 
-def _load(lm: Lm, folder: Path) -> None:
+def talking(data: Path, start: Path | None, sitting: Sitting) -> Subject:
+    """Nano, from the model in the folder `start` on, or from nothing; `data` has its tokens."""
+    bank = load_bank(data)
+    maker = DialogueMaker(bank, sitting.batch, train_lm.FRAMES, sitting.seed)
+    lm = train_lm.ListeningLm(train_lm.lm_config(), len(maker.words))
+    if start is not None:
+        _load(lm, start, strict=False)
+    return Subject(
+        lm,
+        train_lm.Dialogues(maker),
+        train_lm.Checker(bank, data),
+        train_lm.LOSS,
+        OptimConfig(
+            name="muon",
+            lr=1.5e-3 * sitting.rate,
+            muon_lr=2e-3 * sitting.rate,
+            weight_decay=0.01,
+            warmup_steps=_WARM_UP,
+            schedule="cosine",
+            decay_start=0.1,
+            final=0.01,
+        ),
+        train_lm.listening_objective,
+    )
+
+
+def _load(lm: Lm, folder: Path, strict: bool = True) -> None:
     weights = load_lm(folder / "model.safetensors", lm.config, dtype=mx.float32)
-    lm.load_weights(list(named_parameters(weights).items()))
+    lm.load_weights(list(named_parameters(weights).items()), strict=strict)
 
 
 def sit(
@@ -241,15 +270,20 @@ def train(kind: str, data: Path, out: Path, start: Path | None, sitting: Sitting
     """One sitting; models for `moshi_mlx.load` go to `out`/model-1, -2 and -3."""
     mx.random.seed(sitting.seed)
     say = functools.partial(print, flush=True)
-    subject = {"stt": hearing, "tts": speaking}[kind](data, start, sitting)
-    config: Mapping[str, Any] = {"stt": stt, "tts": tts}[kind].CONFIG
+    subjects = {"nano": talking, "stt": hearing, "tts": speaking}
+    subject = subjects[kind](data, start, sitting)
+    config: Mapping[str, Any] = {"nano": train_lm, "stt": stt, "tts": tts}[kind].CONFIG
 
     def save(lm: Lm, third: int) -> None:
         run = out / f"run-{third}"
         checkpoint = run / "checkpoints" / "step_00000000"
         checkpoint.mkdir(parents=True, exist_ok=True)
         write_safetensors(checkpoint / "weights.safetensors", flat(lm.parameters()))
-        export_on_nano(run, config, out / f"model-{third}", data / "tokenizer.model")
+        target, tokenizer = out / f"model-{third}", data / "tokenizer.model"
+        if kind == "nano":
+            export_model(run, config, target, bundled_folder("nano"), tokenizer)
+        else:
+            export_on_nano(run, config, target, tokenizer)
 
     began = time.monotonic()
     steps = sit(subject, sitting, save, say)
@@ -271,7 +305,7 @@ def make(kind: str, data: Path, processes: int, seconds: float, first: int, seed
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="A short training of a small model on a GPU.")
-    parser.add_argument("kind", choices=["stt", "tts"])
+    parser.add_argument("kind", choices=["nano", "stt", "tts"])
     parser.add_argument("step", choices=["make", "train"])
     parser.add_argument("--data", type=Path, help="build/nano-stt or -tts, as `prepare` made it")
     parser.add_argument("--out", type=Path, help="where models go; `sitting` in the data")
@@ -286,6 +320,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     data = args.data or Path("build") / f"nano-{args.kind}"
+    if args.step == "make" and args.kind == "nano":
+        parser.error("nano's tokens are made by python -m recipes.nano.tokens")
     if args.step == "make":
         make(args.kind, data, args.workers, args.seconds, args.first, args.seed)
         return

@@ -402,7 +402,7 @@ def _sounding(samples: np.ndarray, sample_rate: int) -> tuple[float, float]:
 def _timed(
     rendition: Rendition, samples: np.ndarray, sample_rate: int
 ) -> tuple[np.ndarray, int, list[Span], list[Span]]:
-    """Of an engine that tells no times: phones of equal length from the sound's start to its end."""
+    """Of an engine that tells no times: phones of equal length, as long as there is sound."""
     start, end = _sounding(samples, sample_rate)
     edges = np.linspace(start, end, sum(_phone_counts(rendition)) + 1).tolist()
     phones = [Span(UNKNOWN_PHONE, a, b) for a, b in itertools.pairwise(edges)]
