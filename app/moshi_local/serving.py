@@ -18,6 +18,7 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -72,6 +73,7 @@ class ServeOptions:
     minutes: that a conversation may last.
     beside: what the server is to do beside talking.
     wyoming: host and port for Wyoming; None: it isn't spoken.
+    opens: the page, in the user's browser.
     """
 
     model: ModelSource
@@ -91,6 +93,7 @@ class ServeOptions:
     minutes: float | None = None
     beside: ServiceOptions = field(default_factory=ServiceOptions)
     wyoming: tuple[str, int] | None = None
+    opens: bool = False
 
 
 def serve(options: ServeOptions) -> None:
@@ -257,8 +260,13 @@ async def _serve(
         first, *others = [*([] if room is None else [room.name]), *services.names]
         besides = f" with {' and '.join(others)}" if others else ""
         notes.print(f"{first}{besides} is ready: {where}", markup=False, soft_wrap=True)
+        page = page_address(where, access.token)
         if access.token is not None and options.token is None:
             notes.print(f"token: {access.token}", markup=False, soft_wrap=True)
+            if room is not None:
+                notes.print(f"in a browser: {page}", markup=False, soft_wrap=True)
+        if options.opens and not system.open_in_browser(page):
+            notes.print(f"there is no browser here: open {page}", markup=False, soft_wrap=True)
         await stop.wait()
         notes.print("stopping")
 
@@ -321,6 +329,17 @@ def _wyoming_address(text: str) -> tuple[str, int]:
     if not port.isascii() or not port.isdigit() or int(port) > 65535:
         raise typer.BadParameter(f"--wyoming {text}: give PORT or ADDRESS:PORT")
     return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def page_address(where: str, token: str | None) -> str:
+    """Where this machine's browser finds the page; the token is in the fragment, which is not sent.
+
+    Args:
+        where: the server's address; one that stands for all addresses becomes this machine's own.
+        token: that the page must bring.
+    """
+    address = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return f"{address}/" if token is None else f"{address}/#token={quote(token, safe='')}"
 
 
 def _log_to_stderr() -> None:
@@ -474,6 +493,14 @@ def serve_command(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Open the page in the browser as soon as the server is ready.",
+            rich_help_panel=SERVER,
+        ),
+    ] = False,
     model: a.ModelOption = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
@@ -494,11 +521,11 @@ def serve_command(
     top_p: a.TopPOption = None,
     min_p: a.MinPOption = None,
 ) -> None:
-    """Let other programs and browsers talk with the model, over sockets on this machine.
+    """Talk with the model in a browser, and let other programs do so, over sockets on this machine.
 
-    Kyutai's protocol is at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. With --stt and --tts,
-    OpenAI's are at /v1/audio. --model none loads no model that talks. Nothing is kept, and no sound
-    or word is logged.
+    The page is at /, Kyutai's protocol at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. With
+    --stt and --tts, OpenAI's are at /v1/audio. --model none loads no model that talks. Nothing is
+    kept, and no sound or word is logged.
     """
     del context
     alone = model == NO_MODEL
@@ -510,6 +537,13 @@ def serve_command(
         raise typer.BadParameter("--wyoming goes with --stt or --tts: give one of them")
     if tts_voice and not tts:
         raise typer.BadParameter("--tts-voice goes with --tts")
+    if open_page and (alone or unix is not None):
+        why = (
+            "needs a model that talks"
+            if alone
+            else "needs an address: browsers open no unix socket"
+        )
+        raise typer.BadParameter(f"--open {why}")
     serve(
         ServeOptions(
             model=ModelSource(
@@ -538,5 +572,6 @@ def serve_command(
                 force=force,
             ),
             wyoming=None if wyoming is None else _wyoming_address(wyoming),
+            opens=open_page,
         )
     )

@@ -21,6 +21,7 @@ import json
 import string
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -392,16 +393,17 @@ def _far(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return through_line(far_away(pcm, rng), rng)
 
 
-def _make_lines(
-    encoder: AnyEncoder,
-    out: Path,
-    file: Path,
+_Recorded = tuple[list[np.ndarray], list[dict[str, Any]]]
+
+
+def _record(
+    cache: Path,
     lines: Sequence[Line],
     rng: np.random.Generator,
     strange: bool = False,
     change: _Change = augment,
-) -> None:
-    """Encodes lines into `file`, changed by `change`.
+) -> _Recorded:
+    """Lines as a microphone hears them, changed by `change`, and what is known of each.
 
     If `strange`, some voices become such as no engine has, some speakers hesitate, some are in the
     next room, and most are disturbed more than by `augment`.
@@ -409,7 +411,7 @@ def _make_lines(
     recordings, items = [], []
     for line in lines:
         tail = _LONG_TAIL if rng.uniform() < _LONG_TAIL_SHARE else _TAIL
-        speech = speak(line.rendition, out / "speech")
+        speech = speak(line.rendition, cache)
         if rng.uniform() < _SWAYED_SHARE and strange:
             speech = swayed(speech, rng)
         if rng.uniform() < _COLOURED_SHARE and strange:
@@ -427,24 +429,55 @@ def _make_lines(
         recording, item = _placed(line, speech, tail, rng, way)
         recordings.append(recording)
         items.append(item)
+    return recordings, items
+
+
+def _encode_lines(encoder: AnyEncoder, file: Path, recorded: _Recorded) -> None:
+    recordings, items = recorded
     codes = [c[:, _SETTLE:] for c in encoder.encode(recordings)]
     _save(file, codes, items)
     print(f"{file.name}: {sum(c.shape[1] for c in codes) / FRAME_RATE / 60:.1f} min", flush=True)
 
 
+@dataclass(frozen=True)
+class _Shard:
+    """Lines of training in one of their encodings."""
+
+    cache: Path
+    lines: Sequence[Line]
+    seed: tuple[int, ...]
+
+    def record(self) -> _Recorded:
+        return _record(self.cache, self.lines, np.random.default_rng(self.seed), strange=True)
+
+
 def make_utterances(
-    encoder: AnyEncoder, out: Path, folder: Path, encodings: int, seed: int, count: int | None
+    encoder: AnyEncoder,
+    out: Path,
+    folder: Path,
+    encodings: int,
+    seed: int,
+    count: int | None,
+    processes: int = 1,
 ) -> None:
     """The first `count` training lines, `encodings` times, each in another place and disturbed in
-    another way."""
+    another way. With several processes the others record while this one encodes."""
     lines = training_lines()[:count]
-    shards = [lines[i : i + _SHARD] for i in range(0, len(lines), _SHARD)]
+    parts = [lines[i : i + _SHARD] for i in range(0, len(lines), _SHARD)]
+    files, shards = [], []
     for encoding in range(encodings):
-        for number, shard in enumerate(shards):
+        for number, part in enumerate(parts):
             file = folder / f"user-{encoding}-{number:03}.npz"
             if not file.exists():
-                rng = np.random.default_rng([seed, 3, encoding, number])
-                _make_lines(encoder, out, file, shard, rng, True)
+                files.append(file)
+                shards.append(_Shard(out / "speech", part, (seed, 3, encoding, number)))
+    if processes == 1:
+        for file, shard in zip(files, shards, strict=True):
+            _encode_lines(encoder, file, shard.record())
+        return
+    with get_context("spawn").Pool(processes - 1) as pool:
+        for file, recorded in zip(files, pool.imap(_Shard.record, shards), strict=True):
+            _encode_lines(encoder, file, recorded)
 
 
 def make_checks(encoder: AnyEncoder, out: Path, folder: Path, seed: int) -> None:
@@ -460,9 +493,11 @@ def make_checks(encoder: AnyEncoder, out: Path, folder: Path, seed: int) -> None
     }
     lines = [Line(group, line.rendition) for group, lines in groups.items() for line in lines]
     rng = np.random.default_rng([seed, 4])
-    _make_lines(encoder, out, folder / "checks.npz", lines, rng)
+    cache = out / "speech"
+    _encode_lines(encoder, folder / "checks.npz", _record(cache, lines, rng))
     house = [replace(line, kind=f"{line.kind} in a house") for line in lines]
-    _make_lines(encoder, out, folder / "checks-house.npz", house, rng, change=disturbed)
+    recorded = _record(cache, house, rng, change=disturbed)
+    _encode_lines(encoder, folder / "checks-house.npz", recorded)
 
 
 def token_folder(out: Path) -> Path:
@@ -526,7 +561,7 @@ def main() -> None:
         train_tokenizer(folder)
         make_replies(encoder, args.out, folder, "read.npz", read_sentences(), tail=3)
         make_replies(encoder, args.out, folder, "replies.npz", script.replies())
-    make_utterances(encoder, args.out, folder, args.encodings, args.seed, args.lines)
+    make_utterances(encoder, args.out, folder, args.encodings, args.seed, args.lines, args.threads)
     print(f"tokens in {folder}")
 
 

@@ -58,7 +58,12 @@ def make_app(
     async def health(_: web.Request) -> web.Response:
         status = "ready" if room is None or room.free else "busy"
         taken = 0 if room is None else room.taken
-        about = {"status": status, "model": names[0], "models": names, "sessions": taken}
+        about = {
+            "status": status,
+            "model": next(iter(names), None),
+            "models": names,
+            "sessions": taken,
+        }
         return web.json_response(about)
 
     def model(name: str) -> dict[str, object]:
@@ -159,6 +164,8 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         if hdrs.ALLOW in error.headers:
             refused.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return refused
+    except ConnectionError:  # the client has gone: this is not read
+        return web.Response(status=400)
     except Exception:
         _log.exception("%s failed", request.path)
         return _json(Refused(500, "server_error", "the server failed: see its log"))

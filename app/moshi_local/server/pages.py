@@ -31,7 +31,8 @@ _TYPES = {
     "transcript.js": "text/javascript",
     "worklets.js": "text/javascript",
 }
-PAGE_PATHS = frozenset({"/", *(f"/page/{name}" for name in _TYPES)})
+_FIRST = "index.html"
+PAGE_PATHS = frozenset("/" if name == _FIRST else f"/page/{name}" for name in _TYPES)
 """What needs no token: the same for everyone."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -55,7 +56,7 @@ def add_page(app: web.Application, room: Room) -> None:
     folder = resources.files(__package__) / "page"
     for name, kind in _TYPES.items():
         content = (folder / name).read_bytes()
-        path = "/" if name == "index.html" else f"/page/{name}"
+        path = "/" if name == _FIRST else f"/page/{name}"
         app.router.add_get(path, _file(content, kind))
 
     async def settings(_: web.Request) -> web.Response:
@@ -66,7 +67,7 @@ def add_page(app: web.Application, room: Room) -> None:
                 "persona": room.takes_persona,
                 "longest_persona": LONGEST_PERSONA,
                 "voices": room.voices,
-                "minutes": room.minutes,
+                "captions": room.captions_after is not None,
             }
         )
 

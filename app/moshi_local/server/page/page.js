@@ -13,9 +13,9 @@ const ASK_WHETHER_FREE = 3000
 const NO_SOUND_FRAMES = 50 // exact silence: the microphone is off somewhere
 
 const ids = [
-  'delay', 'download', 'hint', 'key', 'key-form', 'microphone', 'missed', 'model', 'mute', 'no-words', 'persona',
-  'problem', 'record', 'role', 'saved', 'speaker', 'speaker-choice', 'stage', 'state', 'talk', 'time',
-  'timeline', 'transcript', 'voice', 'voice-choice', 'words',
+  'delay', 'download', 'hint', 'key', 'key-form', 'log', 'microphone', 'missed', 'model', 'mute', 'no-words',
+  'persona', 'problem', 'record', 'role', 'saved', 'speaker', 'speaker-choice', 'stage', 'state', 'talk',
+  'time', 'timeline', 'transcript', 'voice', 'voice-choice', 'words',
 ]
 const ui = Object.fromEntries(ids.map(id => [id, document.getElementById(id)]))
 const timeline = new Timeline(ui.timeline)
@@ -55,7 +55,7 @@ function showReady() {
 
 function showTalking() {
   const words = muted ? 'Muted' : 'Listening'
-  show('talking', words, muted ? 'Moshi hears silence.' : 'Speak whenever you like, while it speaks too.')
+  show('talking', words, muted ? 'Moshi hears silence.' : 'Speak whenever you like, even while it speaks.')
 }
 
 function seconds(value) {
@@ -177,6 +177,7 @@ function started() {
 
 function word(side, text, start, end) {
   ui['no-words'].hidden = true
+  ui.log.hidden = false
   transcript.add(side, text, start, end)
 }
 
@@ -266,6 +267,7 @@ function press(button, pressed) {
 async function learn() {
   about = await settings()
   ui.model.textContent = about.model
+  ui['no-words'].textContent = `${about.captions ? 'Your words and Moshi’s' : 'Moshi’s words'} appear here, with their times.`
   ui.role.hidden = !about.persona
   ui.persona.maxLength = about.longest_persona
   ui['voice-choice'].hidden = !about.voices.length

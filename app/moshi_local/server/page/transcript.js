@@ -10,20 +10,22 @@ export function clock(seconds) {
 
 export class Transcript {
   #list
+  #view // what scrolls
   #lines = { you: null, moshi: null }
 
   constructor(list) {
     this.#list = list
+    this.#view = list.parentElement
   }
 
   /** Words of a side, with their times on the conversation's clock; those of one may come late. */
   add(side, text, start, end) {
-    const atEnd = this.#list.scrollHeight - this.#list.scrollTop - this.#list.clientHeight < 40
+    const atEnd = this.#view.scrollHeight - this.#view.scrollTop - this.#view.clientHeight < 40
     let line = this.#lines[side]
     if (line === null || start - line.end > PAUSE) line = this.#lines[side] = this.#begin(side, start)
     line.words.textContent = (line.words.textContent + text).trimStart()
     line.end = end
-    if (atEnd) this.#list.scrollTop = this.#list.scrollHeight
+    if (atEnd) this.#view.scrollTop = this.#view.scrollHeight
   }
 
   /** A remark between two conversations. */
@@ -33,12 +35,7 @@ export class Transcript {
     item.className = 'remark'
     item.textContent = text
     this.#list.append(item)
-    this.#list.scrollTop = this.#list.scrollHeight
-    this.#lines = { you: null, moshi: null }
-  }
-
-  clear() {
-    this.#list.replaceChildren()
+    this.#view.scrollTop = this.#view.scrollHeight
     this.#lines = { you: null, moshi: null }
   }
 

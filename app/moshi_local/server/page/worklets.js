@@ -104,13 +104,35 @@ class Playback extends AudioWorkletProcessor {
     this.last = 0
     this.peak = 0
     this.told = 0
-    this.fadeFrom(() => 0)
+    this.tail = new Float32Array(this.fadeLength)
     this.faded = this.fadeLength
   }
 
-  fadeFrom(sample) {
-    this.tail = Float32Array.from({ length: this.fadeLength }, (_, i) => sample(i))
+  /** From here on, what is played takes the place of these samples gradually. */
+  fadeFrom(tail) {
+    this.tail = tail
     this.faded = 0
+  }
+
+  /** The next samples, had nothing happened. */
+  coming() {
+    const tail = new Float32Array(this.fadeLength)
+    let [index, start] = [0, this.pieces[0]?.start ?? 0]
+    for (let i = 0; i < tail.length; i++) {
+      let sample = 0
+      if (i >= this.wait && index < this.pieces.length) {
+        sample = this.pieces[index].pcm[start++]
+        if (start === this.pieces[index].pcm.length) [index, start] = [index + 1, 0]
+      }
+      tail[i] = this.mixed(sample, this.faded + i)
+    }
+    return tail
+  }
+
+  mixed(sample, at) {
+    if (at >= this.fadeLength) return sample
+    const part = at / this.fadeLength
+    return (1 - part) * this.tail[at] + part * sample
   }
 
   push(samples) {
@@ -122,7 +144,6 @@ class Playback extends AudioWorkletProcessor {
       this.playing = true
       this.wait = seconds(this.margin)
       this.ahead += this.margin
-      this.fadeFrom(() => 0)
     }
     const over = this.buffered + this.wait - seconds(FRAME_TIME + this.margin)
     if (over > seconds(SLACK)) this.leaveOut(over)
@@ -131,19 +152,12 @@ class Playback extends AudioWorkletProcessor {
   leaveOut(over) {
     while (over > 0 && this.pieces.length > 1 && this.pieces[0].silent) over -= this.take(over)
     if (over <= seconds(this.ceiling)) return
-    let at = 0
-    const heard = []
+    this.fadeFrom(this.coming())
     while (over > 0 && this.pieces.length > 1) {
-      const piece = this.pieces[0]
-      while (at < this.fadeLength && heard.length < this.fadeLength && piece.start + at < piece.pcm.length) {
-        heard.push(piece.pcm[piece.start + at++])
-      }
-      at = 0
       const taken = this.take(over)
       over -= taken
       this.missed += taken
     }
-    this.fadeFrom(i => heard[i] ?? 0)
     this.ceiling = Math.min(this.ceiling + GROWTH, MOST_CEILING)
   }
 
@@ -170,22 +184,18 @@ class Playback extends AudioWorkletProcessor {
     for (let i = 0; i < output.length; i++) {
       let sample = 0
       if (this.playing && this.wait > 0) {
-        this.wait--
+        if (--this.wait === 0) this.fadeFrom(new Float32Array(this.fadeLength))
         if (this.sounding) this.missed++
       } else if (this.playing && this.pieces.length) {
         sample = this.next()
       } else if (this.playing) {
         this.playing = false
         this.margin = Math.min(this.margin + GROWTH, MOST_MARGIN)
-        const last = this.last
-        this.fadeFrom(() => last)
+        this.fadeFrom(new Float32Array(this.fadeLength).fill(this.last))
       } else if (this.sounding) {
         this.missed++
       }
-      if (this.faded < this.fadeLength) {
-        const part = this.faded / this.fadeLength
-        sample = (1 - part) * this.tail[this.faded++] + part * sample
-      }
+      sample = this.mixed(sample, this.faded++)
       this.last = output[i] = sample
       this.peak = Math.max(this.peak, Math.abs(sample))
     }
