@@ -19,9 +19,12 @@ import functools
 import hashlib
 import json
 import string
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from multiprocessing import get_context
+from multiprocessing.pool import AsyncResult
 from pathlib import Path
 from typing import Any
 
@@ -476,8 +479,11 @@ def make_utterances(
             _encode_lines(encoder, file, shard.record())
         return
     with get_context("spawn").Pool(processes - 1) as pool:
-        for file, recorded in zip(files, pool.imap(_Shard.record, shards), strict=True):
-            _encode_lines(encoder, file, recorded)
+        waiting, coming = iter(shards), deque[AsyncResult[_Recorded]]()
+        for file in files:
+            for shard in islice(waiting, processes - len(coming)):  # a shard takes 150 MB
+                coming.append(pool.apply_async(shard.record))
+            _encode_lines(encoder, file, coming.popleft().get())
 
 
 def make_checks(encoder: AnyEncoder, out: Path, folder: Path, seed: int) -> None:
