@@ -117,7 +117,7 @@ def speaking(data: Path, start: Path | None, sitting: Sitting) -> Subject:
     clips = Shards(data / "clips")
     return Subject(
         lm,
-        tts.Scripts(clips, quiet, tokenizer, sitting.seed, sitting.batch, spliced=0.4, wrong=0.15),
+        tts.Scripts(clips, quiet, tokenizer, sitting.seed, sitting.batch, spliced=0.5, wrong=0.15),
         tts.Checker(load_shards(data / "checks"), quiet, tokenizer),
         LossConfig(
             semantic_weight=2.0,
