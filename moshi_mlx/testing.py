@@ -77,7 +77,7 @@ class FakeSession:
 
 
 TONE_SECONDS = 0.24
-"""Of a word that has no sound of its own."""
+"""Of a word to which no sound is given."""
 _TONE_HZ, _TONE_LEVEL = 220.0, 0.2
 _LOUD = 0.01  # of what is heard: from here on it is speech
 
@@ -99,7 +99,7 @@ def scripted(words: Mapping[int, str], sounds: Mapping[int, npt.ArrayLike] | Non
             a short tone for each word.
 
     Raises:
-        ArgumentError: a frame is no whole number, or a sound none.
+        ArgumentError: a frame is not a whole number, or a sound cannot be read as one.
     """
     for frame in (*words, *(sounds or {})):
         whole("a frame of the script", frame, 0, 2**31)

@@ -75,7 +75,7 @@ class Worker:
         return threading.current_thread() is self._thread
 
     def expect(self, seconds: float) -> None:
-        """The next job is expected in so many seconds, again and again.
+        """The next job is expected in this many seconds, again and again.
 
         Until then jobs of other workers on this thread begin only if they are likely to be done by
         then. When it is long overdue they begin at any time.
