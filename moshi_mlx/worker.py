@@ -5,7 +5,9 @@ process along.
 """
 
 import atexit
+import math
 import os
+import statistics
 import threading
 import time
 import weakref
@@ -27,6 +29,10 @@ _Job = Callable[[], None]
 EXIT_SECONDS = 10.0
 """What a job that runs while the process ends may take."""
 _POLL_SECONDS = 0.05
+_OVERDUE = 3.0  # times the seconds in which a job was expected: it does not come
+_TIMED = 15  # jobs of others, of which the median is what one takes
+_PATIENCE_SECONDS = 2.0
+"""So long no time was found for one: it is taken to be as fast as any ever was."""
 _starting = threading.RLock()
 _running: dict[threading.Thread, "SimpleQueue[bool]"] = {}
 
@@ -46,6 +52,7 @@ class Worker:
         self._process = os.getpid()
         self._first = first
         self._later: deque[_Job] = deque() if first is None else first._later  # jobs of others
+        self._pace: _Pace = _Pace() if first is None else first._pace
         self._jobs: deque[_Job] = deque() if first is None else first._later
         # True for each job, False at the end.
         self._asked: SimpleQueue[bool] = SimpleQueue() if first is None else first._asked
@@ -55,7 +62,7 @@ class Worker:
             return
         with _starting:
             may_begin_at_all()
-            waiting = (self._asked, self._jobs, self._later)
+            waiting = (self._asked, self._jobs, self._later, self._pace)
             self._thread = threading.Thread(target=_work, args=waiting, name="moshi-local MLX")
             self._thread.daemon = True  # Python would wait for it before `_end_all`
             self._thread.start()
@@ -66,6 +73,15 @@ class Worker:
     def is_caller(self) -> bool:
         """Whether the worker's thread itself asks."""
         return threading.current_thread() is self._thread
+
+    def expect(self, seconds: float) -> None:
+        """The next job is expected in this many seconds, again and again.
+
+        Until then jobs of other workers on this thread begin only if they are likely to be done by
+        then. When it is long overdue they begin at any time.
+        """
+        now = time.monotonic()
+        self._pace.due, self._pace.rests = now + seconds, now + _OVERDUE * seconds
 
     def call(self, work: Callable[[], T]) -> T:
         """Runs `work` and waits for it. From any thread, the worker's own included.
@@ -173,15 +189,55 @@ def on_good_thread(work: Callable[[], T]) -> T:
         worker.close()
 
 
-def _work(asked: SimpleQueue[bool], first: deque[_Job], later: deque[_Job]) -> None:
-    ends_in_time()
-    while asked.get():
-        try:
-            job = first.popleft()
-        except IndexError:
-            job = later.popleft()
+class _Pace:
+    """When a job of another worker may begin; used on the thread alone but for two times."""
+
+    def __init__(self) -> None:
+        self.due = self.rests = -math.inf
+        self._took: deque[float] = deque(maxlen=_TIMED)
+        self._fastest = math.inf
+        self._ran = -math.inf
+
+    def wait(self) -> float:
+        """Seconds until then, if no job of the first worker comes before."""
+        now = time.monotonic()
+        if now >= self.rests or not self._took:
+            return 0.0
+        patient = now - self._ran < _PATIENCE_SECONDS
+        needed = statistics.median(self._took) if patient else self._fastest
+        return 0.0 if now + needed <= self.due else self.rests - now
+
+    def run(self, job: _Job) -> None:
+        """Runs one, and remembers how long it took."""
+        began = time.monotonic()
         job()
-        del job  # a waiting thread must not keep a session alive
+        self._ran = time.monotonic()
+        self._took.append(self._ran - began)
+        self._fastest = min(self._fastest, self._took[-1])
+
+
+def _work(asked: SimpleQueue[bool], first: deque[_Job], later: deque[_Job], pace: _Pace) -> None:
+    ends_in_time()
+    owed = 0  # jobs of others that are known of
+    while True:
+        wait = pace.wait() if owed else None
+        if wait == 0.0 and not first:
+            owed -= 1
+            pace.run(later.popleft())
+            continue
+        try:
+            if not asked.get(timeout=wait):
+                break
+        except Empty:
+            continue
+        if first:
+            job = first.popleft()
+            job()
+            del job  # a waiting thread must not keep a session alive
+        else:
+            owed += 1
+    while later:
+        later.popleft()()
     mx.clear_streams()
     _running.pop(threading.current_thread(), None)
 

@@ -237,10 +237,7 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
 def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[SpeakerVoice | Voice]:
     """Those that were asked for; says by whose consent. Raises MoshiError."""
     assert isinstance(model, Tts), "no other model is loaded to speak"
-    given = len(options.voices)
-    if given > model.speakers:
-        most = "once" if model.speakers == 1 else "at most twice, for two speakers"
-        raise ArgumentError(f"--voice is there {given} times: {model.name} takes it {most}")
+    model.check_voices(len(options.voices))
     found = [model.voice(name, folder=own_voices()) for name in options.voices]
     for voice in found:
         if isinstance(voice, Voice):
@@ -532,6 +529,9 @@ def speak_command(
     cfg: Annotated[
         float | None,
         typer.Option(
+            callback=a.finite_option,
+            min=0.0,
+            max=100.0,
             metavar="FACTOR",
             help="Keep this closely to the voice; some models know a few values only.",
             show_default="2, or the model's own",

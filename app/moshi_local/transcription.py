@@ -112,6 +112,8 @@ def transcribe_files(options: TranscriptionOptions) -> None:
     folders = [] if targets.folder is None else [targets.folder]
     read = [path for path in options.sources if path != _DASH]
     check_outputs([*folders, *targets.files], [*read, *inputs_of(options.model)])
+    if not folders:
+        _check_suffix(options.output, options.format)
     with ExitStack() as stack:
         recordings = [stack.enter_context(_recording(path)) for path in options.sources]
         for folder in folders:
@@ -199,26 +201,39 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
     return _Targets(kind, files, Output(output, "transcripts into", kind="folder"))
 
 
+def _check_suffix(output: Path | None, asked: WordFormat | None) -> None:
+    """Refuses a file whose name says a format that is none. Raises MoshiError."""
+    if output is None or asked is not None or output.is_dir() or not output.suffix:
+        return
+    known = [f".{each.value}" for each in WordFormat]
+    if output.suffix.lower() not in known:
+        raise MoshiError(
+            f"--output {output}: {output.suffix} is not a format of transcripts: name it "
+            f"{' or '.join(known)}, or say which with --format"
+        )
+
+
 class _Transcript:
     """What is known of a recording's transcript, as it comes; `heading` stands before it."""
 
     def __init__(self, recording: _Recording, writer: WordWriter, heading: str) -> None:
         self._recording, self._writer = recording, writer
         self._text = heading + writer.begin()
-        self._words: list[Word] = []
+        self.words: list[Word] = []
+        """All until now."""
         self._events: list[Event] = []
         self.seconds = 0.0
 
     def add(self, words: Sequence[Word], events: Sequence[Event]) -> None:
         """More of it."""
-        self._words += words
+        self.words += words
         self._events += [each for each in events if isinstance(each, TurnEnded | WindowRefreshed)]
         self._text += "".join(map(self._writer.add, words))
 
     def end(self, facts: dict[str, object]) -> None:
         """That was all; `facts` are of the run."""
         about = {
-            **transcript_as_dict(self._words),
+            **transcript_as_dict(self.words),
             "events": [event_as_dict(event) for event in self._events],
             "source": self._recording.name,
             "seconds": round(self._recording.sound.seconds, 3),
@@ -295,6 +310,8 @@ class _Run:
             self._bar.heard(self._before + sum(each.seconds for each in found))
             if passage.ended:
                 transcript.end(self._facts())
+                if not transcript.words:
+                    self._say(f"note: no word was heard in {recordings[passage.source].name}")
                 ended.add(passage.source)
                 if self._targets.files:
                     self._write(self._first + passage.source, transcript)
@@ -328,8 +345,10 @@ class _Run:
 
     def _note(self, recording: _Recording, event: Event) -> None:
         if isinstance(event, WindowRefreshed):
-            text = f"{recording.name} {clock(event.time)}  {describe(event)}"
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{recording.name} {clock(event.time)}  {describe(event)}")
+
+    def _say(self, note: str) -> None:
+        self._bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------- the command
@@ -506,6 +525,7 @@ def _live(options: ChatOptions, output: Path | None, format: WordFormat | None) 
     if output is not None:
         targets = _targets(output, format, [Path("live")])
     check_outputs(targets.files, inputs_of(options.model))
+    _check_suffix(output, format)
     report = chat(options)
     for target in targets.files:
         writer = word_writer(targets.format)

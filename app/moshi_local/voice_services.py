@@ -26,7 +26,12 @@ from .machine.verdict import Verdict, both, check_together
 from .observers.transcript import phrases, subtitles_as_srt, subtitles_as_vtt
 from .options import ModelSource
 from .role import consent_of, one_short_line, own_voices
-from .server.services import DEFAULT_VOICE, Services, SpeechService, TranscriptionService
+from .server.services import (
+    DEFAULT_VOICE,
+    Services,
+    SpeechService,
+    TranscriptionService,
+)
 from .speaking import one_channel, speech_tags
 from .speech_encoders import ENCODED_FORMATS, speech_encoder
 
@@ -34,6 +39,8 @@ __all__ = ["Loaded", "ServiceOptions", "check_services", "loaded_services"]
 
 _THREADS = 8
 _WARM_UP_FRAMES = 3
+_ALONE, _BESIDE = 12, 1
+"""Frames of a recording that a job takes, alone and beside a model that talks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,8 @@ def loaded_services(
         transcriber = speaker = None
         if options.stt is not None:
             shared = captions if options.stt == options.captions else None
-            transcriber = _transcriber(options.stt, loading, executor, shared)
+            at_once = _ALONE if talks is None else _BESIDE
+            transcriber = _transcriber(options.stt, loading, executor, shared, at_once)
         if options.tts is not None:
             speaker = _speaker(options, loading, executor)
         yield Loaded(Services(transcriber, speaker), captions)
@@ -128,7 +136,11 @@ class _Loading:
 
 
 def _transcriber(
-    name: str, loading: _Loading, executor: ThreadPoolExecutor, shared: CaptionModel | None
+    name: str,
+    loading: _Loading,
+    executor: ThreadPoolExecutor,
+    shared: CaptionModel | None,
+    at_once: int,
 ) -> TranscriptionService:
     if shared is None:
         model, verdict = loading.load(name, "transcribe", "--stt")
@@ -138,6 +150,9 @@ def _transcriber(
     with stt.session(kv_bits=verdict.kv_bits) as session:
         for _ in range(_WARM_UP_FRAMES):
             session.step(np.zeros(stt.frame_size, np.float32))
+    second = np.zeros(stt.sample_rate, np.float32)
+    for _ in stt.transcribing([second], kv_bits=verdict.kv_bits, at_once=at_once):
+        pass
     return TranscriptionService(
         stt,
         executor,
@@ -145,6 +160,7 @@ def _transcriber(
         phrases,
         verdict.kv_bits,
         _languages(name),
+        at_once,
     )
 
 

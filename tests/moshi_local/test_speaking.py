@@ -21,7 +21,7 @@ from benchmarks import speaking as benchmark
 from moshi_local.cli import main
 from moshi_local.observers.record import made_here
 from moshi_local.observers.transcript import subtitles_as_srt, subtitles_as_vtt
-from moshi_mlx import SpokenWord
+from moshi_mlx import SpokenWord, Voice
 from moshi_mlx.sounds import open_sound
 from tests import rig
 from tests.fixtures import make_tts
@@ -29,6 +29,8 @@ from tests.fixtures import make_tts
 TEXT = "Hello there, my friends."
 SCRIPT = 'A: Hi.\nB: Yes? <break time="100ms"/>\nno\nA: So.\n'
 RATE = 24_000
+PERSONA_VOICE = str(Path(make_tts.__file__).parent / "personaplex" / "personaplex" / "voice.pt")
+HELIUM = str(Path(make_tts.__file__).parent / "helium" / "helium")
 
 
 @pytest.fixture(scope="module")
@@ -322,11 +324,16 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["broken.json"], "broken.json: the script cannot be read as JSON: "),
         (["a", "--voice", "nobody"], "there is no voice 'nobody' for this model: here are alice"),
         (["a", "--voice", "empty.txt"], "empty.txt: "),
-        (["a", "--voice", "other.safetensors"], "is a voice of the model 1@2; this one is"),
+        (["a", "--voice", "other.safetensors"], "is a voice that was made for the model 1@2; "),
+        (["a", "--voice", "mine.safetensors"], "is a voice of a recording, for personaplex or"),
+        (["a", "--voice", PERSONA_VOICE], "is a voice for personaplex; this model takes those"),
         (["a", *["--voice", "alice"] * 3], "--voice is there 3 times: a script has two speakers"),
-        (["a", "--model", "nano-tts", *["--voice", "x"] * 2], "2 times: nano-tts takes it once"),
+        (["a", "--model", "nano-tts", "--voice", "x"], "nano-tts has one voice, and cannot"),
         (["a", "--cfg", "2.2"], "cfg must be one of 1.0, 1.5"),
-        (["a", "--cfg", "nan"], "cfg must be"),
+        (["a", "--cfg", "nan"], "'--cfg': must be "),
+        (["a", "--cfg", "101"], "'--cfg': must be"),
+        (["a", "--temperature", "inf"], "'--temperature': must be a finite number, is inf"),
+        (["https://x.org/a.txt"], "https://x.org/a.txt is an address: fetch the file first"),
         (["a", "--speed", "3"], "must be a number from -2 to 2, is '3'"),
         (["a", "--normalize", "de"], "language must be en or fr, is 'de'"),
         (["a", "--codebooks", "99"], "codebooks must be a whole number from 1 to 6"),
@@ -338,6 +345,9 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["a", "-o", "x.m4a"], "its name must end in .wav or .flac or .mp3"),
         (["a", "-o", "FOLDER"], "cannot write the speech"),
         (["text.txt", "--srt", "text.srt", "-o", "LINK"], "it is the same file as the input"),
+        (["a", "--model", "nonesuch"], "'nonesuch'. A model is one of nano-tts, tts-1.6b, tts-0.7"),
+        (["a", "--model", HELIUM], "is a text model: it can complete, but not speak; nano-tts,"),
+        (["a", "--model", HELIUM], f"`moshi-local complete PROMPT --model {HELIUM}` runs it"),
         (["a", "--model", "nano"], "it can talk, but not speak; nano-tts, tts-1.6b, tts-0.75b can"),
         (["a", "b"], "unexpected extra argument"),
         ([], "Missing argument"),
@@ -368,6 +378,7 @@ def test_refused_in_one_line(
     raw = json.loads((model / "config.json").read_text())
     other = make_tts.write_voice(folder, "x", {**raw, "model_id": {"sig": 1, "epoch": 2}}, 0)
     other.rename("other.safetensors")
+    Voice("mine", codes=np.zeros((4, 9), np.int32)).save("mine.safetensors", consent="made up")
     there = set(folder.iterdir())
     places = {"FOLDER": str(tmp_path), "LINK": "link.wav"}
     given = [places.get(argument, argument) for argument in arguments]

@@ -69,7 +69,16 @@ ALLOWED: dict[str, set[str]] = {
     "lora": set(),
     "loudness": {"arrays"},
     "torch_files": set(),
-    "voices": {"arrays", "codec", "formats", "loudness", "safetensors", "threads", "torch_files"},
+    "voices": {
+        "arrays",
+        "catalog",
+        "codec",
+        "formats",
+        "loudness",
+        "safetensors",
+        "threads",
+        "torch_files",
+    },
     "events": {"text"},
     "activity": {"arrays", "events"},
     "hub": {

@@ -1,5 +1,6 @@
 """Sequences of the small transcriber and the small voice, made of clips by hand."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +8,19 @@ import pytest
 
 from moshi_mlx.text import TextTokenizer
 from moshi_mlx.training.losses import LossConfig, prepare
+from recipes.nano import clips as clips_module
 from recipes.nano import stt, tts
-from recipes.nano.clips import CARD, CODEBOOKS, Clip, encode, load_shards, make_shards
+from recipes.nano.clips import (
+    CARD,
+    CODEBOOKS,
+    Clip,
+    Take,
+    coded,
+    encode,
+    load_shards,
+    make_shards,
+    record_shards,
+)
 from recipes.nano.codec_data import FRAME_SIZE
 from recipes.nano.sentences import EPAD, PAD, train_tokenizer
 
@@ -51,6 +63,34 @@ def test_side_by_side_codes_are_those_of_one_alone() -> None:
     both = encode(recordings)
     assert [c.shape for c in both] == [(CODEBOOKS, 5), (CODEBOOKS, 2)]
     assert np.array_equal(both[1], encode(recordings[1:])[0])
+
+
+def test_codes_do_not_depend_on_how_many_are_encoded_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(1)
+    recordings = [
+        (0.1 * rng.standard_normal(FRAME_SIZE * frames)).astype(np.float32) for frames in (3, 7, 4)
+    ]
+    few = encode(recordings)
+    monkeypatch.setattr(clips_module, "on_gpu", lambda: True)
+    for one, other in zip(few, encode(recordings), strict=True):
+        assert np.array_equal(one, other)
+
+
+def take(number: int) -> list[Take]:
+    rng = np.random.default_rng(number)
+    pcm = (0.1 * rng.standard_normal(8 * FRAME_SIZE)).astype(np.float32)
+    return [Take(clip("hello", (1.5,), 4.25, 6), pcm, 2)]
+
+
+def test_shards_are_recorded_by_others_until_the_time_is_over(tmp_path: Path) -> None:
+    record_shards(take, tmp_path, [4, 5, 6], 2, time.monotonic() + 60)
+    for found, number in zip(load_shards(tmp_path), (4, 5, 6), strict=True):
+        (wanted,) = coded(take(number))
+        assert found.frames == 6 and np.array_equal(found.codes, wanted.codes)
+    record_shards(take, tmp_path, [7], 1, time.monotonic())
+    assert not (tmp_path / "0007.npz").exists()
 
 
 def test_a_transcript_comes_after_its_words(tokenizer: TextTokenizer) -> None:

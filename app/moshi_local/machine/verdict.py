@@ -302,8 +302,9 @@ def shortage(verdict: Verdict, here: Machine) -> str | None:
 
 def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
     ways = _ways_out(verdict, kv_bits)
-    if verdict.model != (default := catalog.default_model()):
-        ways.append(f"--model {default}")
+    other = catalog.stand_in(verdict.model)
+    if other not in (None, verdict.model):
+        ways.append(f"--model {other}")
     use = f"Use {' or '.join(ways)}, or" if ways else "Use"
     can = f"a model can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
     return MoshiError(

@@ -5,6 +5,7 @@ Who may ask is in `access`; what is said over a socket, in the module of its pro
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -29,6 +30,7 @@ from .transcriptions import serve_transcriptions
 __all__ = ["make_app"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+_Serve = Callable[[web.Request, Services], Awaitable[web.StreamResponse]]
 _OPEN_TO_ALL = {*PAGE_PATHS, "/health"}
 """What needs no token: it tells nothing."""
 _LARGEST_BODY = 25 * 2**20
@@ -58,7 +60,12 @@ def make_app(
     async def health(_: web.Request) -> web.Response:
         status = "ready" if room is None or room.free else "busy"
         taken = 0 if room is None else room.taken
-        about = {"status": status, "model": names[0], "models": names, "sessions": taken}
+        about = {
+            "status": status,
+            "model": next(iter(names), None),
+            "models": names,
+            "sessions": taken,
+        }
         return web.json_response(about)
 
     def model(name: str) -> dict[str, object]:
@@ -98,17 +105,25 @@ def make_app(
     async def openai_realtime(request: web.Request) -> web.StreamResponse:
         return await serve_realtime(request, talking())
 
-    async def transcriptions(request: web.Request) -> web.StreamResponse:
-        return await serve_transcriptions(request, services)
+    at_work: set[asyncio.Task[object]] = set()
 
-    async def speech(request: web.Request) -> web.StreamResponse:
-        return await serve_speech(request, services)
+    def until_shutdown(handler: _Serve) -> _Handler:
+        """A service's requests end with the server, and do not wait to be done."""
 
-    async def asr(request: web.Request) -> web.StreamResponse:
-        return await serve_asr(request, services)
+        async def served(request: web.Request) -> web.StreamResponse:
+            task = asyncio.current_task()
+            assert task is not None
+            at_work.add(task)
+            try:
+                return await handler(request, services)
+            finally:
+                at_work.discard(task)
 
-    async def tts(request: web.Request) -> web.StreamResponse:
-        return await serve_tts(request, services)
+        return served
+
+    async def end_work(_: web.Application) -> None:
+        for task in tuple(at_work):
+            task.cancel()
 
     async def build_info(_: web.Request) -> web.Response:
         return web.json_response({"build_info": {"version": __version__}})
@@ -121,10 +136,11 @@ def make_app(
     app.router.add_get("/v1/live/sessions", openai_live)
     app.router.add_get("/v1/realtime", openai_realtime)
     app.router.add_get("/v1/models/{name:.+}", one_model)
-    app.router.add_post("/v1/audio/transcriptions", transcriptions)
-    app.router.add_post("/v1/audio/speech", speech)
-    app.router.add_get("/api/asr-streaming", asr)
-    app.router.add_get("/api/tts_streaming", tts)
+    app.router.add_post("/v1/audio/transcriptions", until_shutdown(serve_transcriptions))
+    app.router.add_post("/v1/audio/speech", until_shutdown(serve_speech))
+    app.router.add_get("/api/asr-streaming", until_shutdown(serve_asr))
+    app.router.add_get("/api/tts_streaming", until_shutdown(serve_tts))
+    app.on_shutdown.append(end_work)
     if room is not None:
         add_page(app, room)
     return app
@@ -159,6 +175,8 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         if hdrs.ALLOW in error.headers:
             refused.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return refused
+    except ConnectionError:  # the client has gone: this is not read
+        return web.Response(status=400)
     except Exception:
         _log.exception("%s failed", request.path)
         return _json(Refused(500, "server_error", "the server failed: see its log"))

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from moshi_mlx import MoshiError
 
-__all__ = ["Body", "EventStream", "is_gone"]
+__all__ = ["Body", "EventStream", "check_there"]
 
 STALLED_SECONDS = 30.0
 """So long a client may read nothing."""
@@ -24,9 +24,10 @@ STALLED_SECONDS = 30.0
 _log = logging.getLogger("moshi_local.server")
 
 
-def is_gone(request: web.Request) -> bool:
-    """Whether the client has closed the connection."""
-    return request.transport is None or request.transport.is_closing()
+def check_there(request: web.Request) -> None:
+    """Raises ConnectionError: the client has closed the connection."""
+    if request.transport is None or request.transport.is_closing():
+        raise ConnectionResetError("the client has gone")
 
 
 class Body:
@@ -47,8 +48,7 @@ class Body:
 
     async def write(self, data: bytes) -> None:
         """Sends a piece. Raises ConnectionError: the client has gone, or reads nothing."""
-        if is_gone(self._request):
-            raise ConnectionResetError("the client has gone")
+        check_there(self._request)
         if not data:
             return
         try:

@@ -45,8 +45,6 @@ T = TypeVar("T")
 
 DEFAULT_VOICE = "default"
 """What the model's own choice of a voice is called."""
-FRAMES_AT_ONCE = 4
-"""That a job for the model's thread hears: so long a conversation may have to wait for it."""
 TURN_SECONDS = 60.0
 """So long a request waits for its turn."""
 TEXT_SECONDS = 120.0
@@ -123,6 +121,7 @@ class TranscriptionService:
     phrases: words by phrases.
     kv_bits: as `Stt.session` takes it.
     languages: that it understands.
+    at_once: frames of a recording that one job of the model's thread takes.
     uploads: files that are received or wait to be heard.
     """
 
@@ -132,6 +131,7 @@ class TranscriptionService:
     phrases: Callable[[Sequence[Word]], Sequence[Sequence[Word]]]
     kv_bits: int | None = None
     languages: tuple[str, ...] = ("en",)
+    at_once: int = 12
     places: Places = field(default_factory=Places)
     uploads: Places = field(default_factory=lambda: Places(16, 0))
 
@@ -151,9 +151,7 @@ class TranscriptionService:
         def begin() -> Iterator[Passage]:
             with named_as(Path(called), path):
                 sound = open_sound(path).mono(self.model.sample_rate)
-                return self.model.transcribing(
-                    [sound], kv_bits=self.kv_bits, at_once=FRAMES_AT_ONCE
-                )
+                return self.model.transcribing([sound], kv_bits=self.kv_bits, at_once=self.at_once)
 
         def following(passages: Iterator[Passage]) -> Passage | None:
             with named_as(Path(called), path):

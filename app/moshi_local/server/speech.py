@@ -11,7 +11,7 @@ from aiohttp import web
 
 from moshi_mlx import MoshiError
 
-from .bodies import Body, EventStream
+from .bodies import Body, EventStream, check_there
 from .messages import as_object
 from .services import RequestError, Services, SoundEncoder, SpeechService
 
@@ -54,6 +54,7 @@ async def serve_speech(request: web.Request, services: Services) -> web.StreamRe
     if (seed := asked.get("seed")) is not None:
         options["seed"] = seed
     async with speaker.places.one():
+        check_there(request)
         try:
             encoder = speaker.encoder(format)
             async with speaker.speech(script, **options) as stream:

@@ -16,7 +16,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from moshi_mlx import MoshiError, Word
 from moshi_mlx.text import gap_between, join_words
 
-from .bodies import EventStream, is_gone
+from .bodies import EventStream, check_there
 from .services import RequestError, Services, TranscriptionService
 
 if TYPE_CHECKING:  # the family is imported with its first model
@@ -78,6 +78,7 @@ async def serve_transcriptions(request: web.Request, services: Services) -> web.
     async with transcriber.uploads.one(waits=False), _received(request) as form:
         path = form.check()
         async with transcriber.places.one():
+            check_there(request)
             try:
                 return await _answered(request, transcriber, form, path)
             except MoshiError as error:
@@ -152,8 +153,7 @@ async def _answered(
         return await _streamed(request, first, passages)
     words, seconds = [*first.words], first.seconds
     async for passage in passages:
-        if is_gone(request):
-            break
+        check_there(request)
         words += passage.words
         seconds = passage.seconds
     return _whole(transcriber, form, words, seconds)
