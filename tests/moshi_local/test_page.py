@@ -58,7 +58,7 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium (.ci/
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    served = Server("--token", TOKEN, "--allow-host", "moshi.test")
+    served = Server("--token", TOKEN, "--allow-host", "moshi.test", "--captions", "nano-stt")
     yield served
     served.stop()
     assert not [line for line in served.lines if "Traceback" in line]
@@ -253,6 +253,9 @@ def test_a_conversation_by_the_keyboard_alone(
 
     line = first.until("#transcript .moshi", ANSWER)
     assert line.startswith("0:0")
+    asked = first.until("#transcript .you", "You")  # in what words, depends on the machine's load
+    assert len(asked.split()) > 2
+    assert first.page.locator("#transcript li").first.inner_text() == asked
     first.page.keyboard.press("Shift+Tab")
     first.page.keyboard.press("Shift+Tab")
     assert first.focused() == "mute"
@@ -308,6 +311,7 @@ def test_a_lost_server_is_found_again_with_persona_and_voice(
         address = page_address(served.url, key)
         page = visit(address)
         page.until("#state", "Ready")
+        assert page.page.inner_text("#model") == "model"
         page.page.click("summary:text('Persona')")
         page.page.fill("#persona", "You are a teacher.")
         page.page.select_option("#voice", "ANNA")

@@ -267,7 +267,7 @@ function press(button, pressed) {
 /** Reads the server's settings. Throws ServerError. */
 async function learn() {
   about = await settings()
-  ui.model.textContent = about.model
+  ui.model.textContent = about.model.split(/[\\/]/).at(-1) // of a path, what matters
   ui['no-words'].textContent = `${about.captions ? 'Your words and Moshi’s' : 'Moshi’s words'} appear here, with their times.`
   ui.role.hidden = !about.persona
   ui.persona.maxLength = about.longest_persona
