@@ -177,12 +177,14 @@ def sit(
     sitting: Sitting,
     save: Callable[[Lm, int], None],
     say: Callable[[str], None] = print,
+    began: float | None = None,
 ) -> int:
     """Trains until the time is over and returns the number of steps.
 
-    `save` is called with the model and the thirds that are over: 1, 2, 3.
+    `save` is called with the model and the thirds that are over: 1, 2, 3. The time runs from
+    `began` of `time.monotonic` on, or from now.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
     lm, optim = subject.lm, subject.optim
     stacking = Stacking(lm.trainable_parameters())
     weights = stacking.stacked(lm.trainable_parameters())
@@ -268,6 +270,7 @@ def _mean(window: list[tuple[mx.array, Counts]], loss: LossConfig) -> dict[str, 
 
 def train(kind: str, data: Path, out: Path, start: Path | None, sitting: Sitting) -> None:
     """One sitting; models for `moshi_mlx.load` go to `out`/model-1, -2 and -3."""
+    began = time.monotonic()
     mx.random.seed(sitting.seed)
     say = functools.partial(print, flush=True)
     subjects = {"nano": talking, "stt": hearing, "tts": speaking}
@@ -285,8 +288,7 @@ def train(kind: str, data: Path, out: Path, start: Path | None, sitting: Sitting
         else:
             export_on_nano(run, config, target, tokenizer)
 
-    began = time.monotonic()
-    steps = sit(subject, sitting, save, say)
+    steps = sit(subject, sitting, save, say, began)
     seconds = time.monotonic() - began
     write_json(out / "sitting.json", {"steps": steps, "seconds": round(seconds, 1)})
 
