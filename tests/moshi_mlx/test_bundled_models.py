@@ -26,7 +26,7 @@ def test_nano_stt_writes_down_the_question() -> None:
     stt = moshi_mlx.load("nano-stt", codec="mlx")
     assert isinstance(stt, moshi_mlx.Stt) and stt.heads == 4
     heard = stt.transcribe(QUESTION)
-    assert heard.text.startswith("hello what is your name count to")
+    assert heard.text == "hello what is your name count to five"
     starts = [word.start for word in heard.words[:5]]
     assert starts == sorted(starts) and 0 < starts[0] < starts[4] < 5
 
@@ -39,5 +39,4 @@ def test_nano_stt_hears_words_of_nano_tts() -> None:
     assert [word.text for word in speech.words] == ["Tell", "me", "what", "you", "are", "doing."]
     stt = moshi_mlx.load("nano-stt", codec="mlx")
     assert isinstance(stt, moshi_mlx.Stt)
-    heard = stt.transcribe(speech.pcm).text.split()
-    assert len({"tell", "me", "what"} & set(heard)) >= 2 and 3 <= len(heard) <= 9
+    assert stt.transcribe(speech.pcm).text == "tell me what you are doing"
