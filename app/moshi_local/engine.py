@@ -19,7 +19,7 @@ from weakref import WeakSet
 
 import numpy as np
 
-from moshi_mlx import Event, Frame, Moshi, Session, SessionError
+from moshi_mlx import Event, Frame, Model, Session, SessionError
 from moshi_mlx.arguments import samples
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.closing import Closing
@@ -45,13 +45,13 @@ class Engine(Closing):
     has at most one of them waiting, so none can starve the others.
 
     Args:
-        load: loads the model, which is the engine's from then on.
+        load: loads the model, one that talks or translates; it is the engine's from then on.
 
     Raises:
         MoshiError: what `load` raises.
     """
 
-    def __init__(self, load: Callable[[], Moshi]) -> None:
+    def __init__(self, load: Callable[[], Model]) -> None:
         self._open: WeakSet[EngineConversation] = WeakSet()
         self._waiting: deque[_Waiting] = deque()
         self._closed = False
@@ -71,11 +71,11 @@ class Engine(Closing):
             push_to_talk: as `Conversation` takes it, and `greeting_held` and `guard` too.
             greeting_held: seconds.
             guard: whether repetition without end is broken.
-            session: the arguments of `Moshi.session`.
+            session: the arguments of the family's `session`.
 
         Raises:
             SessionError: the engine is closed.
-            MoshiError: what `Moshi.session` raises.
+            MoshiError: what that raises.
         """
         self._check_open()
         opened = self.moshi.session(**session)

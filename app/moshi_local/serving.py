@@ -23,8 +23,8 @@ from urllib.parse import quote
 import typer
 from rich.console import Console
 
-from moshi_mlx import Moshi, MoshiError, Stt, catalog
-from moshi_mlx.families.kinds import kind_of
+from moshi_mlx import Model, Moshi, MoshiError, Stt, catalog
+from moshi_mlx.families.kinds import Verb, kind_of, verb_of
 from moshi_mlx.hub import canonical
 
 from . import arguments as a
@@ -100,7 +100,8 @@ def serve(options: ServeOptions) -> None:
     """Serves until Ctrl-C or SIGTERM; conversations then end within STOPPING_SECONDS.
 
     Raises:
-        MoshiError: a part is missing, the model cannot talk, or the address cannot be used.
+        MoshiError: a part is missing, the model can neither talk nor translate, or the address
+            cannot be used.
     """
     _, notes = consoles(stdout_is_taken=True)
     tls = None if options.tls is None else tls_of(options.tls)
@@ -113,9 +114,15 @@ def serve(options: ServeOptions) -> None:
             loaded = stack.enter_context(loaded_services(options.beside, notes, None))
             room = None
         else:
+            translates = verb_of(options.model.name) == "translate"
             role = role_for(options.persona, options.model.name, options.kv_bits)
-            model, verdict = load_model(options.model, notes, options.kv_bits)
-            assert isinstance(model, Moshi), "only models that talk are loaded"
+            if translates and role.asked:
+                raise MoshiError(
+                    f"{options.model.name} translates, and takes no persona and no voice: "
+                    "leave out --persona and --voice"
+                )
+            verb: Verb = "translate" if translates else "talk"
+            model, verdict = load_model(options.model, notes, options.kv_bits, verb)
             hints += filter(None, {model.worker.call(system.prefer_this_thread)})
             engine = stack.enter_context(Engine(lambda: model))
             talks = (model, verdict)
@@ -195,7 +202,7 @@ def _opener(
 
 
 def _room(
-    model: Moshi,
+    model: Model,
     options: ServeOptions,
     opener: Callable[[Wishes], SocketSteps],
     captions: CaptionModel | None,
@@ -215,7 +222,8 @@ def _room(
         opener,
         places=options.sessions,
         takes_persona=persona,
-        voices=_voices(model) if persona else (),
+        voices=_voices(model) if persona and isinstance(model, Moshi) else (),
+        translates=model.verb == "translate",
         minutes=options.minutes,
         captions_after=after,
     )

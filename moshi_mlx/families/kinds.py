@@ -96,13 +96,23 @@ def check_verb(name: str | Path, verb: Verb) -> None:
         HubError: it is no model's name, and no file's or folder's.
     """
     text = canonical(name)
-    entry = catalog.entry_of(text) if isinstance(name, str) else None
-    kind = local_kind(name) if entry is None else KINDS[entry.family]
+    entry, kind = _known(name)
     if kind is not None and kind.verb != verb:
         raise VerbError(other_verb(verb, kind, text))
     elsewhere = entry is not None or "/" in text or is_folder_name(text) or isinstance(name, Path)
     if not elsewhere and not local_path(text).exists():
         raise HubError(f"There is no model {text!r}. {catalog.suggestion(text, _able(verb))}")
+
+
+def verb_of(name: str | Path) -> Verb | None:
+    """What a model does, before it is fetched or opened; None where that isn't known yet."""
+    _, kind = _known(name)
+    return None if kind is None else kind.verb
+
+
+def _known(name: str | Path) -> tuple[catalog.Entry | None, Kind | None]:
+    entry = catalog.entry_of(canonical(name)) if isinstance(name, str) else None
+    return entry, local_kind(name) if entry is None else KINDS[entry.family]
 
 
 def local_kind(name: str | Path) -> Kind | None:

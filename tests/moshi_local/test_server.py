@@ -19,9 +19,11 @@ import numpy as np
 import pytest
 import sphn
 
+import moshi_mlx
 from benchmarks.processes import resident_bytes
 from moshi_local.server.talk import CROWDED_PACE, Talk
 from moshi_mlx.sounds import open_sound
+from tests.fixtures import make_hibiki
 
 ROOT = Path(__file__).parents[2]
 QUESTION = ROOT / "moshi_mlx" / "bundled" / "nano" / "question.wav"
@@ -293,6 +295,39 @@ def test_a_question_over_gpt_live(server: Server) -> None:
         assert 20 < silent.count(False) < 50
 
     talk(server, work)
+
+
+def test_a_translation_is_served_as_a_conversation_is(tmp_path: Path) -> None:
+    """With random weights: the words are those of a live translation in this process."""
+    folder = make_hibiki.write(tmp_path / "hibiki")
+    heard = [(frame * 32767).astype("<i2").astype(np.float32) / 32768 for frame in question(0)]
+    model = moshi_mlx.load(folder, codec="mlx", verb="translate")
+    with model.session(seed=0) as session:
+        expected = " ".join(word.text for pcm in heard for word in session.step(pcm).words)
+    assert expected
+
+    async def work(client: aiohttp.ClientSession) -> str:
+        async with client.get("/page/settings") as answer:
+            about = await answer.json()
+        assert about["translates"] and not about["persona"] and about["voices"] == []
+        async with client.ws_connect("/v1/live/sessions") as socket:
+            await socket.send_json({"type": "session.start", "session": {}})
+            for frame in question(0):
+                audio = as_text(frame)
+                await socket.send_json({"type": "session.input_audio.append", "audio": audio})
+            await socket.send_json({"type": "session.close"})
+            deltas = [
+                event["delta"]
+                async for event in events(socket)
+                if event["type"] == "session.output_transcript.delta"
+            ]
+        return "".join(deltas).strip()
+
+    served = Server("--model", str(folder), "--codec", "mlx")
+    try:
+        assert talk(served, work).startswith(expected)
+    finally:
+        served.stop()
 
 
 def test_the_model_finishes_while_a_client_sends_nothing(server: Server) -> None:
@@ -608,7 +643,8 @@ def test_a_unix_socket_that_only_its_owner_can_open(tmp_path: Path) -> None:
     [
         (["--ssl", "nowhere"], "cert.pem and key.pem cannot be used"),
         (["--host", "192.0.2.1"], "cannot listen on 192.0.2.1 port"),
-        (["--model", "hibiki"], "can translate"),
+        (["--model", "nano-stt"], "can transcribe"),
+        (["--model", "hibiki", "--persona", "You are Ada."], "takes no persona"),
         (["--sessions", "0"], "--sessions"),
         (["--unix", "/nowhere/at/all"], "cannot listen on /nowhere/at/all"),
     ],

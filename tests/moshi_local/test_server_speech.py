@@ -322,7 +322,7 @@ def test_clients_that_vanish_free_their_places(server: Server) -> None:
                 await speech(client)
             else:
                 await transcription(client, QUESTION.read_bytes())
-            assert time.monotonic() - began < 5, kind
+            assert time.monotonic() - began < 20, kind
 
     talk(server, work)
 

@@ -64,6 +64,7 @@ def add_page(app: web.Application, room: Room) -> None:
             {
                 "model": room.name,
                 "version": __version__,
+                "translates": room.translates,
                 "persona": room.takes_persona,
                 "longest_persona": LONGEST_PERSONA,
                 "voices": room.voices,

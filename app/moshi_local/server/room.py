@@ -77,6 +77,7 @@ class Room:
         minutes: that a conversation may last; None: as long as it likes.
         captions_after: so long after a word was said it may be told (seconds); None: users' words
             are not told.
+        translates: what it says are the user's words in another language.
     """
 
     def __init__(
@@ -91,10 +92,12 @@ class Room:
         voices: Sequence[str] = (),
         minutes: float | None = None,
         captions_after: float | None = None,
+        translates: bool = False,
     ) -> None:
         self.name, self.sample_rate, self.frame_size = name, sample_rate, frame_size
         self.places, self.takes_persona, self.voices = places, takes_persona, tuple(voices)
         self.minutes, self.captions_after = minutes, captions_after
+        self.translates = translates
         self.taken = 0
         self._open = open
         self._closing: set[asyncio.Task[None]] = set()

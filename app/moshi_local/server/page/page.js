@@ -50,12 +50,13 @@ function complain(problem) {
 }
 
 function showReady() {
-  show('ready', 'Ready', 'Press Talk and say hello.')
+  show('ready', 'Ready', about?.translates ? 'Press Talk and speak.' : 'Press Talk and say hello.')
 }
 
 function showTalking() {
-  const words = muted ? 'Muted' : 'Listening'
-  show('talking', words, muted ? 'Moshi hears silence.' : 'Speak whenever you like, even while it speaks.')
+  if (muted) return show('talking', 'Muted', 'Moshi hears silence.')
+  const how = about.translates ? 'Speak; the translation follows you.' : 'Speak whenever you like, even while it speaks.'
+  show('talking', 'Listening', how)
 }
 
 function seconds(value) {
@@ -268,7 +269,9 @@ function press(button, pressed) {
 async function learn() {
   about = await settings()
   ui.model.textContent = about.model.split(/[\\/]/).at(-1) // of a path, what matters
-  ui['no-words'].textContent = `${about.captions ? 'Your words and Moshi’s' : 'Moshi’s words'} appear here, with their times.`
+  transcript.names.moshi = about.translates ? 'Translation' : 'Moshi'
+  const shown = [about.captions && 'your words', about.translates ? 'their translation' : 'what Moshi says'].filter(Boolean)
+  ui['no-words'].textContent = `Here you will read ${shown.join(' and ')}, with times.`
   ui.role.hidden = !about.persona
   ui.persona.maxLength = about.longest_persona
   ui['voice-choice'].hidden = !about.voices.length

@@ -1,7 +1,6 @@
 // Who said what, when: lines of words in order of their time.
 
 const PAUSE = 1.2 // seconds of silence after which a new line begins
-const NAMES = { you: 'You', moshi: 'Moshi' }
 
 export function clock(seconds) {
   const whole = Math.max(0, Math.floor(seconds))
@@ -9,6 +8,7 @@ export function clock(seconds) {
 }
 
 export class Transcript {
+  names = { you: 'You', moshi: 'Moshi' }
   #list
   #view // what scrolls
   #lines = { you: null, moshi: null }
@@ -45,7 +45,7 @@ export class Transcript {
     item.dataset.start = start
     const [time, name, words] = ['time', 'b', 'span'].map(tag => document.createElement(tag))
     time.textContent = clock(start)
-    name.textContent = NAMES[side]
+    name.textContent = this.names[side]
     item.append(time, name, words)
     let before = null
     for (let last = this.#list.lastElementChild; last?.dataset.start > start; last = last.previousElementSibling) {
