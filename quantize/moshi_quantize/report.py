@@ -18,11 +18,12 @@ from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.outputs import WholeFile
+from moshi_mlx.text import known_sentences
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
 from .dialogues import Dialogues
-from .replies import Replies, known_sentences
+from .replies import Replies
 from .teacher import Logits, Teacher, distance
 
 CHIPS = ("M1", "M4", "M4 Pro")
@@ -95,7 +96,7 @@ def measure(
     for other in others:
         _check_alike(original, other)
     reference = reference or Teacher(original)(tokens)
-    sentences = known_sentences(original)
+    sentences = known_sentences(original.files.tokenizer)
     heard = None if replies is None else replies.of(original, sentences=sentences)
     figures = []
     for other, kept in itertools.product(others, kv_bits):

@@ -25,7 +25,8 @@ import moshi_mlx
 from moshi_mlx.activity import audible_spans
 from moshi_mlx.families import Moshi
 from moshi_mlx.generate import Generator
-from moshi_quantize.listening import plain_words, recognize
+from moshi_mlx.text import plain_words
+from moshi_quantize.listening import recognize
 
 from . import script
 from .codec_data import FRAME_SIZE, canonical_rendition
