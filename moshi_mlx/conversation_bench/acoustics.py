@@ -34,7 +34,8 @@ def at_level(pcm: Pcm, rate: float, dbfs: float) -> Pcm:
     level = sounding_level(pcm, rate)
     if level == float("-inf"):
         return pcm
-    return np.clip(pcm * decibels_to_factor(dbfs - level), -1, 1).astype(np.float32)
+    out: Pcm = np.clip(pcm * decibels_to_factor(dbfs - level), -1, 1).astype(np.float32)
+    return out
 
 
 def room_response(
@@ -54,14 +55,16 @@ def room_response(
     tail[: max(1, round(rng.uniform(0.002, 0.008) * rate))] = 0
     tail *= decibels_to_factor(-direct_to_reverberant) / np.sqrt(np.sum(tail**2))
     tail[0] = 1.0
-    return tail.astype(np.float32)
+    out: Pcm = tail.astype(np.float32)
+    return out
 
 
 def convolved(pcm: Pcm, response: Pcm) -> Pcm:
     """Sound through a response, as long as before."""
     size = len(pcm) + len(response) - 1
     spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(response, size)
-    return np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
+    out: Pcm = np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
+    return out
 
 
 def in_room(
@@ -77,13 +80,15 @@ def pink_noise(samples: int, rate: float, rng: np.random.Generator) -> Pcm:
     frequencies = np.maximum(np.fft.rfftfreq(samples, 1 / rate), 20)
     spectrum = np.fft.rfft(rng.standard_normal(samples)) / np.sqrt(frequencies)
     shaped = np.fft.irfft(spectrum, samples)
-    return (shaped / np.sqrt(np.mean(shaped**2))).astype(np.float32)
+    out: Pcm = (shaped / np.sqrt(np.mean(shaped**2))).astype(np.float32)
+    return out
 
 
 def in_noise(pcm: Pcm, rate: float, signal_to_noise: float, rng: np.random.Generator) -> Pcm:
     """A voice with pink noise `signal_to_noise` dB below what sounds of it."""
     floor = decibels_to_factor(sounding_level(pcm, rate) - signal_to_noise)
-    return np.clip(pcm + floor * pink_noise(len(pcm), rate, rng), -1, 1).astype(np.float32)
+    out: Pcm = np.clip(pcm + floor * pink_noise(len(pcm), rate, rng), -1, 1).astype(np.float32)
+    return out
 
 
 def band(pcm: Pcm, rate: float, low: float, high: float, order: int = 4) -> Pcm:
@@ -97,10 +102,11 @@ def band(pcm: Pcm, rate: float, low: float, high: float, order: int = 4) -> Pcm:
 def on_telephone(pcm: Pcm, rate: float) -> Pcm:
     """300 to 3400 Hz, in eight bits by the µ-law."""
     mu = 255.0
-    heard = np.clip(band(pcm, rate, 300, 3400), -1, 1)
+    heard: Pcm = np.clip(band(pcm, rate, 300, 3400), -1, 1)
     folded = np.sign(heard) * np.log1p(mu * np.abs(heard)) / np.log1p(mu)
     coarse = np.round(folded * 127) / 127
-    return (np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(mu)) / mu).astype(np.float32)
+    out: Pcm = (np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(mu)) / mu).astype(np.float32)
+    return out
 
 
 def with_pause(pcm: Pcm, rate: float, seconds: float) -> tuple[Pcm, tuple[float, float]]:

@@ -85,4 +85,5 @@ class Whisper:
 
 def _padded(pcm: Pcm, sample_rate: int) -> Pcm:
     padded = np.pad(pcm, round(_PAD_SECONDS * sample_rate))
-    return soxr.resample(padded, sample_rate, _RATE).astype(np.float32)
+    audio: Pcm = soxr.resample(padded, sample_rate, _RATE).astype(np.float32)
+    return audio

@@ -324,13 +324,15 @@ def figures_svg(models: Mapping[str, AxisFigures]) -> str:
         legend.append(f'<text x="{x + 15:.0f}" y="19">{escape(name)}</text>')
         x += 40 + 7 * len(name)
     grid = [
-        f'<path d="M{_LEFT + _WIDTH * n / 4:.1f} {_TOP - 4:.0f}V{height - 8:.0f}" stroke="{_GRID}"/>'
+        f'<path stroke="{_GRID}" '
+        f'd="M{_LEFT + _WIDTH * n / 4:.1f} {_TOP - 4:.0f}V{height - 8:.0f}"/>'
         for n in range(5)
     ]
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {max(width, x):.0f} {height:.0f}" '
-            'role="img" aria-label="AxisFigures of the conversation bench as bars">',
+            '<svg xmlns="http://www.w3.org/2000/svg" '
+            f'viewBox="0 0 {max(width, x):.0f} {height:.0f}" '
+            'role="img" aria-label="Figures of the conversation bench as bars">',
             f"<style>text{{font:12px Helvetica,Arial,sans-serif;fill:{_INK}}}"
             ".axis{font-weight:bold}.value{font-size:10px;fill:#777}</style>",
             f'<rect width="{max(width, x):.0f}" height="{height:.0f}" fill="#fff"/>',

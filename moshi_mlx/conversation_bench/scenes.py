@@ -28,7 +28,7 @@ _MURMUR_SECONDS = 1.0  # after a pause's start
 
 
 class Axis(StrEnum):
-    """What the bench looks at; those from `INTERRUPTION` on have something while the model speaks."""
+    """What the bench looks at; from `INTERRUPTION` on, something comes while the model speaks."""
 
     PAUSE = "pause_handling"
     BACKCHANNEL = "backchannel"
