@@ -19,6 +19,7 @@ from .formats import TOKENIZER_JSON, what_is
 from .tokenizer_json import sentencepiece_model
 
 __all__ = [
+    "SENTENCES",
     "TextTokenizer",
     "Word",
     "WordStream",
@@ -36,7 +37,8 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 """Scripts that are written without spaces."""
-_SENTENCES = "sentences.txt"
+SENTENCES = "sentences.txt"
+"""Lists what a model can say, beside its tokenizer, where that is all that it can."""
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -148,7 +150,7 @@ def _decoder() -> codecs.IncrementalDecoder:
 
 def known_sentences(tokenizer: Path) -> list[str]:
     """All that a model can say, where a file beside its tokenizer lists that; else nothing."""
-    listed = tokenizer.parent / _SENTENCES
+    listed = tokenizer.parent / SENTENCES
     return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
 
 

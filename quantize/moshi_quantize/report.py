@@ -14,6 +14,7 @@ from typing import Any
 import mlx.core as mx
 
 from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.conversation_bench import Evaluation
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
@@ -181,7 +182,12 @@ def codebook_table(figures: Sequence[Figures]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> str:
+def as_json(
+    original: str,
+    dialogues: Dialogues,
+    figures: Sequence[Figures],
+    evaluations: Sequence[Evaluation] = (),
+) -> str:
     """All figures."""
     data: dict[str, Any] = {
         "original": original,
@@ -192,6 +198,8 @@ def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> 
         },
         "models": [asdict(f) for f in figures],
     }
+    if evaluations:
+        data["conversation"] = [evaluation.as_dict() for evaluation in evaluations]
     return json.dumps(data, indent=1) + "\n"
 
 
