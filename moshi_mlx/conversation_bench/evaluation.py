@@ -19,7 +19,7 @@ from .benchmark_folders import SETS, found_sets, published_scenes, samples_of
 from .ears import Whisper
 from .figures import AxisFigures, Score, figures_of, scored
 from .keeping import Keep
-from .running import Talk, run_scenes
+from .running import SceneTalk, run_scenes
 from .scenes import NEEDS, Axis, Scene, made_scenes
 from .scores import MODEL_PAUSE, Span
 from .speakers import Speakers, speakers_here
@@ -162,7 +162,7 @@ class Bench:
         scores: list[Score] = []
         sentences = known_sentences(moshi.files.tokenizer)
 
-        def take(talk: Talk, old: bool) -> None:
+        def take(talk: SceneTalk, old: bool) -> None:
             scores.append(self._score(talk, sentences))
             if on_scene is not None:
                 on_scene(len(scores), old)
@@ -205,18 +205,18 @@ class Bench:
         }
         return Keep(options.out, run, self._sets, inputs=not self._sets)
 
-    def _score(self, talk: Talk, sentences: Sequence[str]) -> Score:
+    def _score(self, talk: SceneTalk, sentences: Sequence[str]) -> Score:
         seconds = len(talk.model) / self._rate
         if self._ears is not None:
             words = self._ears.words(talk.model, self._rate)
             return scored(
                 talk.marks, words, self._ears.voice(talk.model, self._rate), seconds, sentences
             )
-        voice = voice_of(talk.model, self._rate)
+        voice = sounding_spans(talk.model, self._rate)
         return scored(talk.marks, bounded(talk.words, voice), voice, seconds, sentences)
 
 
-def voice_of(pcm: Pcm, rate: int) -> list[Span]:
+def sounding_spans(pcm: Pcm, rate: int) -> list[Span]:
     """When a model sounds, by its loudness: windows of 10 ms above −40 dBFS."""
     spans = audible_spans(pcm, rate, window=_WINDOW_SECONDS, pause=_SEGMENT_PAUSE)
     return [(start / rate, end / rate) for start, end in spans]

@@ -20,7 +20,7 @@ from ..files import read_json, replace_file
 from ..sounds import open_sound
 from ..text import Word, join_words
 from .benchmark_folders import INPUT, OUTPUT, WORDS
-from .running import Talk
+from .running import SceneTalk
 from .scenes import Axis, Marks, Scene
 
 _OURS = "moshi-local"
@@ -75,7 +75,7 @@ class Keep:
             "delete this one's output.wav and output.json"
         )
 
-    def write(self, talk: Talk, rate: int) -> None:
+    def write(self, talk: SceneTalk, rate: int) -> None:
         """A scene's both sides and words. Raises MoshiError."""
         folder = self.folder(talk.marks)
         facts = {
@@ -93,7 +93,7 @@ class Keep:
         except OSError as error:
             raise MoshiError(f"{folder}: cannot be written: {error.strerror or error}") from error
 
-    def read(self, scene: Scene, rate: int) -> Talk:
+    def read(self, scene: Scene, rate: int) -> SceneTalk:
         """A finished scene. Raises MoshiError."""
         folder = self.folder(scene.marks)
         path = folder / WORDS
@@ -104,7 +104,7 @@ class Keep:
         except (KeyError, TypeError, ValueError) as error:
             raise MoshiError(f"{path}: is not as it was written; delete it") from error
         model = open_sound(folder / OUTPUT).read(rate).mean(axis=0)
-        return Talk(marks, scene.user, model, words)
+        return SceneTalk(marks, scene.user, model, words)
 
 
 def _marks(facts: Mapping[str, Any]) -> Marks:

@@ -23,7 +23,7 @@ _FLOAT_BYTES = 2
 
 
 @dataclass(frozen=True)
-class Talk:
+class SceneTalk:
     """A scene that was run.
 
     marks: with the times of what came while the model spoke.
@@ -102,7 +102,7 @@ class _Running:
             self.cue_at = max(self.index * self.size, len(self.scene.user))
             self.in_time = bool(sounds)
 
-    def finish(self) -> Talk:
+    def finish(self) -> SceneTalk:
         self.words += self.session.flush()
         self.session.close()
         length = self.length or 0
@@ -115,7 +115,7 @@ class _Running:
         words = [
             Word(w.text, w.start, min(w.end, seconds)) for w in self.words if w.start < seconds
         ]
-        return Talk(marks, user, model, words)
+        return SceneTalk(marks, user, model, words)
 
 
 def _add(frame: Pcm, pcm: Pcm, at: int) -> None:
@@ -132,7 +132,7 @@ def run_scenes(
     at_once: int | None = None,
     kv_bits: int | None = None,
     on_frame: Callable[[float], None] | None = None,
-) -> Iterator[Talk]:
+) -> Iterator[SceneTalk]:
     """Runs scenes; those that are over are given in the order in which they end.
 
     Args:

@@ -14,7 +14,7 @@ import numpy as np
 from ..arrays import Pcm
 from .acoustics import at_level, band, decibels_to_factor, in_room, pink_noise, with_pause
 from .scores import BIN_SECONDS, Behaviour, Span
-from .speakers import LEVEL, Part, Speakers, Utterance
+from .speakers import LEVEL, ScenePart, Speakers, Utterance
 
 AFTER_SECONDS = 6.0
 """For an answer, after the user's last word."""
@@ -47,14 +47,14 @@ RIGHT: Mapping[Axis, Behaviour] = {
 }
 """The behaviour that is right after an overlap."""
 
-NEEDS: Mapping[Axis, frozenset[Part]] = {
-    Axis.PAUSE: frozenset({Part.QUESTION}),
-    Axis.BACKCHANNEL: frozenset({Part.STORY}),
-    Axis.TURN: frozenset({Part.QUESTION}),
-    Axis.INTERRUPTION: frozenset({Part.QUESTION}),
-    Axis.USER_BACKCHANNEL: frozenset({Part.QUESTION, Part.BACKCHANNEL}),
-    Axis.OTHERS: frozenset({Part.QUESTION, Part.ASIDE}),
-    Axis.BACKGROUND: frozenset({Part.QUESTION, Part.BACKGROUND}),
+NEEDS: Mapping[Axis, frozenset[ScenePart]] = {
+    Axis.PAUSE: frozenset({ScenePart.QUESTION}),
+    Axis.BACKCHANNEL: frozenset({ScenePart.STORY}),
+    Axis.TURN: frozenset({ScenePart.QUESTION}),
+    Axis.INTERRUPTION: frozenset({ScenePart.QUESTION}),
+    Axis.USER_BACKCHANNEL: frozenset({ScenePart.QUESTION, ScenePart.BACKCHANNEL}),
+    Axis.OTHERS: frozenset({ScenePart.QUESTION, ScenePart.ASIDE}),
+    Axis.BACKGROUND: frozenset({ScenePart.QUESTION, ScenePart.BACKGROUND}),
 }
 """What must be said in a scene of each axis."""
 
@@ -145,8 +145,8 @@ def made_scene(axis: Axis, name: str, speakers: Speakers, rate: int, seed: int) 
     voice = speakers.voices(rng)
     lead = rng.uniform(*_LEAD)
     if axis is Axis.BACKCHANNEL:
-        return _story(name, speakers.say(Part.STORY, voice, rng), lead, rate, rng, seed)
-    (question,) = speakers.say(Part.QUESTION, voice, rng)
+        return _story(name, speakers.say(ScenePart.STORY, voice, rng), lead, rate, rng, seed)
+    (question,) = speakers.say(ScenePart.QUESTION, voice, rng)
     pcm = question.pcm
     pause: Span | None = None
     if axis is Axis.PAUSE:
@@ -173,10 +173,10 @@ def _overlap(
 ) -> tuple[str, Pcm]:
     """What is said while the model speaks, and how it sounds at the user's microphone."""
     part = {
-        Axis.INTERRUPTION: Part.QUESTION,
-        Axis.USER_BACKCHANNEL: Part.BACKCHANNEL,
-        Axis.OTHERS: Part.ASIDE,
-        Axis.BACKGROUND: Part.BACKGROUND,
+        Axis.INTERRUPTION: ScenePart.QUESTION,
+        Axis.USER_BACKCHANNEL: ScenePart.BACKCHANNEL,
+        Axis.OTHERS: ScenePart.ASIDE,
+        Axis.BACKGROUND: ScenePart.BACKGROUND,
     }[axis]
     for _ in range(10):  # another question than the first, if there are several
         speaker = voice

@@ -19,7 +19,7 @@ Span = tuple[float, float]
 
 TURN_SECONDS, TURN_WORDS = 1.0, 3
 """An answer that is shorter than this and has no more words than this takes no turn."""
-LONG_SECONDS = 3.0
+LONGEST_SECONDS = 3.0
 """A backchannel is never longer."""
 BACKCHANNEL_WORDS = 2
 """And has no more words."""
@@ -82,7 +82,7 @@ def backchannels(voice: Sequence[Span], words: Sequence[Word]) -> tuple[list[Spa
     found: list[Span] = []
     for span in voice:
         seconds, count = span[1] - span[0], len(words_in(words, span))
-        if seconds > LONG_SECONDS or seconds >= TURN_SECONDS or count > BACKCHANNEL_WORDS:
+        if seconds > LONGEST_SECONDS or seconds >= TURN_SECONDS or count > BACKCHANNEL_WORDS:
             return found, True
         found.append(span)
     return found, False
@@ -251,7 +251,7 @@ def _uncommon(texts: Iterable[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Said:
+class SaidSentence:
     """A sentence as far as it was said.
 
     start: in seconds.
@@ -280,18 +280,18 @@ def _fixed_behaviour(
     return Behaviour.RESUME if on else Behaviour.UNKNOWN
 
 
-def said_sentences(words: Iterable[Word], sentences: Iterable[str]) -> list[Said]:
+def said_sentences(words: Iterable[Word], sentences: Iterable[str]) -> list[SaidSentence]:
     """Words dealt out to the sentences that they begin; a word that goes on with none is alone."""
     known = [tuple(plain_words(sentence)) for sentence in sentences]
     wholes = set(known)
     begins = {sentence[:n] for sentence in known for n in range(1, len(sentence) + 1)}
-    out: list[Said] = []
+    out: list[SaidSentence] = []
     for word in words:
         for plain in plain_words(word.text):
             start, going = (out[-1].start, (*out[-1].words, plain)) if out else (0.0, ())
             if going in begins:
-                out[-1] = Said(start, going, going in wholes, True)
+                out[-1] = SaidSentence(start, going, going in wholes, True)
             else:
                 alone = (plain,)
-                out.append(Said(word.start, alone, alone in wholes, alone in begins))
+                out.append(SaidSentence(word.start, alone, alone in wholes, alone in begins))
     return out

@@ -30,7 +30,7 @@ _QUIET_DB = -40.0  # below the loudest window: what is cut off at both ends
 _WINDOW_SECONDS = 0.01
 
 
-class Part(StrEnum):
+class ScenePart(StrEnum):
     """What is said in a scene; the value is the name of the folder of its recordings."""
 
     QUESTION = "questions"
@@ -40,8 +40,8 @@ class Part(StrEnum):
     BACKGROUND = "background"
 
 
-TEXTS: Mapping[Part, Sequence[str]] = {
-    Part.QUESTION: (
+TEXTS: Mapping[ScenePart, Sequence[str]] = {
+    ScenePart.QUESTION: (
         "what is the biggest animal", "tell me a joke", "what is the capital of france",
         "how far is the moon", "what is your name", "what is the weather like today",
         "which mountain is the highest", "can you tell me a story", "how are you today",
@@ -49,7 +49,7 @@ TEXTS: Mapping[Part, Sequence[str]] = {
         "who wrote romeo and juliet", "how many days has a week", "what should i cook for dinner",
         "where do you live",
     ),
-    Part.STORY: (
+    ScenePart.STORY: (
         "let me tell you about my day. the dentist was very friendly. "
         "he gave me a purple toothbrush. and that is my story",
         "listen to this story. we adopted a very old horse. "
@@ -59,13 +59,13 @@ TEXTS: Mapping[Part, Sequence[str]] = {
         "i have to tell you something. the wind took my umbrella. "
         "it landed on the church roof. and that is my story",
     ),
-    Part.BACKCHANNEL: ("uh huh", "yeah", "right", "mm hm", "okay", "i see", "sure", "oh really"),
-    Part.ASIDE: (
+    ScenePart.BACKCHANNEL: ("uh huh", "yeah", "right", "mm hm", "okay", "i see", "sure", "oh really"),
+    ScenePart.ASIDE: (
         "anna can you close the door please", "not now i am on the phone",
         "john the keys are on the table", "come here buddy good dog",
         "dinner is ready in ten minutes", "could you turn the music down",
     ),
-    Part.BACKGROUND: (
+    ScenePart.BACKGROUND: (
         "the train to the airport leaves from the other platform",
         "we should paint the kitchen before the summer begins",
         "they sold the old house to a family from the city",
@@ -88,13 +88,13 @@ class Speakers(Protocol):
     """Where the user's side comes from."""
 
     @property
-    def parts(self) -> frozenset[Part]:
+    def parts(self) -> frozenset[ScenePart]:
         """What they can say."""
 
     def voices(self, rng: np.random.Generator) -> str:
         """Someone, to say all of a scene."""
 
-    def say(self, part: Part, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
+    def say(self, part: ScenePart, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
         """One thing to say, drawn: the sentences of a story, else one utterance."""
 
 
@@ -168,7 +168,7 @@ class Synthesizers:
         voices: those that speak.
     """
 
-    parts = frozenset(Part)
+    parts = frozenset(ScenePart)
 
     def __init__(self, rate: int, voices: Sequence[str]) -> None:
         self._rate, self._voices = rate, voices
@@ -177,9 +177,9 @@ class Synthesizers:
     def voices(self, rng: np.random.Generator) -> str:
         return str(rng.choice(self._voices))
 
-    def say(self, part: Part, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
+    def say(self, part: ScenePart, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
         text = str(rng.choice(TEXTS[part]))
-        sentences = text.split(". ") if part is Part.STORY else [text]
+        sentences = text.split(". ") if part is ScenePart.STORY else [text]
         return [self.text(sentence, voice) for sentence in sentences]
 
     def text(self, text: str, voice: str) -> Utterance:
@@ -193,8 +193,8 @@ class Synthesizers:
 # ------------------------------------------------------------------------------------- recordings
 
 
-class Recordings:
-    """A folder of recordings, with a subfolder for each `Part`; loose files are questions.
+class RecordedSpeakers:
+    """A folder of recordings, with a subfolder for each `ScenePart`; loose files are questions.
 
     A file's text is in a file beside it that ends in .txt; without one it is unknown. A story is
     one file whose sentences are separated by pauses of a quarter of a second or more.
@@ -211,23 +211,23 @@ class Recordings:
         if not folder.is_dir():
             raise MoshiError(f"{folder}: there is no such folder of recordings")
         self._rate = rate
-        self._files = {part: _sounds(folder / part.value) for part in Part}
-        self._files[Part.QUESTION] += _sounds(folder)
+        self._files = {part: _sounds(folder / part.value) for part in ScenePart}
+        self._files[ScenePart.QUESTION] += _sounds(folder)
         if not any(self._files.values()):
-            names = ", ".join(part.value for part in Part)
+            names = ", ".join(part.value for part in ScenePart)
             raise MoshiError(
                 f"{folder}: has no recordings; put sound files into it (questions), or into its "
                 f"folders {names}"
             )
 
     @property
-    def parts(self) -> frozenset[Part]:
+    def parts(self) -> frozenset[ScenePart]:
         return frozenset(part for part, files in self._files.items() if files)
 
     def voices(self, rng: np.random.Generator) -> str:
         return "recorded"
 
-    def say(self, part: Part, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
+    def say(self, part: ScenePart, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
         files = self._files[part]
         path = files[int(rng.integers(len(files)))]
         beside = path.with_suffix(".txt")
@@ -258,7 +258,7 @@ class BundledQuestions:
         rate: of the sound that is wanted.
     """
 
-    parts = frozenset({Part.QUESTION, Part.BACKGROUND})
+    parts = frozenset({ScenePart.QUESTION, ScenePart.BACKGROUND})
     _texts = ("hello", "what is your name", "count to five")
 
     def __init__(self, recording: Path, rate: int) -> None:
@@ -270,7 +270,7 @@ class BundledQuestions:
     def voices(self, rng: np.random.Generator) -> str:
         return "bundled"
 
-    def say(self, part: Part, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
+    def say(self, part: ScenePart, voice: str, rng: np.random.Generator) -> Sequence[Utterance]:
         return [self._said[int(rng.integers(len(self._said)))]]
 
 
@@ -281,7 +281,7 @@ def speakers_here(rate: int, recordings: Path | None = None) -> Speakers:
         MoshiError: the folder of recordings has none.
     """
     if recordings is not None:
-        return Recordings(recordings, rate)
+        return RecordedSpeakers(recordings, rate)
     voices = installed_voices()
     if voices:
         return Synthesizers(rate, voices)

@@ -25,7 +25,7 @@ from moshi_mlx.conversation_bench import (
 )
 from moshi_mlx.conversation_bench.running import run_scenes
 from moshi_mlx.conversation_bench.scenes import made_scenes
-from moshi_mlx.conversation_bench.speakers import BundledQuestions, Part, Recordings
+from moshi_mlx.conversation_bench.speakers import BundledQuestions, RecordedSpeakers, ScenePart
 from moshi_mlx.hub import bundled_folder
 
 RATE = 24_000
@@ -34,14 +34,14 @@ QUESTION = bundled_folder("nano") / "question.wav"
 
 @pytest.fixture(scope="module")
 def voices(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Recordings of all parts: pieces of the bundled question."""
+    """RecordedSpeakers of all parts: pieces of the bundled question."""
     folder = tmp_path_factory.mktemp("voices")
     bundled = BundledQuestions(QUESTION, RATE)
     said = {u.text: u.pcm for u in bundled._said}
-    for part in Part:
+    for part in ScenePart:
         (folder / part.value).mkdir()
-        pcm = said["hello" if part is Part.BACKCHANNEL else "count to five"]
-        if part is Part.STORY:
+        pcm = said["hello" if part is ScenePart.BACKCHANNEL else "count to five"]
+        if part is ScenePart.STORY:
             pcm = np.concatenate([pcm, np.zeros(RATE), pcm, np.zeros(RATE), pcm])
         soundfile.write(folder / part.value / "a.wav", pcm, RATE)
     (folder / "questions" / "a.txt").write_text("count to five\n")
@@ -91,7 +91,7 @@ def test_nano_from_end_to_end_and_again(
 def test_alone_or_side_by_side(voices: Path) -> None:
     moshi = moshi_mlx.load("nano", codec="mlx")
     assert isinstance(moshi, Moshi)
-    speakers = Recordings(voices, RATE)
+    speakers = RecordedSpeakers(voices, RATE)
     axes = [Axis.TURN, Axis.INTERRUPTION, Axis.BACKCHANNEL]
 
     def texts(at_once: int) -> dict[str, str]:
