@@ -2,12 +2,14 @@
 
     python3 -m venv build/clients
     build/clients/bin/pip install openai openai-agents moshi==0.2.13 soundfile soxr
+    build/clients/bin/pip install wyoming msgpack websockets
     python -m benchmarks.clients --python build/clients/bin/python
 
-Each asks nano a spoken question, in its own process with that Python; those that it lacks are told
-as missing. LiveKit's (livekit-plugins-nvidia[personaplex], livekit-plugins-openai) and pipecat's
-(pipecat-ai[openai]) want other environments. The client of Kyutai's package wants a sound
-card; its two streams are replaced by the question and by a counter.
+Each asks nano a spoken question, or lets nano-tts speak and nano-stt write that down, in its own
+process with that Python; those that it lacks are told as missing. LiveKit's
+(livekit-plugins-nvidia[personaplex], livekit-plugins-openai) and pipecat's (pipecat-ai[openai])
+want other environments. The client of Kyutai's package wants a sound card; its two streams are
+replaced by the question and by a counter.
 """
 
 from __future__ import annotations
@@ -284,10 +286,110 @@ async def pipecat(url: str, live: bool) -> dict[str, Any]:
     return {"text": " ".join(word.strip() for word in words), "frames": sound}
 
 
+_SAID = "what is your name"
+_OPTIONS = ("--stt", "nano-stt", "--tts", "nano-tts", "--captions", "nano-stt")
+
+
+async def openai_audio(url: str) -> dict[str, Any]:
+    """The openai package: a text is spoken, and what is heard of it."""
+    from openai import AsyncOpenAI
+
+    client = AsyncOpenAI(base_url=f"{url}/v1", api_key="any")
+    sound = b""
+    async with client.audio.speech.with_streaming_response.create(
+        model="tts-1", voice="default", input=_SAID, response_format="wav"
+    ) as answer:
+        async for piece in answer.iter_bytes():
+            sound += piece
+    file = ("speech.wav", sound)
+    whole = await client.audio.transcriptions.create(
+        model="whisper-1", file=file, response_format="verbose_json"
+    )
+    streamed, deltas = (
+        await client.audio.transcriptions.create(model="whisper-1", file=file, stream=True),
+        "",
+    )
+    async for event in streamed:
+        deltas += event.delta if event.type == "transcript.text.delta" else ""
+    if deltas != whole.text:
+        raise RuntimeError(f"{deltas!r} was streamed, and the whole is {whole.text!r}")
+    return {"text": whole.text, "frames": len(sound) // (2 * _FRAME)}
+
+
+async def wyoming(url: str) -> dict[str, Any]:
+    """The wyoming package, as Home Assistant uses it: both ways."""
+    from wyoming.asr import Transcribe, Transcript
+    from wyoming.audio import AudioChunk, AudioStart, AudioStop
+    from wyoming.client import AsyncTcpClient
+    from wyoming.tts import Synthesize
+
+    sound: list[AudioChunk] = []
+    async with AsyncTcpClient("127.0.0.1", int(url.rpartition(":")[2])) as client:
+        await client.write_event(Synthesize(_SAID).event())
+        while (event := await client.read_event()) and not AudioStop.is_type(event.type):
+            if AudioChunk.is_type(event.type):
+                sound.append(AudioChunk.from_event(event))
+        await client.write_event(Transcribe(language="en").event())
+        await client.write_event(AudioStart(_RATE, 2, 1).event())
+        for chunk in sound:
+            await client.write_event(chunk.event())
+        await client.write_event(AudioStop().event())
+        while (event := await client.read_event()) and not Transcript.is_type(event.type):
+            pass
+    assert event is not None, "the connection was closed"
+    return {"text": Transcript.from_event(event).text, "frames": len(sound)}
+
+
+async def moshi_server(url: str) -> dict[str, Any]:
+    """A text over moshi-server's socket, and its sound over the other one.
+
+    By the packages of Kyutai's own scripts, and in their order of messages.
+    """
+    import msgpack
+    import websockets
+
+    where, key = url.replace("http", "ws", 1), {"kyutai-api-key": "public_token"}
+    sound: list[list[float]] = []
+    words = ""
+    address = f"{where}/api/tts_streaming?format=PcmMessagePack"
+    async with websockets.connect(address, additional_headers=key) as socket:
+        for word in _SAID.split():
+            await socket.send(msgpack.packb({"type": "Text", "text": word}))
+        await socket.send(msgpack.packb({"type": "Eos"}))
+        async for message in socket:
+            told = msgpack.unpackb(message)
+            if told["type"] == "Audio":
+                sound.append(told["pcm"])
+    address = f"{where}/api/asr-streaming"
+    async with websockets.connect(address, additional_headers=key) as socket:
+
+        async def send() -> None:
+            silence = [[0.0] * _FRAME]
+            for pcm in [*silence * 12, *sound, *silence * 6]:
+                packed = msgpack.packb({"type": "Audio", "pcm": pcm}, use_single_float=True)
+                await socket.send(packed)
+            await socket.send(msgpack.packb({"type": "Marker", "id": 0}))
+            for pcm in silence * 40:
+                await socket.send(msgpack.packb({"type": "Audio", "pcm": pcm}))
+
+        sending = asyncio.create_task(send())
+        async for message in socket:
+            told = msgpack.unpackb(message)
+            if told["type"] == "Word":
+                words += f" {told['text']}"
+            elif told["type"] == "Marker":
+                break
+        await sending
+    return {"text": words.strip(), "frames": len(sound)}
+
+
 CLIENTS: dict[str, Callable[[str], Awaitable[dict[str, Any]]]] = {
     "openai-live": openai_live,
     "openai-realtime": openai_realtime,
     "openai-agents": openai_agents,
+    "openai-audio": openai_audio,
+    "wyoming": wyoming,
+    "moshi-server": moshi_server,
     "moshi-client": kyutai,
     "livekit-personaplex": livekit_personaplex,
     "livekit-live": livekit_live,
@@ -305,12 +407,13 @@ def main() -> None:
     if args.client:
         print(json.dumps(asyncio.run(asyncio.wait_for(CLIENTS[args.client](args.url), 60))))
         return
-    from benchmarks.processes import served  # not where a client runs alone
+    from benchmarks.processes import free_port, served  # not where a client runs alone
 
-    with served() as server:
+    with served(*_OPTIONS, "--wyoming", str(port := free_port())) as server:
         for name in CLIENTS:
+            url = f"tcp://127.0.0.1:{port}" if name == "wyoming" else server.url
             done = subprocess.run(
-                [args.python, __file__, "--client", name, "--url", server.url],
+                [args.python, __file__, "--client", name, "--url", url],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -45,6 +46,14 @@ def served(*arguments: str) -> Iterator[Served]:
     finally:
         process.terminate()
         process.wait(STOPPING_SECONDS)
+
+
+def free_port() -> int:
+    """One that no program listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def resident_bytes(pid: int) -> float:

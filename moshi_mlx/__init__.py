@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .mimi import Mimi
     from .sampling import Sampling
     from .session import Frame, Session, Timing
-    from .speech import Speech
+    from .speech import Speech, SpokenWord
     from .text import TextTokenizer, Word
     from .transcription import HeardWord, Transcription
     from .voices import Voice, load_voice
@@ -78,6 +78,7 @@ _PARTS = {
     "Speech": "speech",
     "SpeechEnded": "events",
     "SpeechStarted": "events",
+    "SpokenWord": "speech",
     "Stt": "families",
     "TextSaid": "events",
     "TextTokenizer": "text",
@@ -133,6 +134,7 @@ __all__ = [
     "Speech",
     "SpeechEnded",
     "SpeechStarted",
+    "SpokenWord",
     "Stt",
     "TextSaid",
     "TextTokenizer",

@@ -5,6 +5,7 @@ network or of what a family does with a model.
 """
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -43,6 +44,7 @@ class Entry:
     aliases: shorter names.
     weights: its file, in a repository that has several.
     recordings: a voice can be made of a recording.
+    signature: of the model, in the files of the voices that were made for it.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Entry:
     made_from: str | None = None
     weights: str | None = None
     copies: tuple[str, ...] = ()
+    signature: str | None = None
 
     @property
     def bits(self) -> int:
@@ -120,6 +123,7 @@ def _kyutai(
     languages: tuple[str, ...],
     *aliases: str,
     recordings: bool = False,
+    signature: str | None = None,
 ) -> Entry:
     """A speech-to-text or a text-to-speech model: the name begins with its family's."""
     return Entry(
@@ -133,6 +137,7 @@ def _kyutai(
         languages=languages,
         aliases=aliases,
         recordings=recordings,
+        signature=signature,
     )
 
 
@@ -234,7 +239,15 @@ ENTRIES: tuple[Entry, ...] = (
     ),
     _kyutai("stt-2.6b", "speech to text", "stt-2.6b-en", 5_240_000_000, ("en",), "stt-2.6b-en"),
     # Weights of the first: computed from their shapes; of the second: by its name.
-    _kyutai("tts-1.6b", "text to speech", "tts-1.6b-en_fr", 3_673_264_384, ("en", "fr"), "tts"),
+    _kyutai(
+        "tts-1.6b",
+        "text to speech",
+        "tts-1.6b-en_fr",
+        3_673_264_384,
+        ("en", "fr"),
+        "tts",
+        signature="1e68beda@240",
+    ),
     _kyutai(
         "tts-0.75b",
         "text to speech",
@@ -242,10 +255,12 @@ ENTRIES: tuple[Entry, ...] = (
         1_500_000_000,
         ("en",),
         recordings=True,
+        signature="d6ef30c7@1000",
     ),
     *(_helium(precision) for precision in _HELIUM_BYTES),
 )
 """All of them, the bundled ones first."""
+_ALIKE = {"personaplex": "moshi"}  # families that can do the same
 
 
 def find(name: str) -> Entry | None:
@@ -284,14 +299,48 @@ def series(name: str) -> list[Entry]:
     return sorted(found, key=lambda entry: -entry.bits)
 
 
-def suggestion(name: str) -> str:
-    """For a name that leads nowhere: the nearest ones, and what a model can be."""
+def stand_in(name: str) -> str | None:
+    """The bundled model that can do what a published one can; None where there is none."""
+    entry = entry_of(name)
+    family = None if entry is None else _ALIKE.get(entry.family, entry.family)
+    return next((e.name for e in ENTRIES if e.bundled and e.family == family), None)
+
+
+def bundled_advice(name: str) -> str:
+    """What may be used in place of a model that cannot be had, for messages; "" if nothing."""
+    if entry_of(name) is None:
+        *first, last = bundled()
+        return f"use --model {', '.join(first)} or {last}, which come with the program"
+    other = stand_in(name)
+    return "" if other is None else f"use --model {other}, which comes with the program"
+
+
+def signed(signature: str) -> str:
+    """The model of that signature, for messages."""
+    found = (entry.name for entry in ENTRIES if entry.signature == signature)
+    return next(found, f"the model {signature}")
+
+
+def made_of_recordings() -> str:
+    """The models for which a voice can be made of a recording, for messages."""
+    names = (entry.series or entry.name for entry in ENTRIES if entry.recordings)
+    return " or ".join(dict.fromkeys(names))
+
+
+def suggestion(name: str, known: Sequence[str] = ()) -> str:
+    """For a name that leads nowhere: the nearest ones, and what a model can be.
+
+    Args:
+        name: as it was given.
+        known: models that can do what is asked; all if empty.
+    """
+    among = known or names()
     close = [entry.name for entry in series(name)]
     if not close:
         wanted = name.rsplit("/", 1)[-1].lower().replace("-mlx", "")
-        close = difflib.get_close_matches(wanted, names(), n=3, cutoff=0.6)
+        close = difflib.get_close_matches(wanted, among, n=3, cutoff=0.6)
     hint = f"Did you mean {' or '.join(close)}? " if close else ""
-    return f"{hint}A model is one of {', '.join(names())}, a folder, or org/repo on the hub."
+    return f"{hint}A model is one of {', '.join(among)}, a folder, or org/repo on the hub."
 
 
 # ------------------------------------------------------------------------- published voices

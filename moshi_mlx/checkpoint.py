@@ -21,10 +21,17 @@ from .arrays import Weights
 from .bases import likely_base
 from .codec import CodecName, MlxCodec, RustCodec, choose_codec
 from .config import LmConfig, MimiConfig, ModelConfig
-from .errors import ArgumentError, CheckpointError, HubError, counted
+from .errors import ArgumentError, CheckpointError, ConfigError, HubError, counted
 from .files import read_json, write_json
 from .formats import other_weights
-from .hub import CODECS, TOKENIZERS, ModelFiles, canonical, local_path, resolve
+from .hub import (
+    CODECS,
+    TOKENIZERS,
+    ModelFiles,
+    canonical,
+    local_path,
+    resolve,
+)
 from .layouts import ADAPTER as ADAPTER_TENSORS
 from .layouts import MIMI, detect_layout, require, whole_name
 from .lm import Lm
@@ -224,6 +231,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
     config = config_of(files)
     text = TextTokenizer(files.tokenizer)
     if not config.lm.text_card - _PADDED < text.vocab_size <= config.lm.text_card:
+        _needs_config(files, files.tokenizer)
         raise CheckpointError(
             f"{files.tokenizer}: has {counted(text.vocab_size, 'token')}, the model knows "
             f"{config.lm.text_card}: it is of another model"
@@ -232,6 +240,7 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
         read_json(files.mimi_config) if files.mimi_config else None, str(files.mimi_config)
     )
     if config.lm.card != mimi_config.quantizer.bins:
+        _needs_config(files, files.mimi)
         raise CheckpointError(
             f"{files.mimi}: has codebooks of {mimi_config.quantizer.bins} entries, the model's "
             f"field 'card' is {config.lm.card}"
@@ -246,6 +255,15 @@ def read_headers(name: str, files: ModelFiles) -> Checkpoint:
         tensors |= {name: info for name, info in adapter.items() if name not in tensors}
     require(MIMI, check_files(mimi_files(files.mimi)), str(files.mimi))
     return Checkpoint(name, files, config, mimi_config, text, _lora_scaling(files, config), tensors)
+
+
+def _needs_config(files: ModelFiles, file: Path) -> None:
+    """Raises ConfigError where the model has no config.json and needs one, as that file shows."""
+    if files.config is None and catalog.find(files.name) is None:
+        raise ConfigError(
+            f"There is no {CONFIG} in {files.weights[0].parent}, and {file.name} is not that of a "
+            "model without one: put it there, or fetch the model again as a whole"
+        )
 
 
 def _with_its_heads(config: ModelConfig, tensors: Mapping[str, TensorInfo]) -> ModelConfig:

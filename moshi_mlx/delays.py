@@ -27,6 +27,17 @@ def delayed(codes: mx.array, delays: Sequence[int], initial: Sequence[int]) -> m
     return mx.stack(rows, axis=1)
 
 
+def delayed_on_host(codes: Tokens, delays: Sequence[int], initial: Sequence[int]) -> Tokens:
+    """`delayed` in NumPy, for batches that are made while the GPU computes."""
+    batch, streams, length = codes.shape
+    out = np.empty((batch, streams, 1 + length), dtype=codes.dtype)
+    for k, (delay, token) in enumerate(zip(delays, initial, strict=True)):
+        start = min(1 + delay, 1 + length)
+        out[:, k, :start] = token
+        out[:, k, start:] = codes[:, k, : length + 1 - start]
+    return out
+
+
 def undelayed(logits: mx.array, delays: Sequence[int]) -> tuple[mx.array, mx.array]:
     """Moves logits [B, K, T, V] back by the delays: entry t of a row predicts its code t.
 

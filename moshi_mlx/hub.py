@@ -234,6 +234,9 @@ class _Source(Protocol):
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         """Raises HubError if the disk has no room for what must be fetched of these."""
 
+    def fetching(self, file: str) -> str:
+        """How to fetch one of its files, as a sentence for messages."""
+
     def oddity(self, file: str) -> str | None:
         """What stands in the place of a file, as a sentence; None if nothing, or the file."""
 
@@ -246,6 +249,7 @@ class _Folder:
     def __init__(self, folder: Path, where: str | None = None, way_out: str | None = None) -> None:
         self._folder = folder
         self.where = where or str(folder)
+        self._own_way = way_out
         self.way_out = way_out or self.way_out
         if folder.is_file():
             raise HubError(f"{folder} is a file; give the folder that it is in, {folder.parent}.")
@@ -268,6 +272,9 @@ class _Folder:
     def make_sure_of_room(self, files: Sequence[str]) -> None:
         pass
 
+    def fetching(self, file: str) -> str:
+        return self._own_way or fetching_to(self._folder, file)
+
     def oddity(self, file: str) -> str | None:
         path = self._folder / file
         if path.is_file():
@@ -281,11 +288,14 @@ class _Folder:
 
 
 class _Repository:
-    way_out = "Is it a Moshi model? Otherwise give a folder, or --model nano."
-
     def __init__(self, repo: str, revision: str | None, sizes: Mapping[str, int | None]) -> None:
         self._repo, self._revision, self._sizes = repo, revision, sizes
         self.where = f"the repository {repo}" + (f" at {revision}" if revision else "")
+        advice = catalog.bundled_advice(repo)
+        self.way_out = (
+            "Is it a model that this program runs? Otherwise give a folder"
+            f"{advice and f', or {advice}'}."
+        )
 
     def has(self, file: str) -> bool:
         return file in self._sizes
@@ -318,6 +328,9 @@ class _Repository:
                 f"has {free / 1e9:.1f} GB left. Free some, or set HF_HUB_CACHE to a folder on "
                 "another disk."
             )
+
+    def fetching(self, file: str) -> str:
+        return self.way_out
 
     def oddity(self, file: str) -> str | None:
         return None
@@ -471,9 +484,17 @@ def _collect(
     needed = (file for file in named_files if file is not None and file not in lent)
     wanted = list(dict.fromkeys(needed))
     for file in wanted:
-        if not source.has(file):
-            unnamed = f" There is no {_CONFIG} either, to name another." if config is None else ""
-            raise HubError(f"{_missing(source, file)}{unnamed} {source.way_out}")
+        if source.has(file):
+            continue
+        if file in parts and source.has(index := f"{chosen}.index.json"):
+            raise HubError(missing_shard(source.where, file, index, source.fetching(file)))
+        if config is None and source.oddity(file) is None:
+            raise HubError(
+                f"There is no {_CONFIG} in {source.where}, and no {file}, which a model without "
+                f"one has: put there what is missing, or fetch the model again as a whole. "
+                f"{source.way_out}"
+            )
+        raise HubError(f"{_missing(source, file)} {source.way_out}")
     source.make_sure_of_room(wanted)
     paths = {file: source.get(file) for file in wanted} | lent
     config_of_mimi = paths[mimi_config] if mimi_config else None
@@ -499,6 +520,24 @@ def _base(name: Any, where: str, offline: bool) -> ModelFiles | None:
             f"base in {where} must be the name of a model such as nano, not {shown(name)}."
         )
     return resolve(name, offline=offline, own_adapter=False)
+
+
+def missing_shard(where: str, file: str, index: str, fetching: str) -> str:
+    """What to say of a weights file that an index names.
+
+    Args:
+        where: it is missing.
+        file: its name.
+        index: of the model's weights files.
+        fetching: how to fetch it, as a sentence.
+    """
+    return f"There is no {file} in {where}, one of the weights files that {index} names. {fetching}"
+
+
+def fetching_to(folder: Path, file: str) -> str:
+    """How to fetch a file into a folder that came from the hub, as a sentence."""
+    command = shlex.join(["hf", "download", "ORG/REPO", file, "--local-dir", str(folder)])
+    return f"Fetch it: `{command}`, with the model's name on the hub for ORG/REPO."
 
 
 def _missing(source: _Source, file: str) -> str:
@@ -553,9 +592,10 @@ def _choose_weights(source: _Source) -> str:
 
 def _without_the_hub(repo: str, revision: str | None) -> str:
     at = f" --revision {revision}" if revision else ""
+    advice = catalog.bundled_advice(repo)
     return (
         f"With a connection, `hf download {repo}{at}` fills the cache; or put its files into a "
-        "folder and give that folder; or use --model nano, which comes with the program."
+        f"folder and give that folder{advice and f'; or {advice}'}."
     )
 
 

@@ -45,6 +45,8 @@ def run_program(
         except stopped:
             return INTERRUPTED
         except SystemExit as stop:  # a signal: see `files.signals_interrupt`
+            if isinstance(stop.__context__, BrokenPipeError):  # as rich ends a program then
+                return OK
             return stop.code if isinstance(stop.code, int) else ERROR
         except BrokenPipeError:  # whoever read our output has seen enough
             _give_up_stdout()

@@ -227,6 +227,16 @@ def _read_fuser(fields: _Fields, conditioners: Mapping[str, ConditionerConfig]) 
     return fuser
 
 
+def _check_fused(fields: _Fields, lm: LmConfig) -> None:
+    """A condition that nothing takes would be lost without a word."""
+    taken = () if lm.fuser is None else (*lm.fuser.sum, *lm.fuser.cross)
+    for name in lm.conditioners:
+        if name not in taken:
+            raise fields.fail(
+                "fuser", f"must name the conditioner {shown(name)} in 'sum' or in 'cross'"
+            )
+
+
 def _read_lm(fields: _Fields) -> LmConfig:
     for name, only in _ONLY.items():
         value = fields.take(name, only)
@@ -263,7 +273,7 @@ def _read_lm(fields: _Fields) -> LmConfig:
     conditioners = {} if fields.none("conditioners") else _read_conditioners(fields)
     fuser = None if fields.none("fuser") else _read_fuser(fields, conditioners)
     demux = fields.flag("demux_second_text_stream", False)
-    return LmConfig(
+    lm = LmConfig(
         transformer=main,
         depth=depth if dep_q else None,
         text_card=text_card,
@@ -280,6 +290,8 @@ def _read_lm(fields: _Fields) -> LmConfig:
         conditioners=conditioners,
         fuser=fuser,
     )
+    _check_fused(fields, lm)
+    return lm
 
 
 def _read_sampling(fields: _Fields) -> SamplingDefaults:

@@ -39,6 +39,8 @@ LEAST_MISSING_SECONDS = 0.05
 """Less is not told: encoders pad and trim by a block."""
 
 _BLOCK = 1 << 16
+_UNKNOWN_SAMPLES = 2**62  # what libsndfile says of a FLAC that was streamed is beyond that
+_ADDRESS = re.compile(r"([a-zA-Z][\w+.-]+):/+")  # a path has one / of two left
 _UNKNOWN_SIZE = 0x7FFF_F000
 """From here on, the size of a WAV's samples is one of those that are written where it is not known:
 sox writes 0x7ffff000 into a pipe, arecord 0x80000000, ffmpeg 0xffffffff."""
@@ -142,6 +144,9 @@ def open_sound(path: Path) -> Sound:
 def check_is_file(path: Path) -> None:
     """Raises AudioFileError where there is no file, or something that might never end."""
     if not path.exists():
+        if address := _ADDRESS.match(str(path)):
+            where = f"{address[1]}://{str(path)[address.end() :]}"
+            raise AudioFileError(f"{where} is an address: fetch the file first, and give its path")
         raise AudioFileError(f"there is no file {path}")
     if path.is_dir():
         raise AudioFileError(f"{path} is not a file but a folder")
@@ -259,7 +264,8 @@ class _Sndfile:
             self._raw.close()
             raise
         share = _promised_share(self._file.extra_info) if wav is None else wav.promised_share
-        self.promised = round(self._file.frames * share)
+        known = self._file.frames < _UNKNOWN_SAMPLES
+        self.promised = round(self._file.frames * share) if known else 0
 
     def blocks(self) -> Iterator[Block]:
         """The samples. What cannot be read is the end, or else AudioFileError."""

@@ -7,11 +7,22 @@ from .text import Word, join_words
 
 
 @dataclass(frozen=True)
+class SpokenWord(Word):
+    """A word of a script with its time in seconds from the first sample.
+
+    speaker: 0 the main one, 1 the other.
+    """
+
+    speaker: int = 0
+
+
+@dataclass(frozen=True)
 class Speech:
     """What was said.
 
     pcm: float32 [samples] in −1 … 1.
-    words: with their times in seconds from the first sample; a pause is one without text.
+    words: with their times in seconds from the first sample; a pause is one without text. Of a
+        script, they are `SpokenWord`s.
     sample_rate: samples per second.
     """
 

@@ -20,7 +20,15 @@ from .config import LmConfig, ModelConfig, SamplingDefaults, TransformerConfig
 from .errors import CheckpointError, ConfigError, HubError, shown
 from .fields import Fields
 from .files import read_json
-from .hub import canonical, file_of_repository, files_of_repository, is_folder_name, local_path
+from .hub import (
+    canonical,
+    fetching_to,
+    file_of_repository,
+    files_of_repository,
+    is_folder_name,
+    local_path,
+    missing_shard,
+)
 from .lm import Lm
 from .published import MOST_CONTEXT
 from .safetensors import read_header, read_safetensors
@@ -254,6 +262,9 @@ class _Folder:
     def get(self, name: str) -> Path:
         return self._folder / name
 
+    def fetching(self, name: str) -> str:
+        return fetching_to(self._folder, name)
+
     def config(self) -> dict[str, Any] | None:
         path = self._folder / _CONFIG
         return read_json(path) if path.is_file() else None
@@ -270,6 +281,9 @@ class _Repository:
 
     def get(self, name: str) -> Path:
         return file_of_repository(self.where, name, offline=self._offline)
+
+    def fetching(self, name: str) -> str:
+        return f"Fetch it: `hf download {self.where} {name}`."
 
     def config(self) -> dict[str, Any] | None:
         return read_json(self.get(_CONFIG)) if _CONFIG in self.names() else None
@@ -321,7 +335,9 @@ def _weights(source: _Folder | _Repository, there: list[str], asked: str | None)
                 raise ConfigError(f"{source.get(index)}: has no weight_map. Fetch it again.")
             shards = sorted({str(file) for file in table.values()})
             if missing := next((shard for shard in shards if shard not in there), None):
-                raise HubError(f"There is no {missing} in {source.where}, which {index} names.")
+                raise HubError(
+                    missing_shard(source.where, missing, index, source.fetching(missing))
+                )
             return shards
     found = [name for name in there if name.endswith(".safetensors")]
     if len(found) != 1:

@@ -17,6 +17,7 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from . import catalog
 from .arguments import finite, integers, on_host, path_of, samples
 from .arrays import Codes, Pcm, Tokens
 from .codec import Codec
@@ -38,6 +39,7 @@ RING = 4
 """Positions of the ring that a file of embeddings has: position p at p mod 4."""
 
 _FORMAT = "moshi-local voice 1"
+_ATTENDED = "speaker_wavs"  # in files for models that attend to a voice
 _CODEBOOKS, _MOST_CODEBOOKS = 8, 64
 _MOST = 3000  # frames
 _LARGEST_CODE = 2**20
@@ -186,13 +188,19 @@ def voice_of(
     Raises:
         CheckpointError: they are not a voice's.
     """
+    about = {} if about is None else about
+    if _ATTENDED in tensors:
+        owner = catalog.signed(f"{about.get('sig')}@{about.get('epoch')}")
+        raise CheckpointError(
+            f"{where}: is a voice that was made for {owner}, and no other model takes it; for "
+            f"{catalog.made_of_recordings()}, `moshi-local voices add` makes one of a recording"
+        )
     known = {"codes", "embeddings", "cache"} & tensors.keys()
     if known not in ({"codes"}, {"embeddings", "cache"}):
         raise CheckpointError(
             f"{where}: is no voice: it needs codes, or embeddings and cache; it has "
             f"{', '.join(map(shown, sorted(tensors)[:5])) or 'nothing'}"
         )
-    about = {} if about is None else about
     try:
         arrays = {name: _flat(tensors[name], name) for name in known}
         return Voice(name, **arrays, about=about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from enum import StrEnum
 from pathlib import Path
@@ -64,6 +65,13 @@ def _known_bits(bits: int | None) -> int | None:
     if bits not in (None, 4, 8):
         raise typer.BadParameter("must be 4 or 8")
     return bits
+
+
+def finite(value: float | None) -> float | None:
+    """The value of an option, which is neither infinite nor NaN. Raises typer.BadParameter."""
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter(f"must be a finite number, is {value}")
+    return value
 
 
 def _stdout_as_dash(target: str | None) -> str | None:
@@ -260,6 +268,7 @@ def _sampling(option: str, metavar: str, what: str, high: float | None = None) -
     return typer.Option(
         option,
         metavar=metavar,
+        callback=finite,
         min=0,
         max=high,
         help=what,

@@ -56,6 +56,7 @@ def complete_command(
     temperature: Annotated[
         float | None,
         typer.Option(
+            callback=a.finite,
             min=0,
             metavar="T",
             help="Draw at this temperature; 0 is greedy.",
@@ -133,6 +134,9 @@ def _of_stdin() -> str:
     if len(data) > LARGEST_PROMPT:
         raise ArgumentError(f"standard input has more than {LARGEST_PROMPT // 1_000_000} MB")
     try:
-        return data.decode("utf-8-sig")
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ArgumentError("standard input is not text in UTF-8") from None
+    if not text.strip():
+        raise ArgumentError("standard input has no text: pipe the text to go on from into it")
+    return text

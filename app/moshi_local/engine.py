@@ -102,6 +102,8 @@ class Engine(Closing):
         with suppress(IndexError):
             while True:
                 frames.append(self._waiting.popleft())
+        if frames:
+            self.moshi.worker.expect(1 / self.moshi.frame_rate)
         _step_all(frames)
 
     def submit(self, work: Callable[[], T]) -> Future[T]:

@@ -19,6 +19,8 @@ import re
 import resource
 import subprocess
 import sys
+import threading
+import webbrowser
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -43,6 +45,7 @@ __all__ = [
     "memory_available",
     "microphone_advice",
     "microphone_permission",
+    "open_in_browser",
     "peak_memory",
     "prefer_this_thread",
     "quick_switches",
@@ -597,6 +600,24 @@ _HEADPHONES = re.compile(
     r"head(phone|set)|ear(phone|bud|pod)|air ?pods|\bbuds|in-ear|kopfhörer|écouteurs",
     re.IGNORECASE,
 )
+
+
+def open_in_browser(url: str) -> bool:
+    """Opens an address in the user's browser; False where there is none with a window.
+
+    Does not wait: some browsers keep the caller until they are closed.
+    """
+    if sys.platform == "linux" and not any(
+        os.environ.get(name) for name in ("BROWSER", "DISPLAY", "WAYLAND_DISPLAY")
+    ):
+        return False  # one in the terminal would take it over
+
+    def opened() -> None:
+        with suppress(OSError, webbrowser.Error):
+            webbrowser.open(url)
+
+    threading.Thread(target=opened, daemon=True, name="browser").start()
+    return True
 
 
 def headphones(name: str) -> bool:

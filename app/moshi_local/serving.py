@@ -18,33 +18,42 @@ from contextlib import AsyncExitStack, ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
 
-from moshi_mlx import Moshi, MoshiError, catalog
+from moshi_mlx import Moshi, MoshiError, Stt, catalog
 from moshi_mlx.families.kinds import kind_of
 from moshi_mlx.hub import canonical
 
 from . import arguments as a
 from . import platform as system
-from .assembly import consoles, load_model, session_arguments
-from .engine import Engine, EngineConversation
+from .assembly import CaptionModel, consoles, load_model, session_arguments
+from .captioned import CaptionedConversation
+from .engine import Engine
 from .options import CodecChoice, ModelSource, PersonaFlags, SamplingFlags
 from .report import warm_up
 from .role import Role, own_voices, role_for
+from .voice_services import ServiceOptions, check_services, loaded_services
 
 if TYPE_CHECKING:
     from aiohttp import web
 
     from .server.access import Access
     from .server.room import Room, Wishes
+    from .server.services import Services
+    from .server.talk import SocketSteps
 
 __all__ = ["ServeOptions", "serve", "serve_command"]
 
 SERVER = "Server"
 PORT = 8998
 """Where Kyutai's clients look for a server."""
+NO_MODEL = "none"
+"""In place of a model's name: none that talks."""
+CAPTIONS_MARGIN = 1.0
+"""Seconds beyond a model's delay in which a word of the user is expected."""
 STOPPING_SECONDS = 2.0
 """In which conversations end when the server is stopped."""
 _WARM_UP_FRAMES = 12
@@ -62,6 +71,9 @@ class ServeOptions:
     unix: the path of a socket, in place of host and port.
     origins, hosts: beside the server's own.
     minutes: that a conversation may last.
+    beside: what the server is to do beside talking.
+    wyoming: host and port for Wyoming; None: it isn't spoken.
+    opens: the page, in the user's browser.
     """
 
     model: ModelSource
@@ -79,6 +91,9 @@ class ServeOptions:
     origins: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     minutes: float | None = None
+    beside: ServiceOptions = field(default_factory=ServiceOptions)
+    wyoming: tuple[str, int] | None = None
+    opens: bool = False
 
 
 def serve(options: ServeOptions) -> None:
@@ -90,21 +105,29 @@ def serve(options: ServeOptions) -> None:
     _, notes = consoles(stdout_is_taken=True)
     tls = None if options.tls is None else tls_of(options.tls)
     access = _access(options)
-    role = role_for(options.persona, options.model.name, options.kv_bits)
     _log_to_stderr()
+    check_services(options.beside)
     with ExitStack() as stack:
-        model, verdict = load_model(options.model, notes, options.kv_bits)
-        assert isinstance(model, Moshi), "only models that talk are loaded"
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
-        hints += filter(None, {model.worker.call(system.prefer_this_thread)})
-        engine = stack.enter_context(Engine(lambda: model))
-        opener = _opener(engine, options, role, verdict.kv_bits)
-        with model.session(kv_bits=verdict.kv_bits) as session:
-            warm_up(session, model.frame_size, _WARM_UP_FRAMES)
-        for line in filter(None, (*hints, verdict.advice)):
+        if options.model.name == NO_MODEL:
+            loaded = stack.enter_context(loaded_services(options.beside, notes, None))
+            room = None
+        else:
+            role = role_for(options.persona, options.model.name, options.kv_bits)
+            model, verdict = load_model(options.model, notes, options.kv_bits)
+            assert isinstance(model, Moshi), "only models that talk are loaded"
+            hints += filter(None, {model.worker.call(system.prefer_this_thread)})
+            engine = stack.enter_context(Engine(lambda: model))
+            talks = (model, verdict)
+            loaded = stack.enter_context(loaded_services(options.beside, notes, talks))
+            opener = _opener(engine, options, role, verdict.kv_bits, loaded.captions)
+            with model.session(kv_bits=verdict.kv_bits) as session:
+                warm_up(session, model.frame_size, _WARM_UP_FRAMES)
+            hints += filter(None, [verdict.advice])
+            room = _room(model, options, opener, loaded.captions)
+        for line in hints:
             notes.print(line, markup=False, soft_wrap=True)
-        room = _room(model, options, opener)
-        asyncio.run(_serve(options, room, access, tls, notes))
+        asyncio.run(_serve(options, room, loaded.services, access, tls, notes))
 
 
 def tls_of(folder: Path) -> ssl.SSLContext:
@@ -140,11 +163,15 @@ def _access(options: ServeOptions) -> Access:
 
 
 def _opener(
-    engine: Engine, options: ServeOptions, role: Role, kv_bits: int | None
-) -> Callable[[Wishes], EngineConversation]:
+    engine: Engine,
+    options: ServeOptions,
+    role: Role,
+    kv_bits: int | None,
+    captions: CaptionModel | None,
+) -> Callable[[Wishes], SocketSteps]:
     """What makes a client's conversation."""
 
-    def opened(wishes: Wishes) -> EngineConversation:
+    def opened(wishes: Wishes) -> SocketSteps:
         model = engine.moshi
         own = role
         if wishes.persona is not None or wishes.voice is not None:
@@ -155,17 +182,30 @@ def _opener(
         sampling = replace(options.sampling, **wanted)
         seeds = (wishes.seed, options.seed, secrets.randbits(31))
         seed = next(seed for seed in seeds if seed is not None)
-        return engine.open(
+        conversation = engine.open(
             guard=options.loop_guard, **session_arguments(model, seed, sampling, kv_bits, own)
+        )
+        if captions is None or not wishes.captions:
+            return conversation
+        return CaptionedConversation(
+            conversation, captions.open_session(), captions.model.worker, model.frame_rate
         )
 
     return opened
 
 
 def _room(
-    model: Moshi, options: ServeOptions, opener: Callable[[Wishes], EngineConversation]
+    model: Moshi,
+    options: ServeOptions,
+    opener: Callable[[Wishes], SocketSteps],
+    captions: CaptionModel | None,
 ) -> Room:
     from .server.room import Room
+
+    after = None
+    if captions is not None:
+        assert isinstance(captions.model, Stt), "no other model writes captions"
+        after = captions.model.delay_seconds + CAPTIONS_MARGIN
 
     persona = kind_of(model.config, model.name).persona
     return Room(
@@ -177,6 +217,7 @@ def _room(
         takes_persona=persona,
         voices=_voices(model) if persona else (),
         minutes=options.minutes,
+        captions_after=after,
     )
 
 
@@ -189,7 +230,8 @@ def _voices(model: Moshi) -> list[str]:
 
 async def _serve(
     options: ServeOptions,
-    room: Room,
+    room: Room | None,
+    services: Services,
     access: Access,
     tls: ssl.SSLContext | None,
     notes: Console,
@@ -204,16 +246,27 @@ async def _serve(
         with suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, stop.set)
     runner = web.AppRunner(
-        make_app(room, access), access_log=None, shutdown_timeout=STOPPING_SECONDS
+        make_app(room, access, services), access_log=None, shutdown_timeout=STOPPING_SECONDS
     )
     await runner.setup()
     async with AsyncExitStack() as stack:
         stack.push_async_callback(runner.cleanup)
-        stack.push_async_callback(room.close)
+        if room is not None:
+            stack.push_async_callback(room.close)
         where = await _listen(options, runner, tls, stack)
-        notes.print(f"{room.name} is ready: {where}", markup=False, soft_wrap=True)
+        if options.wyoming is not None:
+            line = await _listen_to_wyoming(*options.wyoming, services, stack)
+            notes.print(line, markup=False, soft_wrap=True)
+        first, *others = [*([] if room is None else [room.name]), *services.names]
+        besides = f" with {' and '.join(others)}" if others else ""
+        notes.print(f"{first}{besides} is ready: {where}", markup=False, soft_wrap=True)
+        page = page_address(where, access.token)
         if access.token is not None and options.token is None:
             notes.print(f"token: {access.token}", markup=False, soft_wrap=True)
+            if room is not None:
+                notes.print(f"in a browser: {page}", markup=False, soft_wrap=True)
+        if options.opens and not system.open_in_browser(page):
+            notes.print(f"there is no browser here: open {page}", markup=False, soft_wrap=True)
         await stop.wait()
         notes.print("stopping")
 
@@ -250,6 +303,43 @@ async def _listen(
     port = runner.addresses[0][1]
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"{scheme}://{host}:{port}"
+
+
+async def _listen_to_wyoming(
+    host: str, port: int, services: Services, stack: AsyncExitStack
+) -> str:
+    """Opens the port; gives it in words. Raises MoshiError."""
+    from .server.access import is_local
+    from .server.wyoming import WyomingServer
+
+    server = WyomingServer(services)
+    try:
+        port = await server.start(host, port)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise MoshiError(f"--wyoming: cannot listen on {host} port {port}: {reason}") from error
+    stack.push_async_callback(server.close)
+    open_to = "" if is_local(host) else ": it asks for no key, whoever reaches it is served"
+    return f"Wyoming: tcp://{host}:{port}{open_to}"
+
+
+def _wyoming_address(text: str) -> tuple[str, int]:
+    """Of "PORT" or "ADDRESS:PORT"."""
+    host, _, port = text.rpartition(":")
+    if not port.isascii() or not port.isdigit() or int(port) > 65535:
+        raise typer.BadParameter(f"--wyoming {text}: give PORT or ADDRESS:PORT")
+    return host.strip("[]") or "127.0.0.1", int(port)
+
+
+def page_address(where: str, token: str | None) -> str:
+    """Where this machine's browser finds the page; the token is in the fragment, which is not sent.
+
+    Args:
+        where: the server's address; one that stands for all addresses becomes this machine's own.
+        token: that the page must bring.
+    """
+    address = where.replace("//0.0.0.0:", "//127.0.0.1:").replace("//[::]:", "//[::1]:")
+    return f"{address}/" if token is None else f"{address}/#token={quote(token, safe='')}"
 
 
 def _log_to_stderr() -> None:
@@ -354,6 +444,63 @@ def serve_command(
             rich_help_panel=SERVER,
         ),
     ] = None,
+    stt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Transcribe for other programs with this model, such as "
+            f"{a.default_of('transcribe')}.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    tts: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help=f"Speak texts of other programs with this model, such as {a.default_of('speak')}.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    tts_voice: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="With --tts, a voice that programs may ask for: see `moshi-local voices`. The "
+            "first one speaks where they ask for none.",
+            show_default="the model's choice",
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    captions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Tell clients of /v1/live/sessions and /v1/realtime what their user says, with "
+            "this speech-to-text model.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    wyoming: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[ADDRESS:]PORT",
+            help="With --stt or --tts, speak Home Assistant's Wyoming protocol on this port, such "
+            "as 10300. It has no keys.",
+            show_default=False,
+            rich_help_panel=SERVER,
+        ),
+    ] = None,
+    open_page: Annotated[
+        bool,
+        typer.Option(
+            "--open",
+            help="Open the page in the browser as soon as the server is ready.",
+            rich_help_panel=SERVER,
+        ),
+    ] = False,
     model: a.ModelOption = None,
     force: a.ForceOption = False,
     codec: a.CodecNameOption = CodecChoice.auto,
@@ -374,12 +521,29 @@ def serve_command(
     top_p: a.TopPOption = None,
     min_p: a.MinPOption = None,
 ) -> None:
-    """Let other programs and browsers talk with the model, over sockets on this machine.
+    """Talk with the model in a browser, and let other programs do so, over sockets on this machine.
 
-    Kyutai's protocol is at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. Nothing is kept, and
-    no sound or word is logged.
+    The page is at /, Kyutai's protocol at /api/chat, OpenAI's GPT-Live at /v1/live/sessions. With
+    --stt and --tts, OpenAI's are at /v1/audio. --model none loads no model that talks. Nothing is
+    kept, and no sound or word is logged.
     """
     del context
+    alone = model == NO_MODEL
+    if alone and not (stt or tts):
+        raise typer.BadParameter("--model none leaves nothing to serve: give --stt or --tts too")
+    if alone and captions:
+        raise typer.BadParameter("--captions goes with a model that talks, not with --model none")
+    if wyoming and not (stt or tts):
+        raise typer.BadParameter("--wyoming goes with --stt or --tts: give one of them")
+    if tts_voice and not tts:
+        raise typer.BadParameter("--tts-voice goes with --tts")
+    if open_page and (alone or unix is not None):
+        why = (
+            "needs a model that talks"
+            if alone
+            else "needs an address: browsers open no unix socket"
+        )
+        raise typer.BadParameter(f"--open {why}")
     serve(
         ServeOptions(
             model=ModelSource(
@@ -399,5 +563,15 @@ def serve_command(
             origins=tuple(allow_origin or ()),
             hosts=tuple(allow_host or ()),
             minutes=max_minutes,
+            beside=ServiceOptions(
+                stt=stt and canonical(stt),
+                tts=tts and canonical(tts),
+                captions=captions and canonical(captions),
+                voices=tuple(tts_voice or ()),
+                seed=seed,
+                force=force,
+            ),
+            wyoming=None if wyoming is None else _wyoming_address(wyoming),
+            opens=open_page,
         )
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,12 +20,18 @@ import typer
 from rich.console import Console
 from rich.progress import Progress, TextColumn
 
-from moshi_mlx import ArgumentError, Model, Word, __version__
+from moshi_mlx import ArgumentError, Model, MoshiError, SpokenWord, Word, __version__
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.errors import counted
 from moshi_mlx.families.speak import Tts
 from moshi_mlx.families.speaker_voices import SpeakerVoice
-from moshi_mlx.families.speech_script import ScriptReader, entries_of, turns_of
+from moshi_mlx.families.speech_script import (
+    ScriptReader,
+    entries_of,
+    remarks_on,
+    turns_of,
+    turns_of_json,
+)
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.hub import canonical
 from moshi_mlx.outputs import Output, check_outputs, is_stdout
@@ -47,7 +53,13 @@ from .terminal.lines import printable
 from .texts import Arriving, file_of, sentences, text_in
 from .whole_words import WholeWords
 
-__all__ = ["SpeakingOptions", "speak", "speak_command"]
+__all__ = [
+    "SpeakingOptions",
+    "one_channel",
+    "speak",
+    "speak_command",
+    "speech_tags",
+]
 
 _STEPS_A_SECOND = 12.5
 LARGEST_TEXT = 20_000_000
@@ -97,7 +109,7 @@ def speak(options: SpeakingOptions) -> None:
     path = None if options.text == "-" else file_of(options.text)
     check_outputs(options.outputs(), [path, *_voice_files(options), *inputs_of(options.model)])
     playback: Playback | None = None
-    text: str | Arriving
+    text: list[str] | Arriving
     if options.flags.normalize is not None:
         spoken_text("", options.flags.normalize)  # whether that can be done
     if options.text == "-":
@@ -107,8 +119,7 @@ def speak(options: SpeakingOptions) -> None:
             waits=lambda: playback.settle() if playback else None,
         )
     else:
-        text = options.text if path is None else text_in(path, LARGEST_TEXT)
-        check_script(text)
+        text = script_of(options.text) if path is None else script_in(path)
     if options.target is None:
         choose_device("output", options.sound.output)
     model, verdict = load_model(options.model, notes, options.kv_bits, "speak")
@@ -125,13 +136,13 @@ def speak(options: SpeakingOptions) -> None:
         elif options.piped:
             sink = _Piped(sys.stdout.buffer, model)
         else:
-            tags = _tags(model.name)
+            tags = speech_tags(model.name)
             writer = SoundWriter(options.target, model.sample_rate, tags=tags)
             sink = _Filed(stack.enter_context(writer))
         made = _Made(model.sample_rate, sink, text if isinstance(text, Arriving) else None)
         try:
             with signals_interrupt("SIGTERM", "SIGHUP"), _progress(notes, made):
-                script = _normalized(text, options.flags.normalize, notes)
+                script = _normalized(_remarked(text, model, notes), options.flags.normalize, notes)
                 made.take(_stream(model, options, script, voices, verdict.kv_bits))
         except (KeyboardInterrupt, SystemExit):
             kept = "" if options.target is None else f"; {options.target} was not written"
@@ -144,23 +155,66 @@ def speak(options: SpeakingOptions) -> None:
         notes.print(line, markup=False, soft_wrap=True)
 
 
-def check_script(text: str) -> None:
-    """Whether there is something to say, before a model is loaded.
+def script_of(text: str, read: Callable[[str], list[str]] = turns_of) -> list[str]:
+    """The turns of a text, checked before a model is loaded.
+
+    Args:
+        text: as `turns_of` takes it.
+        read: text → turns.
 
     Raises:
         ArgumentError: there is no word, or a turn or a break makes no sense.
     """
+    turns = read(text)
     reader = ScriptReader(lambda word: [len(word)], frame_rate=_STEPS_A_SECOND)
-    if not any(entry.text for entry in entries_of(reader, turns_of(text))):
+    if not any(entry.text for entry in entries_of(reader, turns)):
         raise ArgumentError("the text has no word to speak")
+    return turns
+
+
+def script_in(path: Path) -> list[str]:
+    """The same of a file; one that is named .json must be JSON. Errors name it."""
+    text = text_in(path, LARGEST_TEXT)
+    try:
+        return script_of(text, turns_of_json if path.suffix.lower() == ".json" else turns_of)
+    except ArgumentError as error:
+        raise ArgumentError(f"{path}: {error}") from error
+
+
+def _remarked(
+    text: list[str] | Arriving, model: Model, notes: Console
+) -> list[str] | Iterator[str]:
+    """The text; what may not be meant in it is told before it is spoken, or where it ends."""
+    assert isinstance(model, Tts), "no other model is loaded to speak"
+
+    def tell(turns: Sequence[str]) -> None:
+        lines = remarks_on(turns)
+        both = all(any(turn.strip() for turn in turns[i::2]) for i in (0, 1))
+        if both and model.speakers == 1:
+            lines.append(f"{model.name} has one voice: both speakers of the script speak with it")
+        for line in lines:
+            notes.print(f"note: {line}", markup=False, soft_wrap=True)
+
+    def arriving(pieces: Iterable[str]) -> Iterator[str]:
+        seen = []
+        for piece in pieces:
+            seen.append(piece)
+            yield piece
+        with suppress(MoshiError):  # told where it is spoken
+            tell(turns_of("".join(seen)))
+
+    if isinstance(text, Arriving):
+        return arriving(text)
+    tell(text)
+    return text
 
 
 def _normalized(
-    text: str | Arriving, language: str | None, notes: Console
-) -> str | Sequence[str] | Iterator[str]:
+    text: list[str] | Iterator[str], language: str | None, notes: Console
+) -> Sequence[str] | Iterator[str]:
     """What `Tts.speak` is given: the text, as it is or written out and shown."""
     if language is None:
-        return text if isinstance(text, str) else iter(text)
+        return text
 
     def shown(piece: str) -> str:
         spoken = spoken_text(piece, language)
@@ -168,8 +222,8 @@ def _normalized(
             notes.print(printable(line), markup=False, soft_wrap=True)
         return spoken
 
-    if isinstance(text, str):
-        return [shown(turn) for turn in turns_of(text)]
+    if isinstance(text, list):
+        return [shown(turn) for turn in text]
     return map(shown, sentences(text))
 
 
@@ -183,6 +237,7 @@ def _voice_files(options: SpeakingOptions) -> Iterator[Path]:
 def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[SpeakerVoice | Voice]:
     """Those that were asked for; says by whose consent. Raises MoshiError."""
     assert isinstance(model, Tts), "no other model is loaded to speak"
+    model.check_voices(len(options.voices))
     found = [model.voice(name, folder=own_voices()) for name in options.voices]
     for voice in found:
         if isinstance(voice, Voice):
@@ -194,7 +249,7 @@ def _voices(model: Model, options: SpeakingOptions, notes: Console) -> list[Spea
 def _stream(
     model: Model,
     options: SpeakingOptions,
-    text: str | Sequence[str] | Iterator[str],
+    text: Sequence[str] | Iterator[str],
     voices: Sequence[Any],
     kv_bits: int | None,
 ) -> Any:
@@ -223,7 +278,7 @@ class _Made:
     """
 
     def __init__(self, rate: int, sink: _Sink, arriving: Arriving | None) -> None:
-        self.words: list[Any] = []
+        self.words: list[SpokenWord] = []
         self.samples = 0
         self.first: float | None = None
         """Seconds from the text to the first sound that was made."""
@@ -242,7 +297,7 @@ class _Made:
     def take(self, stream: Iterable[Any]) -> None:
         """All of it, as it comes. Raises MoshiError."""
         for chunk in self._timed(stream):
-            pcm = _mixed(chunk.pcm)
+            pcm = one_channel(chunk.pcm)
             if self.first is None and len(pcm):
                 arriving = self._arriving
                 if arriving is not None and arriving.first_at is not None:
@@ -267,7 +322,7 @@ class _Made:
             yield chunk
 
 
-def _mixed(pcm: Any) -> Pcm:
+def one_channel(pcm: Any) -> Pcm:
     """One channel, [samples], also where a model keeps two speakers apart."""
     mixed: Pcm = pcm if pcm.ndim == 1 else np.clip(pcm.sum(axis=1), -1.0, 1.0)
     return mixed
@@ -303,7 +358,7 @@ class _Piped:
     """A WAV on standard output, of a length that is not known."""
 
     def __init__(self, stream: BinaryIO, model: Model) -> None:
-        tags = _tags(model.name)
+        tags = speech_tags(model.name)
         self._stream = stream
         self._header = streamed_header(
             model.sample_rate, 1, {"ICMT": tags.comment, "ISFT": tags.software}
@@ -341,7 +396,7 @@ class _Heard:
         self._playback.finish()
 
 
-def _tags(model: str) -> SoundTags:
+def speech_tags(model: str) -> SoundTags:
     """What a file of synthetic speech says about itself."""
     made = f"made with {SOFTWARE} {__version__}"
     return SoundTags(
@@ -398,7 +453,12 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
     return {
         "text": join_words(word.text for word in made.words if word.text),
         "words": [
-            {"text": word.text, "start": round(word.start, 3), "end": round(word.end, 3)}
+            {
+                "text": word.text,
+                "start": round(word.start, 3),
+                "end": round(word.end, 3),
+                "speaker": "AB"[word.speaker],
+            }
             for word in made.words
         ],
         "output": None if options.target is None else str(options.target),
@@ -420,6 +480,7 @@ def _summary(options: SpeakingOptions, model: Model, made: _Made) -> dict[str, o
 
 SPEECH = "Speech"
 _SPEAKER_ONLY = {"output", "rate"}
+_MOST_VOICES = 2
 
 
 def speak_command(
@@ -468,6 +529,9 @@ def speak_command(
     cfg: Annotated[
         float | None,
         typer.Option(
+            callback=a.finite,
+            min=0.0,
+            max=100.0,
             metavar="FACTOR",
             help="Keep this closely to the voice; some models know a few values only.",
             show_default="2, or the model's own",
@@ -524,6 +588,11 @@ def speak_command(
     """
     if save is not None:
         a.refuse_given(context, _SPEAKER_ONLY, "goes with the speaker, not with -o")
+    if len(voice or ()) > _MOST_VOICES:
+        raise typer.BadParameter(
+            f"--voice is there {len(voice or ())} times: a script has two speakers, so it is taken "
+            "at most twice"
+        )
     speak(
         SpeakingOptions(
             text=text,

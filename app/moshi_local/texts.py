@@ -18,6 +18,7 @@ from moshi_mlx.formats import TEXT_FILE, what_is
 __all__ = ["Arriving", "file_of", "sentences", "text_in"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".json", ".text", ".script")
+_ADDRESS = re.compile(r"[a-zA-Z][\w+.-]+://\S+")
 _LONGEST_NAME = 4096  # characters of a path
 _PIECE_BYTES = 1 << 16
 _SENTENCE_END = re.compile(r"[.!?…][\"'”’)\]]*\s|\n")
@@ -28,10 +29,15 @@ def file_of(argument: str) -> Path | None:
 
     It is a file if there is one of that name, or if it is one word that ends like the name of a
     text file.
+
+    Raises:
+        ArgumentError: it is such a file's address on the web.
     """
     if len(argument) > _LONGEST_NAME or "\n" in argument or "\0" in argument:
         return None
     path = Path(argument).expanduser()
+    if _ADDRESS.fullmatch(argument) and path.suffix.lower() in TEXT_SUFFIXES:
+        raise ArgumentError(f"{argument} is an address: fetch the file first, and give its path")
     named = path.suffix.lower() in TEXT_SUFFIXES and len(argument.split()) == 1
     try:
         return path if named or path.exists() else None

@@ -181,6 +181,12 @@ def _targets(output: Path | None, asked: WordFormat | None, sources: Sequence[Pa
                 f"--output {output} is named as {named.value}, and --format says {asked.value}: "
                 "leave one out"
             )
+        if suffix and asked is None and named is None:
+            suffixes = " or ".join(f".{each.value}" for each in WordFormat)
+            raise MoshiError(
+                f"--output {output}: .{suffix} is not a format of transcripts: name it {suffixes}, "
+                "or say which with --format"
+            )
         return _Targets(asked or named or WordFormat.txt, [Output(output, "the transcript")])
     if not output.is_dir() and named is not None:
         raise MoshiError(
@@ -205,20 +211,21 @@ class _Transcript:
     def __init__(self, recording: _Recording, writer: WordWriter, heading: str) -> None:
         self._recording, self._writer = recording, writer
         self._text = heading + writer.begin()
-        self._words: list[Word] = []
+        self.words: list[Word] = []
+        """All until now."""
         self._events: list[Event] = []
         self.seconds = 0.0
 
     def add(self, words: Sequence[Word], events: Sequence[Event]) -> None:
         """More of it."""
-        self._words += words
+        self.words += words
         self._events += [each for each in events if isinstance(each, TurnEnded | WindowRefreshed)]
         self._text += "".join(map(self._writer.add, words))
 
     def end(self, facts: dict[str, object]) -> None:
         """That was all; `facts` are of the run."""
         about = {
-            **transcript_as_dict(self._words),
+            **transcript_as_dict(self.words),
             "events": [event_as_dict(event) for event in self._events],
             "source": self._recording.name,
             "seconds": round(self._recording.sound.seconds, 3),
@@ -295,6 +302,8 @@ class _Run:
             self._bar.heard(self._before + sum(each.seconds for each in found))
             if passage.ended:
                 transcript.end(self._facts())
+                if not transcript.words:
+                    self._say(f"note: no word was heard in {recordings[passage.source].name}")
                 ended.add(passage.source)
                 if self._targets.files:
                     self._write(self._first + passage.source, transcript)
@@ -328,8 +337,10 @@ class _Run:
 
     def _note(self, recording: _Recording, event: Event) -> None:
         if isinstance(event, WindowRefreshed):
-            text = f"{recording.name} {clock(event.time)}  {describe(event)}"
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._say(f"{recording.name} {clock(event.time)}  {describe(event)}")
+
+    def _say(self, note: str) -> None:
+        self._bar.console.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 # ---------------------------------------------------------------------------- the command

@@ -23,7 +23,7 @@ from moshi_mlx import HubError, MoshiError, VerbError, catalog
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.checkpoint import config_of, find_files, open_checkpoint
 from moshi_mlx.config import MimiConfig, ModelConfig
-from moshi_mlx.families.kinds import KINDS, Kind, kind_of, takes_no
+from moshi_mlx.families.kinds import KINDS, Kind, kind_of, local_kind, takes_no
 from moshi_mlx.families.speaker_voices import TENSOR
 from moshi_mlx.families.voice_files import VoiceFiles, voices_in
 from moshi_mlx.hub import ModelFiles, canonical, file_of_repository, files_of_repository
@@ -369,8 +369,14 @@ def listing(model: str | None = None) -> dict[str, Any]:
         for entry in entries
     ]
     if model is not None and not entries:
-        files = find_files(model, offline=True)
-        here, kind = _here(files), kind_of(config_of(files), model)
+        kind, files = local_kind(model), None
+        if "/" not in model and not Path(model).exists():
+            known = [e.name for e in catalog.ENTRIES if e.voices or _speaks(e)]
+            raise HubError(f"There is no model {model!r}. {catalog.suggestion(model, known)}")
+        if kind is None or kind.persona or kind.verb == "speak":
+            files = find_files(model, offline=True)
+            kind = kind_of(config_of(files), model)
+        here = _here(files)
         rows = [
             {
                 "model": model,
@@ -517,6 +523,8 @@ def _own_or_file(name: str) -> Path:
         path = Path(name)
         if path.suffix in VOICE_SUFFIXES and path.is_file():
             return path
+        if path.suffix and not path.exists():
+            raise MoshiError(f"there is no file {name}, and you have no voice {name!r}") from None
         raise
 
 

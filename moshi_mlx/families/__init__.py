@@ -18,7 +18,7 @@ from ..errors import ArgumentError
 from ..text_models import open_text_model
 from ..worker import on_good_thread
 from .dialogue import Moshi
-from .kinds import Kind, Verb, kind_of, require_verb
+from .kinds import Kind, Verb, check_verb, kind_of, require_verb
 from .loaded import LoadedModel
 from .model import Model
 from .persona import PersonaPlex
@@ -128,6 +128,8 @@ def load(
     if dtype is not None and dtype not in (mx.float32, mx.bfloat16, mx.float16):
         raise ArgumentError(f"dtype must be float32, bfloat16 or float16, is {dtype}")
     offline = truth("offline", offline)
+    if verb is not None:
+        check_verb(name, verb)
     if (text := open_text_model(name, weights=weights, offline=offline)) is not None:
         if verb is not None:
             require_verb(verb, text.config, text.name)

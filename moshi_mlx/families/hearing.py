@@ -7,7 +7,7 @@ into words, and notices when the model has to start afresh. Knows nothing of fil
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 import numpy as np
@@ -211,6 +211,8 @@ class Hearer:
             self._turns.word(word.start)
         if pauses is not None and new:
             events += self._turns.step(math.floor(fed.moment), pauses)
+        # The sound's last frame may be longer than what is left of it.
+        events = [replace(event, time=min(event.time, self.length)) for event in events]
         if new or pauses is None:
             self.pauses = pauses
         afresh = False

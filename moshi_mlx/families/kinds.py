@@ -4,11 +4,14 @@ A family is a module beside this one and a line in `KINDS`; nothing else knows i
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from .. import catalog
 from ..config import ModelConfig
-from ..errors import ConfigError, VerbError, shown
+from ..errors import ConfigError, HubError, MoshiError, VerbError, shown
+from ..files import read_json
+from ..hub import canonical, is_folder_name, local_path
 
 Verb = Literal["talk", "transcribe", "speak", "translate", "complete"]
 
@@ -58,8 +61,9 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
     """
     kind = KINDS.get(config.model_type)
     if kind is None:
+        file = where if where.endswith(".json") else f"the config.json of {where}"
         raise ConfigError(
-            f"{where}: field 'model_type' is {shown(config.model_type)}; "
+            f"{file}: field 'model_type' is {shown(config.model_type)}; "
             f"known are {', '.join(KINDS)}"
         )
     return kind
@@ -67,23 +71,49 @@ def kind_of(config: ModelConfig, where: str = "config.json") -> Kind:
 
 def other_verb(verb: Verb, kind: Kind, where: str) -> str:
     """What to say of a model, `where`, that is asked for what its kind cannot do."""
-    return f"{where} is {kind.what}: it can {kind.verb}, but not {verb}"
+    entries = (entry for entry in catalog.ENTRIES if KINDS[entry.family].verb == verb)
+    others = ", ".join(dict.fromkeys(entry.series or entry.name for entry in entries))
+    return (
+        f"{where} is {kind.what}: it can {kind.verb}, but not {verb}; {others} can. "
+        f"`{COMMANDS[kind.verb]} --model {where}` runs it"
+    )
 
 
-def check_verb(name: str, verb: Verb) -> None:
-    """Refuses a published model that cannot do it, before anything is measured or fetched.
+def _able(verb: Verb) -> list[str]:
+    """Names in the catalogue of the models that can do it."""
+    return [entry.name for entry in catalog.ENTRIES if KINDS[entry.family].verb == verb]
+
+
+def check_verb(name: str | Path, verb: Verb) -> None:
+    """Refuses a model that is known not to do it, before anything is measured or fetched.
 
     Args:
-        name: of any model; one that isn't in the catalogue passes.
+        name: of any model; a repository that isn't in the catalogue passes.
         verb: what is asked of it.
 
     Raises:
         VerbError: names those that can.
+        HubError: it is no model's name, and no file's or folder's.
     """
-    entry = catalog.entry_of(name)
-    if entry is not None and KINDS[entry.family].verb != verb:
-        able = ", ".join(e.name for e in catalog.ENTRIES if KINDS[e.family].verb == verb)
-        raise VerbError(f"{other_verb(verb, KINDS[entry.family], name)}; {able} can")
+    text = canonical(name)
+    entry = catalog.entry_of(text) if isinstance(name, str) else None
+    kind = local_kind(name) if entry is None else KINDS[entry.family]
+    if kind is not None and kind.verb != verb:
+        raise VerbError(other_verb(verb, kind, text))
+    elsewhere = entry is not None or "/" in text or is_folder_name(text) or isinstance(name, Path)
+    if not elsewhere and not local_path(text).exists():
+        raise HubError(f"There is no model {text!r}. {catalog.suggestion(text, _able(verb))}")
+
+
+def local_kind(name: str | Path) -> Kind | None:
+    """What a folder's or a weights file's model is for, by its config.json; None if unknown."""
+    try:
+        path = local_path(canonical(name))
+        config = (path.parent if path.is_file() else path) / "config.json"
+        model_type = read_json(config).get("model_type") if config.is_file() else None
+    except (MoshiError, OSError):  # told where it is opened
+        return None
+    return KINDS.get(model_type) if isinstance(model_type, str) else None
 
 
 def require_verb(verb: Verb, config: ModelConfig, where: str) -> None:
@@ -115,6 +145,10 @@ def takes_no(name: str, what: str) -> VerbError:
         name: of the model.
         what: "a persona" or "a voice".
     """
-    names = [e.series or e.name for e in catalog.ENTRIES if KINDS[e.family].persona]
-    able = " or ".join(dict.fromkeys(names))
-    return VerbError(f"{name} cannot be given {what}: use {able}")
+    return VerbError(f"{name} cannot be given {what}: use {persona_models()}")
+
+
+def persona_models() -> str:
+    """Those of the catalogue that take a persona and a voice, for messages."""
+    names = (e.series or e.name for e in catalog.ENTRIES if KINDS[e.family].persona)
+    return " or ".join(dict.fromkeys(names))

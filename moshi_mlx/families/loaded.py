@@ -28,6 +28,15 @@ class LoadedModel:
         self.name, self.config, self.text, self.lm = name, config, text, lm
         self.worker = Worker()
 
+    def work_after(self, first: Worker) -> None:
+        """Its work is done on that worker's thread from now on, whenever that one has none itself.
+
+        So several models share a machine, and one goes first: it waits for a job of another at
+        most. To be called before this one has been used.
+        """
+        self.worker.close()
+        self.worker = Worker(first)
+
     @property
     def verb(self) -> Verb:
         """What it can do."""

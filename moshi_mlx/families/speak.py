@@ -14,18 +14,20 @@ import mlx.core as mx
 import numpy as np
 import numpy.typing as npt
 
+from .. import catalog
 from ..arguments import real, whole
 from ..arrays import Codes, Pcm, Tokens
 from ..checkpoint import Checkpoint
 from ..codec import CodecName, MlxCodec
 from ..conditions import Condition
 from ..config import ModelConfig, TtsConfig
-from ..errors import ArgumentError, ConfigError, VerbError, shown
+from ..errors import ArgumentError, ConfigError, VerbError, counted, shown
 from ..generate import Generator
 from ..guidance import Guidance
 from ..sampling import Sampling
 from ..speech import Speech
 from ..voices import Voice, voice_from_sound
+from .kinds import persona_models
 from .model import Model
 from .recorded_voices import RecordedVoices
 from .speaker_voices import TENSOR, SpeakerVoice, SpeakerVoices, slots_of
@@ -158,6 +160,11 @@ class Tts(Model):
         return self.config.tts
 
     @property
+    def speakers(self) -> int:
+        """Speakers of a script that it tells apart, each with a voice: 2, or 1."""
+        return min(2, self.tts.max_speakers) if self.takes_voice_files else 1
+
+    @property
     def takes_voice_files(self) -> bool:
         """Whether a voice is a file that it attends to; else speech that it goes on from."""
         return TENSOR in self.lm.config.conditioners
@@ -228,6 +235,22 @@ class Tts(Model):
             return self.speaker_voices.find(name, folder, offline=offline)
         find = self.recorded_voices.find
         return self.worker.call(lambda: find(name, folder, offline=offline))
+
+    def check_voices(self, count: int) -> None:
+        """Whether it can be given that number of voices, before they are looked for.
+
+        Raises:
+            ArgumentError: there are more than it has speakers.
+            VerbError: it has a voice of itself alone.
+        """
+        entry = catalog.find(self.name)
+        if count and entry is not None and entry.bundled:
+            raise VerbError(f"{self.name} has one voice, and cannot be given another: leave it out")
+        if count > self.speakers:
+            takes = "goes on from one recording: give one voice"
+            if self.speakers > 1:
+                takes = f"takes a voice for each of {self.speakers} speakers: give no more"
+            raise ArgumentError(f"{self.name} {takes}, not {count}")
 
     def voice_from_sound(
         self, pcm: npt.ArrayLike, *, name: str, accept_faults: bool = False
@@ -398,6 +421,8 @@ class Tts(Model):
     ) -> list[SpeakerVoice | Voice | None]:
         """Of one text, each found."""
         given = [voice] if voice is None or isinstance(voice, VoiceLike) else list(voice)
+        if not self.takes_voice_files:
+            self.check_voices(sum(each is not None for each in given))
         return [None if v is None else self.voice(v, folder=folder) for v in given]
 
     def _drawing(
@@ -538,11 +563,16 @@ class Tts(Model):
         if len(spoken) > 1:
             raise ArgumentError("this model goes on from one recording: give one voice")
         codes = spoken[0].codes
-        if codes is None or len(codes) != streams:
-            count = "no" if codes is None else str(len(codes))
+        again = f"make one of a recording: `moshi-local voices add NAME FILE --model {self.name}`"
+        if codes is None:
             raise ArgumentError(
-                f"voice {spoken[0].name}: has {count} codebooks, this model needs {streams}: make "
-                "it again with this model"
+                f"voice {spoken[0].name}: is for {persona_models()}; this model goes on from "
+                f"speech, {again}"
+            )
+        if len(codes) != streams:
+            raise ArgumentError(
+                f"voice {spoken[0].name}: has {counted(len(codes), 'codebook')}, this model needs "
+                f"{streams}: {again}"
             )
         if codes.shape[1] <= _PREFIX_CUT:
             raise ArgumentError(f"voice {spoken[0].name}: is too short")

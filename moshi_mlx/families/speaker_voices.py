@@ -16,10 +16,12 @@ from .. import catalog
 from ..arguments import finite, on_host
 from ..conditions import Masked
 from ..errors import ArgumentError, CheckpointError, HubError, shown
+from ..formats import is_zip
 from ..hub import file_of_repository, local_path
 from ..safetensors import read_metadata, read_safetensors
 from ..threads import mlx_work
 from ..voices import VOICES
+from .kinds import persona_models
 
 TENSOR = "speaker_wavs"
 """In a voice's file, and the conditioner that takes it."""
@@ -51,6 +53,7 @@ class SpeakerVoices:
         self._folder, self._dim = folder / VOICES, dim
         self._signature = signature
         self.suffix = f".{signature}{_SUFFIX}"
+        self._takes = f"this model takes those that were made for it ({signature})"
 
     def names(self, folder: Path | None = None) -> list[str]:
         """Of those that are here: beside the weights, and in `folder`."""
@@ -104,14 +107,23 @@ class SpeakerVoices:
         return self._read(fetched)
 
     def _read(self, path: Path) -> SpeakerVoice:
+        if is_zip(path):
+            raise ArgumentError(
+                f"{path}: is a voice for {persona_models()}; {self._takes}, a .safetensors file"
+            )
         tensors = read_safetensors(path)
+        if "codes" in tensors:
+            raise ArgumentError(
+                f"{path}: is a voice of a recording, for {catalog.made_of_recordings()}; "
+                f"{self._takes}"
+            )
         if TENSOR not in tensors:
             raise CheckpointError(f"{path}: is no voice of a text-to-speech model: no {TENSOR}")
         about = read_metadata(path)
         signature = f"{about.get('sig', '')}@{about.get('epoch', '')}"
         if about.get("sig") is not None and signature != self._signature:
             raise ArgumentError(
-                f"{path}: is a voice of the model {signature}; this one is {self._signature}"
+                f"{path}: is a voice that was made for {catalog.signed(signature)}; {self._takes}"
             )
         latent = on_host(TENSOR, tensors[TENSOR].astype(mx.float32))
         if latent.ndim != 3 or len(latent) != 1 or latent.shape[1] != self._dim:

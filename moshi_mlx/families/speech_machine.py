@@ -15,10 +15,14 @@ NEW_WORD, PADDING = 0, 3
 
 @dataclass(frozen=True, slots=True)
 class BegunWord:
-    """A word or a break that the model has begun; `step` counts from 0."""
+    """A word or a break that the model has begun; `step` counts from 0.
+
+    speaker: 0 the main one, 1 the other.
+    """
 
     text: str
     step: int
+    speaker: int = 0
 
 
 @dataclass
@@ -87,7 +91,7 @@ class SpeechMachine:
                 self.end_step = step
             return NEW_WORD if first and self.ahead else PADDING
         entry = self.entries.popleft()
-        self.begun.append(BegunWord(entry.text, step))
+        self.begun.append(BegunWord(entry.text, step, entry.speaker))
         self.must = entry.padding
         if not entry.tokens:
             return PADDING

@@ -7,10 +7,11 @@ scripts may be written as lines "A: …" or as JSON. Knows nothing of models and
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from ..errors import ArgumentError, shown
+from ..files import no_doubles
 
 MAIN, OTHER = 1, 2
 """Tokens in front of a turn: the first speaker's, the second speaker's."""
@@ -29,8 +30,12 @@ _STRENGTHS = {
 _SPEAKER = re.compile(r"\s*([AB])\s*:")
 _MAYBE_SPEAKER = re.compile(r"\s*(?:[AB]\s*)?")
 _JSON = re.compile(r'\s*(?:\[\s*["{]|\{\s*")')
-_MAYBE_JSON = re.compile(r"\s*[\[{]\s*")
+_MAYBE_JSON = re.compile(r"\s*(?:\[[\s\]]*|\{[\s}]*)")
 _LINE = re.compile(r"\s*([AB])\s*:\s?(.*)", re.DOTALL)
+_LISTS = ("turns", "script")  # names of the list of turns, where it stands in an object
+_FOREIGN_TAG = re.compile(r"<\s*/?\s*[a-z][^<>]{0,200}>", re.IGNORECASE)
+_UNCLOSED_BREAK = re.compile(r"<\s*break\b[^<>\n]{0,30}(?=<|\n|$)", re.IGNORECASE)
+_MOST_REMARKS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +43,13 @@ class ScriptEntry:
     """A word, or a break: that has no tokens.
 
     padding: steps of padding that must follow.
+    speaker: 0 the main one, 1 the other.
     """
 
     text: str
     tokens: tuple[int, ...]
     padding: int
+    speaker: int = field(default=0, compare=False)
 
 
 class ScriptReader:
@@ -105,7 +112,7 @@ class ScriptReader:
         at = 0
         for tag in self._tag.finditer(text):
             found += self._words(text[at : tag.start()])
-            found.append(ScriptEntry("", (), round(self._seconds(tag) * self._rate)))
+            found.append(self._pause(tag))
             at = tag.end()
         return found + self._words(text[at:])
 
@@ -119,7 +126,10 @@ class ScriptReader:
             self._spoke = self._speaker
         self._first = False
         padding = max(0, self._between + len(tokens) - 1) if self._between > 0 else 0
-        return ScriptEntry(word, tuple(tokens), padding)
+        return ScriptEntry(word, tuple(tokens), padding, self._speaker)
+
+    def _pause(self, tag: re.Match[str]) -> ScriptEntry:
+        return ScriptEntry("", (), round(self._seconds(tag) * self._rate), self._speaker)
 
     def _seconds(self, tag: re.Match[str]) -> float:
         """Of a break."""
@@ -167,10 +177,10 @@ def turns_of(text: str) -> list[str]:
     "speaker" ("A" or "B", else one after the other) and "text".
 
     Raises:
-        ArgumentError: the JSON is none, or a turn in it.
+        ArgumentError: it begins like JSON and cannot be read as such, or a turn in it.
     """
-    if (read := _turns_of_json(text)) is not None:
-        return read
+    if _JSON.match(text) or (text.lstrip().startswith(("[", "{")) and _is_json(text)):
+        return turns_of_json(text)
     lines = [line for line in text.splitlines() if line.strip()]
     if not lines or _LINE.fullmatch(lines[0]) is None:
         return [text]
@@ -207,9 +217,9 @@ class ArrivingScript:
         return []
 
     def end(self) -> list[tuple[int | None, str]]:
-        """The rest. Raises ArgumentError if the JSON is none."""
+        """The rest. Raises ArgumentError as `turns_of`."""
         text = self._taken(len(self._waiting))
-        if self._kind == "json":
+        if self._kind in ("json", None):
             return [(i % 2, turn) for i, turn in enumerate(turns_of(text))]
         return [(None, text)]
 
@@ -252,24 +262,37 @@ def alternating(said: Iterable[tuple[str, str]]) -> list[str]:
     return turns
 
 
-def _turns_of_json(text: str) -> list[str] | None:
-    """None: it is no JSON script."""
-    if not text.lstrip().startswith(("[", '{"')):
-        return None
+def turns_of_json(text: str) -> list[str]:
+    """As `turns_of`, of a text that must be JSON.
+
+    Raises:
+        ArgumentError: it is not, or has a field or a value that is not understood; names it.
+    """
+
+    def doubled(name: str) -> ArgumentError:
+        return ArgumentError(f"the script has the field {shown(name)} twice in one place")
+
     try:
-        found = json.loads(text)
-    except (ValueError, RecursionError):
-        if _JSON.match(text) is None:
-            return None
-        raise ArgumentError("the script begins like JSON and is none") from None
+        found: Any = json.loads(text, object_pairs_hook=no_doubles(doubled))
+    except RecursionError:
+        raise ArgumentError("the script is nested too deeply for JSON") from None
+    except json.JSONDecodeError as error:
+        raise ArgumentError(f"the script cannot be read as JSON: {error}") from None
     if isinstance(found, dict):
-        found = found.get("turns", found.get("script"))
+        names = [name for name in _LISTS if name in found]
+        if len(names) == 1:
+            _refuse_others(found, names, "the script")
+            found = found[names[0]]
     if not isinstance(found, list):
-        raise ArgumentError('a script in JSON is a list of turns, or has one as "turns"')
+        raise ArgumentError(
+            'a script in JSON is a list of turns, or an object that has one as "turns", is '
+            f"{shown(found)}"
+        )
     said: list[tuple[str, str]] = []
     for number, turn in enumerate(found, 1):
         speaker = "AB"[len(said) % 2] if isinstance(turn, str) else None
         if isinstance(turn, dict):
+            _refuse_others(turn, ("speaker", "text"), f"turn {number} of the script")
             speaker, turn = turn.get("speaker", "AB"[len(said) % 2]), turn.get("text")
         if speaker not in ("A", "B") or not isinstance(turn, str):
             raise ArgumentError(
@@ -278,3 +301,46 @@ def _turns_of_json(text: str) -> list[str] | None:
             )
         said.append((speaker, turn))
     return alternating(said)
+
+
+def _refuse_others(table: dict[str, Any], known: Sequence[str], where: str) -> None:
+    """Raises ArgumentError for the first field that is not among the known ones."""
+    for name in table:
+        if name not in known:
+            fields = " and ".join(f'"{each}"' for each in known)
+            voices = name in ("voice", "voices")
+            way = "voices are given by --voice" if voices else f"it can have {fields}"
+            raise ArgumentError(f"{where} has the field {shown(name)}, which it cannot have: {way}")
+
+
+def _is_json(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def remarks_on(turns: Sequence[str]) -> list[str]:
+    """What may not be meant in a script, though it can be spoken: a line for each.
+
+    Tags other than breaks, which are spoken as text, and a text without a letter or a digit.
+    """
+    found: list[str] = []
+    for turn in turns:
+        found += [
+            f"{shown(tag[0].strip())} has no > at its end: it is spoken as text"
+            for tag in _UNCLOSED_BREAK.finditer(turn)
+        ]
+        found += [
+            f"{shown(tag[0])} is spoken as text: the only tag is <break/>"
+            for tag in _FOREIGN_TAG.finditer(turn)
+            if _TAG.fullmatch(tag[0]) is None
+        ]
+    found = [*dict.fromkeys(found)]
+    if len(found) > _MOST_REMARKS:
+        found[_MOST_REMARKS:] = [f"and {len(found) - _MOST_REMARKS} more such tags"]
+    said = (character for turn in turns for character in _TAG.sub("", turn))
+    if not any(map(str.isalnum, said)):
+        found.append("the text has no letter and no digit: the model may say anything, or nothing")
+    return found

@@ -16,8 +16,7 @@ import numpy as np
 from ..arrays import Pcm
 from ..closing import Closing
 from ..errors import ArgumentError, SessionError, shown
-from ..speech import Speech
-from ..text import Word
+from ..speech import Speech, SpokenWord
 from ..worker import Worker
 from .speech_machine import SpeechMachine
 from .speech_script import ArrivingScript, ScriptReader
@@ -36,7 +35,7 @@ class SpokenChunk:
     """
 
     pcm: Pcm
-    words: tuple[Word, ...]
+    words: tuple[SpokenWord, ...]
 
 
 class Speaking(Protocol):
@@ -71,7 +70,7 @@ class Words:
         self._machine, self._rate, self._before = machine, frame_rate, before
         self._told = 0
 
-    def new(self) -> tuple[Word, ...]:
+    def new(self) -> tuple[SpokenWord, ...]:
         """Those whose end has been found since the last call: where what follows begins."""
         begun, end_step = self._machine.begun, self._machine.end_step
         known = len(begun) - (end_step is None)
@@ -80,7 +79,7 @@ class Words:
             end = begun[i + 1].step if i + 1 < len(begun) else end_step
             assert end is not None
             times = [(step - self._before) / self._rate for step in (begun[i].step, end)]
-            found.append(Word(begun[i].text, times[0], times[1]))
+            found.append(SpokenWord(begun[i].text, times[0], times[1], begun[i].speaker))
         self._told = max(self._told, known)
         return tuple(found)
 

@@ -44,7 +44,7 @@ from .turns import TurnRule
 _AFTER = 1.0  # seconds of silence after a sound, beyond the delay
 _LONGEST_CATCH_UP = 1000
 _AT_ONCE = 12  # frames that are encoded together
-_MOST_AT_ONCE = 64
+_MOST_AT_ONCE = 64  # sounds, or frames
 
 _log = logging.getLogger("moshi_mlx")
 
@@ -73,10 +73,10 @@ class _Sound:
     """A sound on its way through the model."""
 
     def __init__(
-        self, number: int, sound: SoundFrames, listener: Hearer, codec: Codec[Any]
+        self, number: int, sound: SoundFrames, listener: Hearer, codec: Codec[Any], at_once: int
     ) -> None:
         self.listener = listener
-        self.frames = sound.read(_AT_ONCE)
+        self.frames = sound.read(at_once)
         self.begun = False
         self._number, self._sound, self._codec = number, sound, codec
         self._state: Any = None
@@ -204,6 +204,7 @@ class Stt(Model):
         refresh_at: float | None = None,
         threshold: float = 0.5,
         hold: float = 0.0,
+        at_once: int = _AT_ONCE,
     ) -> Iterator[Passage]:
         """The same, passage by passage, each as soon as it has been heard.
 
@@ -221,6 +222,8 @@ class Stt(Model):
                 even if nothing is wrong; None: never. No reference does this.
             threshold: that the probability of a pause must exceed for a turn to have ended.
             hold: seconds that it must stay so.
+            at_once: frames of each passage, 1 … 64. Fewer make shorter jobs for the model's thread,
+                and the same words.
 
         Yields:
             Passages of each sound in order, about a second each; those of several sounds mixed.
@@ -238,7 +241,8 @@ class Stt(Model):
         spelling = self._spelling(spell, spell_sound)
         make = partial(self._hearing, spelling=spelling, seed=seed, text=text, kv_bits=kv_bits)
         read = [self._frames(source, i, len(sources)) for i, source in enumerate(sources)]
-        sounds = [_Sound(i, frames, listener(), self.codec) for i, frames in enumerate(read)]
+        most = whole("at_once", at_once, 1, _MOST_AT_ONCE)
+        sounds = [_Sound(i, each, listener(), self.codec, most) for i, each in enumerate(read)]
         hearing = self.worker.call(lambda: make(batch=len(sounds)))
         return self._passages(sounds, hearing, make)
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from ..arrays import Tokens
 from ..config import LmConfig
-from ..delays import delayed
+from ..delays import delayed_on_host
 from ..lm import Lm
 from .fields import Range, Share
 
@@ -64,12 +64,14 @@ class Batch:
         `codes`.
     speaking: bool [B, T], frames in which Moshi speaks; needed where `depth_keep` is below 1.
     extra: arrays for the objective of a trainer that has its own; always the same shapes.
+    given: bool [B, T], frames whose text is given to Moshi: read, but not scored.
     """
 
     codes: Tokens
     inputs: Tokens | None = None
     speaking: npt.NDArray[np.bool_] | None = None
     extra: tuple[npt.NDArray[Any], ...] = ()
+    given: npt.NDArray[np.bool_] | None = None
 
 
 class Prepared(NamedTuple):
@@ -113,6 +115,10 @@ def prepare(
     padding = (text == config.text_padding_id) | (text == config.text_end_padding_id)
     words = there[:, 0] & ~padding
     weights[words] *= loss.text_word_weight
+    if batch.given is not None:
+        delay = config.delays[0]
+        weights[:, delay:][batch.given[:, : length - delay]] = 0
+        words[:, delay:] &= ~batch.given[:, : length - delay]
     rows = depth_rows(batch.speaking, targets.shape[0], length, config, loss, rng)
     flat = targets.transpose(0, 2, 1).reshape(-1, 1 + config.dep_q)[rows]
     scored = there.transpose(0, 2, 1).reshape(-1, 1 + config.dep_q)[rows, 1:]
@@ -132,7 +138,7 @@ def prepare(
 
 
 def _delayed(codes: Tokens, config: LmConfig) -> Tokens:
-    return np.array(delayed(mx.array(codes), config.delays, config.initial_tokens))
+    return delayed_on_host(codes, config.delays, config.initial_tokens)
 
 
 def depth_rows(

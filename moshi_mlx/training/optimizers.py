@@ -80,7 +80,7 @@ class Muon(optim.Optimizer):
         state["v"] = v = self.momentum * state["v"] + rest * gradient
         update = orthogonalized(rest * gradient + self.momentum * v)
         lr = self.learning_rate.astype(parameter.dtype)
-        size = 0.2 * math.sqrt(max(parameter.shape))
+        size = 0.2 * math.sqrt(max(parameter.shape[-2:]))
         updated: mx.array = (1.0 - lr * self.weight_decay) * parameter - lr * size * update
         return updated
 
@@ -88,15 +88,19 @@ class Muon(optim.Optimizer):
 def orthogonalized(x: mx.array, steps: int = 5) -> mx.array:
     """A matrix with the singular vectors of `x` and singular values of about 1 (0.7 … 1.2).
 
+    `x` may be a stack of matrices [n, rows, columns].
+
     The quintic Newton–Schulz iteration of Muon with its coefficients, y ← (a + b·G + c·G²)·y for
     the Gram matrix G = y·yᵀ. As all of these commute, they are multiplied up on the Gram matrix's
     small side, and y is multiplied once.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    tall = x.shape[0] > x.shape[1]
-    y = x / (mx.linalg.norm(x) + 1e-8)
-    gram = y.T @ y if tall else y @ y.T
-    diagonal = a * mx.eye(gram.shape[0], dtype=x.dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    norm = mx.linalg.norm(x) if x.ndim == 2 else mx.linalg.norm(x, axis=[-2, -1], keepdims=True)
+    y = x / (norm + 1e-8)
+    turned = y.swapaxes(-1, -2)
+    gram = turned @ y if tall else y @ turned
+    diagonal = a * mx.eye(gram.shape[-1], dtype=x.dtype)
     product = diagonal
     for step in range(steps):
         factor = mx.addmm(b * gram + diagonal, gram, gram, alpha=c)
@@ -107,8 +111,8 @@ def orthogonalized(x: mx.array, steps: int = 5) -> mx.array:
 
 
 def is_hidden_matrix(path: str, parameter: mx.array) -> bool:
-    """Whether Muon is for this parameter: a matrix between hidden states."""
-    return parameter.ndim == 2 and _NOT_HIDDEN.search(path) is None
+    """Whether Muon is for this parameter: a matrix between hidden states, or a stack of such."""
+    return parameter.ndim in (2, 3) and _NOT_HIDDEN.search(path) is None
 
 
 class Optimizers:

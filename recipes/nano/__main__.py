@@ -20,12 +20,12 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
     out = ["--out", str(args.out)]
     threads = ["--threads", str(args.threads)]
     codec, minutes = "codec", "--minutes"
-    shards = [] if args.shards is None else ["--shards", str(args.shards)]
+    lines = [] if args.lines is None else ["--lines", str(args.lines)]
     return [
         [codec, "prepare", *out, *threads],
         [codec, "train", *out, *threads, minutes, str(args.codec_minutes)],
-        ["renditions", *out, "--processes", str(args.threads)],
-        ["tokens", *out, *threads, *shards],
+        ["renditions", *out, "--processes", str(args.threads), *lines],
+        ["tokens", *out, *threads, *lines],
         [codec, "decoder", *out, *threads, minutes, str(args.decoder_minutes)],
         [codec, "export", *out],
         ["train_lm", *out, minutes, str(args.lm_minutes)],
@@ -36,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m recipes.nano", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--shards", type=int, help="of tokens, in place of all: to try the chain")
+    parser.add_argument("--lines", type=int, help="only the first N of the users'", metavar="N")
     parser.add_argument("--codec-minutes", type=float, default=60)
     parser.add_argument("--decoder-minutes", type=float, default=75)
     parser.add_argument("--lm-minutes", type=float, default=120)

@@ -1,8 +1,10 @@
 """Full-duplex dialogues, put together on the fly from blocks of Mimi tokens.
 
 A dialogue is 17 rows of codes: nano's text and voice, and the user's side. Nano answers 0.4 s after
-the user's last frame of speech, falls silent 0.4 s after it is interrupted, murmurs in the pauses
-of long turns and says nothing in silence and noise. Knows tokens only: nothing of sound or models.
+the user's last frame of speech, falls silent 0.6 s after it is interrupted, murmurs in the pauses
+of long turns and says nothing in silence and noise. It goes on while the user murmurs, talks to
+others, or others talk in the next room, and it doesn't answer these. Some texts are given, and its
+voice follows them. Knows tokens only: nothing of sound or models.
 """
 
 from __future__ import annotations
@@ -13,14 +15,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from . import script
-from .tokens import CARD, CODEBOOKS, PAD, Bank, Noise, Reply, Utterance
+from .tokens import CARD, CODEBOOKS, EPAD, FAR, PAD, Bank, Noise, Reply, Utterance
 
 REPLY_DELAY = 5
 """Frames from the user's last one to nano's first one."""
 
 BACKCHANNEL_DELAY = 3
-YIELD_DELAY = 4
-"""Frames from the beginning of an interruption to nano's silence."""
+YIELD_DELAY = 7
+"""Frames from the beginning of an interruption to nano's silence: by then it can be told from what
+isn't meant for nano."""
 
 _OWN, _USER = slice(1, 1 + CODEBOOKS), slice(1 + CODEBOOKS, 1 + 2 * CODEBOOKS)
 # Words that change nothing before or after any wording.
@@ -45,6 +48,11 @@ class Shares:
     splice: float = 0.3  # of unknown sentences
     mixed_wording: float = 0.1  # of wordings: begins like one, ends like another of the intent
     dressed_wording: float = 0.12  # of wordings: "please" before or "moshi" after it, and the like
+    passed_over: float = 0.3  # of replies: a murmur, an aside or a far voice meanwhile
+    unanswered: float = 0.12  # of turns: the same while nano is silent
+    read: float = 0.07  # of turns: nano reads a sentence that is given
+    given: float = 0.05  # of replies: another one's text is given
+    held: float = 0.03  # of replies: none is given
 
 
 @dataclass(frozen=True)
@@ -61,18 +69,21 @@ class Corruption:
 @dataclass
 class Dialogue:
     """`codes` int32 [17, frames]; `speaking` bool [frames]; `heard` int32 [frames], the user's word
-    that just ended (0: none for a while, −1: not decided)."""
+    that just ended (0: none for a while, −1: not decided); `given` bool [frames], where the text is
+    not nano's choice."""
 
     codes: np.ndarray
     speaking: np.ndarray
     heard: np.ndarray
+    given: np.ndarray
 
 
 def user_words() -> list[str]:
     """All words of the user's that training can contain, sorted."""
     wordings = [w for intent in script.INTENTS for w in intent.train_wordings]
     told = [s for m in script.MONOLOGUES if not m.held_out for s in m.sentences]
-    texts = [*wordings, *script.OUT_OF_SCRIPT_TRAIN, *told]
+    others = [*script.OUT_OF_SCRIPT_TRAIN, *script.MURMURS, *script.ASIDES_TRAIN]
+    texts = [*wordings, *told, *others]
     return sorted({word for text in texts for word in text.split()})
 
 
@@ -117,6 +128,9 @@ class DialogueMaker:
             *bank.utterances.get("unknown", {}).values(),
             *(u for s, u in sentences.items() if s in middles),
         ]
+        self._passed_over = {
+            kind: list(bank.utterances.get(kind, {}).values()) for kind in ("murmur", "aside", FAR)
+        }
         self.reserved = {w for intent in script.INTENTS for w in intent.held_out_wordings}
         self.words = {word: i + 1 for i, word in enumerate(user_words())}
         """Number of every word that a user says, from 1."""
@@ -154,6 +168,7 @@ class _Scene:
         self._fill_background()
         self.speaking = np.zeros(self.length, np.bool_)
         self.heard = np.zeros(self.length, np.int32)
+        self.given = np.zeros(self.length, np.bool_)
 
     # -------------------------------------------------------------------------------- random picks
 
@@ -258,7 +273,7 @@ class _Scene:
         self.codes[_USER, at : at + piece.shape[1]] = piece
         end = start + utterance.end
         self.heard[max(0, onset) : end + 1 + _WORD_FRAMES] = -1
-        for word, last in utterance.words:
+        for word, last in utterance.words if utterance.kind != FAR else ():
             number = self.maker.words[word]
             self.heard[max(0, start + last + 1) : max(0, start + last + 1 + _WORD_FRAMES)] = number
         return end
@@ -273,18 +288,62 @@ class _Scene:
         self.speaking[at : last + 1] = True
         return last
 
+    def _nano_reads(self, reply: Reply, at: int) -> int:
+        """The same, but the words are given: nano chooses no more than when each of them ends."""
+        last = self._nano_says(reply, at)
+        row = self.codes[0, at : at + len(reply.text_tokens)]
+        words = (row != PAD) & (row != EPAD)
+        self.given[at : at + len(row)] = words
+        if words.any():
+            self.given[at : at + int(np.argmax(words))] = True
+        if at > 0:
+            self.given[at - 1] = True
+        return last
+
     def _answered(self, end: int, reply: Reply) -> int:
         """Nano answers a turn that ended in frame `end`, perhaps interrupted; its last frame."""
         at = end + REPLY_DELAY
         if at >= self.length:
             return at
+        if self._happens(self.shares.held):
+            last = min(at + int(self.rng.integers(20, 50)), self.length - 1)
+            self.given[at - REPLY_DELAY : last + 1] = True
+            return last
+        if self._happens(self.shares.given):
+            others = list(self.bank.replies.values())
+            other = others[int(self.rng.integers(len(others)))]
+            return self._nano_reads(other, at + int(self.rng.integers(-2, 8)))
         if not self._happens(self.shares.interruption):
-            return self._nano_says(reply, at)
+            last = self._nano_says(reply, at)
+            if self._happens(self.shares.passed_over) and reply.end > 3:
+                onset = at + int(self.rng.integers(1, reply.end))
+                return max(last, self._passes_over(onset))
+            return last
         onset = at + int(self.rng.integers(2, max(3, reply.end - 3)))
         self._nano_says(reply, at, onset + YIELD_DELAY)
         utterance, answer = self._pick_interruption()
         end = self._user_says(utterance, onset) if onset < self.length else onset
         return self._answered(end, answer)
+
+    def _passes_over(self, onset: int) -> int:
+        """The user says something that is not for nano, from frame `onset`; its last frame."""
+        kinds = [k for k, texts in self.maker._passed_over.items() if texts]
+        if not kinds or onset >= self.length:
+            return onset
+        texts = self.maker._passed_over[kinds[int(self.rng.integers(len(kinds)))]]
+        utterance = self._pick(texts[int(self.rng.integers(len(texts)))])
+        return self._user_says(utterance, onset)
+
+    def _turn(self, at: int) -> int:
+        """What begins in frame `at`; its last frame."""
+        if self.maker._monologues and self._happens(self.shares.monologue):
+            return self._monologue(at)
+        if self._happens(self.shares.unanswered):
+            return self._passes_over(at)
+        if self.bank.read and self._happens(self.shares.read):
+            return self._nano_reads(self.bank.read[int(self.rng.integers(len(self.bank.read)))], at)
+        utterance, reply = self._pick_turn()
+        return self._answered(self._user_says(utterance, at), reply)
 
     def _monologue(self, onset: int) -> int:
         """A long turn with a murmur in every pause but the last; returns nano's last frame."""
@@ -316,13 +375,8 @@ class _Scene:
         if self._happens(self.shares.quiet_dialogue):
             at = self.length
         while at < self.length - 12:
-            if self.maker._monologues and self._happens(self.shares.monologue):
-                last = self._monologue(at)
-            else:
-                utterance, reply = self._pick_turn()
-                last = self._answered(self._user_says(utterance, at), reply)
-            at = last + self._gap()
-        return Dialogue(self.codes, self.speaking, self.heard)
+            at = self._turn(at) + self._gap()
+        return Dialogue(self.codes, self.speaking, self.heard, self.given)
 
 
 def _spliced(first: Utterance, second: Utterance) -> Utterance:

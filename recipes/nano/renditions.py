@@ -8,6 +8,7 @@ held out in `script` and `speech`.
 from __future__ import annotations
 
 import argparse
+import itertools
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,9 +19,11 @@ import numpy as np
 from . import script
 from .codec_data import canonical_rendition
 from .speech import (
+    KOKORO_VOICES,
     SAMPLE_RATE,
     TRAIN_USER_VOICES,
     UNHEARD_ENGINE_VOICES,
+    UNHEARD_KOKORO_VOICES,
     UNHEARD_USER_VOICES,
     Rendition,
     speak_all,
@@ -33,6 +36,10 @@ _EVALUATION_RANGES = (0.18, 0.18, 0.09)
 
 WORDING_RENDITIONS = 12
 OTHER_RENDITIONS = 12
+SHORT_RENDITIONS = 40
+"""Of a murmur: it is short, and there are few."""
+
+KOKORO_RENDITIONS = 2
 _ENGINE_SHARES = {"flite": 0.32, "festival": 0.22, "espeak": 0.46}
 """Engines with few voices would hardly be heard if all voices came up alike."""
 
@@ -41,7 +48,8 @@ _ENGINE_SHARES = {"flite": 0.32, "festival": 0.22, "espeak": 0.46}
 class Line:
     """Something a user says.
 
-    `kind` is "wording" of the script, "unknown" to it, or "monologue" for a sentence of one.
+    `kind` is "wording" of the script, "unknown" to it, "monologue" for a sentence of one, "murmur"
+    or "aside".
     """
 
     kind: str
@@ -64,35 +72,60 @@ def training_voices(rng: np.random.Generator, count: int) -> list[str]:
     return chosen
 
 
-def _varied(kind: str, texts: Sequence[str], count: int) -> Iterator[Line]:
+def _varied(kind: str, texts: Sequence[str], count: int, neural: int) -> Iterator[list[Line]]:
+    """Renditions of texts: `count` by the rule-based engines, `neural` by Kokoro."""
     for text in texts:
         rng = rng_for(text, "language model")
-        for voice in training_voices(rng, count):
-            yield Line(kind, vary(text, voice, rng, ranges=_TRAIN_RANGES))
+        voices = training_voices(rng, count)
+        chosen = rng.permutation(len(KOKORO_VOICES))[:neural]
+        lines = [Line(kind, vary(text, voice, rng, ranges=_TRAIN_RANGES)) for voice in voices]
+        for place, number in enumerate(chosen):
+            line = Line(kind, vary(text, KOKORO_VOICES[number], rng, ranges=_TRAIN_RANGES))
+            lines.insert(2 * place + 1, line)
+        yield lines
 
 
 def training_lines() -> list[Line]:
-    """All renditions of the user's side that the language model is trained on."""
+    """All renditions of the user's side that the language model is trained on.
+
+    The first of every text, then the second of every text, and so on: any first part of them has
+    all texts and all engines.
+    """
     wordings = [w for intent in script.INTENTS for w in intent.train_wordings]
     told = [m.sentences for m in script.MONOLOGUES if not m.held_out]
     frames = list(dict.fromkeys(s for sentences in told for s in (sentences[0], sentences[-1])))
     middles = list(dict.fromkeys(s for sentences in told for s in sentences[1:-1]))
-    return [
-        *_varied("wording", wordings, WORDING_RENDITIONS),
-        *_varied("unknown", script.OUT_OF_SCRIPT_TRAIN, OTHER_RENDITIONS),
-        *_varied("monologue", frames, WORDING_RENDITIONS),
-        *_varied("monologue", middles, OTHER_RENDITIONS),
+    neural = KOKORO_RENDITIONS
+    of_texts = [
+        *_varied("wording", wordings, WORDING_RENDITIONS, neural),
+        *_varied("unknown", script.OUT_OF_SCRIPT_TRAIN, OTHER_RENDITIONS, 2 * neural),
+        *_varied("monologue", frames, WORDING_RENDITIONS, 2 * neural),
+        *_varied("monologue", middles, OTHER_RENDITIONS, neural),
+        *_varied("murmur", script.MURMURS, SHORT_RENDITIONS, len(KOKORO_VOICES)),
+        *_varied("aside", script.ASIDES_TRAIN, OTHER_RENDITIONS, 2 * neural),
     ]
+    rounds = itertools.zip_longest(*of_texts)
+    return [line for lines in rounds for line in lines if line is not None]
 
 
 def evaluation_lines(
-    texts: Sequence[str], heard_voices: bool, kind: str = "wording", salt: str = ""
+    texts: Sequence[str],
+    heard_voices: bool,
+    kind: str = "wording",
+    salt: str = "",
+    neural: bool = False,
 ) -> list[Line]:
-    """Renditions never trained on, by voices heard in training or by those never heard."""
-    voices = TRAIN_USER_VOICES if heard_voices else UNHEARD_USER_VOICES
+    """Renditions never trained on, by voices heard in training or by those never heard.
+
+    By the rule-based engines, or by Kokoro if `neural`.
+    """
+    if neural:
+        voices = KOKORO_VOICES if heard_voices else UNHEARD_KOKORO_VOICES
+    else:
+        voices = TRAIN_USER_VOICES if heard_voices else UNHEARD_USER_VOICES
     lines = []
     for number, text in enumerate(texts):
-        rng = rng_for(text, f"evaluation {heard_voices} {salt}")
+        rng = rng_for(text, f"evaluation {heard_voices} {salt}{' neural' if neural else ''}")
         lines.append(
             Line(kind, vary(text, voices[number % len(voices)], rng, ranges=_EVALUATION_RANGES))
         )
@@ -121,8 +154,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Synthesize what nano's language model hears.")
     parser.add_argument("--out", type=Path, default=Path("build/nano"))
     parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--lines", type=int, help="only the first N lines", metavar="N")
     args = parser.parse_args()
-    lines = training_lines()
+    lines = training_lines()[: args.lines]
     wanted = [
         *(canonical_rendition(r) for r in script.replies()),
         *(line.rendition for line in lines),

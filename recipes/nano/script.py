@@ -48,6 +48,38 @@ BACKCHANNEL = "Mm-hm."
 MONOLOGUE_REPLY = "I see. Thank you for telling me."
 STOP_INTENT = "stop"
 
+MURMURS: tuple[str, ...] = (
+    "uh huh", "mm hm", "yeah", "okay", "right", "i see", "yes", "oh", "sure", "hmm", "yes yes",
+    "oh okay", "yeah right", "oh really", "ah", "good",
+)  # fmt: skip
+"""What a user says while listening, without wanting the turn."""
+
+ASIDES: tuple[str, ...] = (
+    "anna can you close the door please", "one moment mom i am on the phone",
+    "no put that on the other table", "peter dinner is almost ready", "hey tom wait for me outside",
+    "not now lisa i am busy", "daddy will be there in a minute", "emma where did you leave the car",
+    "john could you bring me a glass", "honey the milk is in the fridge",
+    "david turn the music down a bit", "susan did you call your mother",
+    "come here buddy good dog", "no thanks i already had lunch", "george your bus is leaving",
+    "sorry laura what were you saying", "mary please hand me that towel",
+    "dad have you fed the dog yet", "paul stop running in the kitchen",
+    "hold on julia i am nearly finished", "yes mark the keys are on the shelf",
+    "kids please be quiet for a moment", "grandma would you like some more tea",
+    "excuse me sir the counter is over there", "mom where is my blue jacket",
+    "steve the pizza guy is at the door", "oh hi karen come right in", "no rex get off the sofa",
+    "sarah can you hear the baby crying", "we will take two tickets please",
+    "michael tell them i am coming", "thank you sir keep the change",
+    # Held out from here on (see NUM_ASIDES_HELD_OUT).
+    "frank please take the trash out", "hey robert did you lock the car",
+    "mom i will call you back later", "nina your coat is on the chair",
+    "could you move over a bit kevin", "no oscar the red one please",
+    "waiter could we have the bill", "alice the train leaves in ten minutes",
+)  # fmt: skip
+"""What a user says to others in the room."""
+
+NUM_ASIDES_HELD_OUT = 8
+ASIDES_TRAIN, ASIDES_HELD_OUT = ASIDES[:-NUM_ASIDES_HELD_OUT], ASIDES[-NUM_ASIDES_HELD_OUT:]
+
 # fmt: off
 INTENTS: tuple[Intent, ...] = (
     # Greetings and courtesies

@@ -3,8 +3,8 @@
 Knows the synthesizers and signal processing; nothing of nano's dialogues, tokens or models.
 Audio is mono float32 at 24 kHz. Flite is called as the program `flite`, festival as `festival` that
 takes commands through a pipe; espeak-ng through its shared library, because only that reports when
-each word and phone starts; SVOX Pico, which reports neither and is for the evaluation only, through
-the package `ttspico`.
+each word and phone starts. Kokoro (`ears`) and SVOX Pico, which is for the evaluation only, through
+the package `ttspico`, report neither.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import ctypes
 import ctypes.util
 import functools
 import hashlib
+import io
 import itertools
 import json
 import os
@@ -31,6 +32,8 @@ import soxr
 
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import MoshiError
+
+from . import ears
 
 SAMPLE_RATE = 24_000
 SPEECH_RMS = 0.08
@@ -52,6 +55,10 @@ UNHEARD_USER_VOICES = (
     "espeak:en-gb-x-gbclan", "espeak:en-us+m6", "espeak:en-us+f5",
 )  # fmt: skip
 """User voices of the evaluation only."""
+
+KOKORO_VOICES = tuple(f"kokoro:{name}" for name in ears.KOKORO_TRAIN_VOICES)
+UNHEARD_KOKORO_VOICES = tuple(f"kokoro:{name}" for name in ears.KOKORO_UNHEARD_VOICES)
+"""A neural engine's: ten voices for training, four for the evaluation only."""
 
 UNHEARD_ENGINE_VOICES = ("pico:en-US", "pico:en-GB")
 """User voices of the evaluation only, of an engine that neither codec nor model ever heard."""
@@ -378,23 +385,41 @@ def _espeak(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span
     return samples / 32768.0, espeak.sample_rate, phone_spans, word_spans
 
 
-# ---------------------------------------------------------------------------------------- pico
+# ----------------------------------------------------------------------------- Kokoro and Pico
 
 _PICO_RATE = 16_000
 _PICO_VOLUME = 50  # of 100, which clips
-_PICO_WINDOW = _PICO_RATE // 100
 
 
-def _sounding(samples: np.ndarray) -> tuple[float, float]:
+def _sounding(samples: np.ndarray, sample_rate: int) -> tuple[float, float]:
     """First and last second of what is less than 40 dB below the loudest 10 ms of a recording."""
-    windows = samples[: len(samples) // _PICO_WINDOW * _PICO_WINDOW].reshape(-1, _PICO_WINDOW)
-    power = np.mean(windows**2, 1)
+    window = sample_rate // 100
+    power = np.mean(samples[: len(samples) // window * window].reshape(-1, window) ** 2, 1)
     loud = np.flatnonzero(power > decibels(-40) ** 2 * power.max())
     return float(loud[0]) / 100, float(loud[-1] + 1) / 100
 
 
+def _timed(
+    rendition: Rendition, samples: np.ndarray, sample_rate: int
+) -> tuple[np.ndarray, int, list[Span], list[Span]]:
+    """Of an engine that tells no times: phones of equal length, as long as there is sound."""
+    start, end = _sounding(samples, sample_rate)
+    edges = np.linspace(start, end, sum(_phone_counts(rendition)) + 1).tolist()
+    phones = [Span(UNKNOWN_PHONE, a, b) for a, b in itertools.pairwise(edges)]
+    words = _words_from_phones(rendition, phones)
+    total = len(samples) / sample_rate
+    spans = [Span("pau", 0, start), *phones, Span("pau", end, total)]
+    return samples, sample_rate, spans, words
+
+
+def _kokoro(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
+    """Its voices have one pitch each; the warp changes that."""
+    engine = ears.kokoro(os.getpid())
+    samples = engine.speak(_spoken_text(rendition), name, 1 / rendition.stretch)
+    return _timed(rendition, samples, ears.KOKORO_RATE)
+
+
 def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
-    """Pico tells no times: phones of equal length between the sound's beginning and end."""
     with needs_extra("nano", "voices of Pico need ttspico"):
         from ttspico import TtsEngine
     engine = TtsEngine(name)  # a new one each time: another text before would change the sound
@@ -402,12 +427,7 @@ def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span],
     engine.pitch = round(np.clip(100 * rendition.pitch, 50, 200))
     engine.volume = _PICO_VOLUME
     samples = np.frombuffer(engine.speak(_spoken_text(rendition)), np.int16) / 32768.0
-    start, end = _sounding(samples)
-    edges = np.linspace(start, end, sum(_phone_counts(rendition)) + 1).tolist()
-    phones = [Span(UNKNOWN_PHONE, a, b) for a, b in itertools.pairwise(edges)]
-    words = _words_from_phones(rendition, phones)
-    total = len(samples) / _PICO_RATE
-    return samples, _PICO_RATE, [Span("pau", 0, start), *phones, Span("pau", end, total)], words
+    return _timed(rendition, samples, _PICO_RATE)
 
 
 # -------------------------------------------------------------------------------------- renditions
@@ -416,7 +436,13 @@ def _pico(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span],
 def synthesize(rendition: Rendition) -> Speech:
     """Speaks one rendition: 40 ms of silence before the first phone, 80 ms after the last."""
     engine, _, name = rendition.voice.partition(":")
-    speak = {"flite": _flite, "festival": _festival, "espeak": _espeak, "pico": _pico}[engine]
+    speak = {
+        "flite": _flite,
+        "festival": _festival,
+        "espeak": _espeak,
+        "kokoro": _kokoro,
+        "pico": _pico,
+    }[engine]
     raw, sample_rate, phones, words = speak(rendition, name)
     pcm = soxr.resample(raw, sample_rate * rendition.warp, SAMPLE_RATE)
     scale = 1 / rendition.warp  # seconds there to seconds here
@@ -523,8 +549,8 @@ def _low_pass(frequencies: np.ndarray, corner: float, order: int = 1) -> np.ndar
 def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
     """Noise [samples] float32 of rms 1.
 
-    "white", "pink" (-3 dB an octave above 20 Hz), "hum" (mains and some hiss) or "babble" (the band
-    of speech, swelling four times a second).
+    "white", "pink" (-3 dB an octave above 20 Hz), "hum" (mains and some hiss), "babble" (the band
+    of speech, swelling four times a second) or "music" (chords that fade and a bass).
     """
     white = rng.standard_normal(samples)
     frequencies = _frequencies(samples)
@@ -543,6 +569,8 @@ def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
         band = _high_pass(frequencies, 200, 2) * _low_pass(frequencies, 2500, 2)
         swell = np.abs(_shape(rng.standard_normal(samples), _low_pass(frequencies, 4, 2)))
         shaped = _shape(white, band) * (0.3 + swell / (swell.mean() + 1e-9))
+    elif kind == "music":
+        shaped = _music(samples, rng)
     else:
         raise ValueError(f"unknown noise {kind!r}")
     return (shaped / (np.sqrt(np.mean(shaped**2)) + 1e-9)).astype(np.float32)
@@ -551,17 +579,60 @@ def noise(kind: str, samples: int, rng: np.random.Generator) -> np.ndarray:
 NOISE_KINDS = ("white", "pink", "hum", "babble")
 
 
+def _music(samples: int, rng: np.random.Generator) -> np.ndarray:
+    """Chords of a major or minor scale at 60-140 beats a minute, with overtones, and a bass."""
+    out = np.zeros(samples)
+    scale = np.array([0, 2, 4, 5, 7, 9, 11] if rng.uniform() < 0.5 else [0, 2, 3, 5, 7, 8, 10])
+    root = 110 * 2 ** (rng.integers(12) / 12)
+    beat = int(60 / rng.uniform(60, 140) * SAMPLE_RATE)
+    brightness, fade = rng.uniform(0.3, 0.8), rng.uniform(1, 6)
+    for at in range(0, samples, beat):
+        time = np.arange(min(2 * beat, samples - at)) / SAMPLE_RATE
+        degree = int(rng.integers(7))
+        for step, octave in ((0, 0), (0, 1), (2, 1), (4, 1), (int(rng.integers(7)), 2)):
+            note = scale[(degree + step) % 7] + 12 * ((degree + step) // 7 + octave)
+            for overtone in range(1, 6):
+                wave = np.sin(2 * np.pi * (root * 2 ** (note / 12) * overtone * time))
+                loudness = brightness**overtone * np.exp(-fade * time)
+                out[at : at + len(time)] += wave * loudness * np.minimum(1, time * 50)
+    return out
+
+
 def room(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A light room: the direct sound and 50-250 ms of decaying reflections 8-20 dB below it."""
-    decay = rng.uniform(0.05, 0.25)
-    tail = rng.standard_normal(int(decay * SAMPLE_RATE))
+    return reverberant(pcm, rng.uniform(0.05, 0.25), -rng.uniform(-20, -8), rng)
+
+
+def reverberant(
+    pcm: np.ndarray, seconds: float, direct_db: float, rng: np.random.Generator
+) -> np.ndarray:
+    """A room: reflections that decay by 60 dB in `seconds`, the direct sound `direct_db` above."""
+    tail = rng.standard_normal(int(seconds * SAMPLE_RATE))
     tail *= np.exp(-6.9 * np.arange(len(tail)) / len(tail))
     tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # before the first reflection
-    tail *= decibels(rng.uniform(-20, -8)) / np.sqrt(np.sum(tail**2))
+    tail *= decibels(-direct_db) / np.sqrt(np.sum(tail**2))
     tail[0] = 1.0
     size = len(pcm) + len(tail)
     spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(tail, size)
     return np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
+
+
+def telephone(pcm: np.ndarray) -> np.ndarray:
+    """300 to 3400 Hz in eight bits, by G.711's law with μ = 255."""
+    frequencies = _frequencies(len(pcm))
+    band = _shape(pcm, _high_pass(frequencies, 300, 3) * _low_pass(frequencies, 3400, 6))
+    folded = np.log1p(255 * np.minimum(np.abs(band), 1)) / np.log1p(255)
+    coarse = np.round(folded * 127) / 127
+    return (np.sign(band) * np.expm1(coarse * np.log1p(255)) / 255).astype(np.float32)
+
+
+def through_opus(pcm: np.ndarray, level: float) -> np.ndarray:
+    """Encoded to Opus and decoded; `level` from 0, 256 kbit/s, to 1, 6 kbit/s."""
+    file = io.BytesIO()
+    soundfile.write(file, pcm, SAMPLE_RATE, format="OGG", subtype="OPUS", compression_level=level)
+    file.seek(0)
+    heard = soundfile.read(file, dtype="float32")[0][: len(pcm)]
+    return np.pad(heard, (0, len(pcm) - len(heard)))
 
 
 def band_limit(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -623,3 +694,71 @@ def augment(
     level = decibels(rng.uniform(-85, -85 + 43 * strength))
     out = out + level * noise(str(rng.choice(NOISE_KINDS)), len(out), rng)
     return np.clip(out, -0.99, 0.99).astype(np.float32)
+
+
+_LOUDEST_NOISE, _LEAST_RATIO = -30.0, 2.0  # dBFS; dB of the speech over the noise
+_LEVELS, _FAR_LEVELS = (-35.0, -12.0), (-52.0, -38.0)  # dBFS of the speech
+
+
+def disturbed(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The user's side through a house: like `augment`, but for some in all that can go wrong there.
+
+    Speech at -35..-12 dBFS; a room (RT60 0.15-0.7 s, direct to reverberant -3..15 dB) in 45 % of
+    cases, a telephone in 10 %, another microphone in 20 %, Opus in 10 %; noise or music up to
+    -30 dBFS, at least 2 dB below the speech.
+    """
+    level = rng.uniform(*_LEVELS) if rng.uniform() < 0.5 else rng.uniform(-27, -17)
+    out = pcm * (decibels(level) / SPEECH_RMS)
+    if rng.uniform() < 0.45:
+        out = reverberant(out, rng.uniform(0.15, 0.7), rng.uniform(-3, 15), rng)
+    kinds = (*NOISE_KINDS, "music")
+    quiet = rng.uniform() < 0.5
+    floor = rng.uniform(-85, -45) if quiet else level - rng.uniform(_LEAST_RATIO, 25)
+    floor = min(floor, _LOUDEST_NOISE, level - _LEAST_RATIO)
+    out = out + decibels(floor) * noise(str(rng.choice(kinds)), len(out), rng)
+    return through_line(out, rng)
+
+
+def through_line(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What may lie between a microphone and the model; within ±1."""
+    out, way = np.clip(pcm, -0.99, 0.99), rng.uniform()
+    if way < 0.1:
+        out = telephone(out)
+    elif way < 0.3:
+        out = band_limit(out, rng)
+    elif way < 0.4:
+        out = through_opus(out, rng.uniform(0.9, 1.0))
+    return np.clip(out, -0.99, 0.99).astype(np.float32)
+
+
+def far_away(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A voice in the next room: faint, dull, and more reflections than direct sound."""
+    level = rng.uniform(*_FAR_LEVELS)
+    out = reverberant(pcm, rng.uniform(0.3, 0.9), rng.uniform(-12, -3), rng)
+    out = _shape(out, _low_pass(_frequencies(len(out)), rng.uniform(1500, 4000)))
+    out = out * (decibels(level) / loud_rms(out))
+    floor = decibels(min(level - 6, rng.uniform(-85, -55)))
+    return (out + floor * noise(str(rng.choice(NOISE_KINDS)), len(out), rng)).astype(np.float32)
+
+
+def hesitant(speech: Speech, after: Sequence[int], rng: np.random.Generator) -> Speech:
+    """The same words with a pause of 0.4-1.5 s after some of them, by their number from 0."""
+    pcm, begin = [], 0
+    ends = {speech.words[i].end: rng.uniform(0.4, 1.5) for i in after}
+
+    def moved(span: Span) -> Span:
+        late = sum(pause for end, pause in ends.items() if span.start >= end - 1e-6)
+        return Span(span.label, span.start + late, span.end + late)
+
+    for end, pause in sorted(ends.items()):
+        stop = int(end * SAMPLE_RATE)
+        piece = speech.pcm[begin:stop].copy()
+        fade = min(len(piece), SAMPLE_RATE // 100)
+        if fade:
+            piece[-fade:] *= np.linspace(1, 0, fade)
+        pcm += [piece, np.zeros(int(pause * SAMPLE_RATE), np.float32)]
+        begin = stop
+    pcm.append(speech.pcm[begin:])
+    return Speech(
+        np.concatenate(pcm), tuple(map(moved, speech.words)), tuple(map(moved, speech.phones))
+    )

@@ -32,7 +32,7 @@ from moshi_mlx.training.trainer import TrainConfig, Trainer
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import load_lm
 
-from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards
+from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, Take, coded, load_shards, make_shards
 from .codec_data import FRAME_SIZE
 from .model_folder import export_on_nano
 from .renditions import training_voices
@@ -54,6 +54,7 @@ from .speech import (
     synthesize,
     vary,
 )
+from .splicing import SpokenWords, jittered
 from .tokens import text_stream
 
 DELAY = 8
@@ -108,15 +109,19 @@ _LONG_TAIL_SHARE = 0.3
 # ------------------------------------------------------------------------------------------- data
 
 
-def make_clips(seed: int, number: int) -> list[Clip]:
+def record_clips(seed: int, number: int) -> list[Take]:
     """Shard `number` of training: sentences by the training voices, disturbed."""
     rng = np.random.default_rng([seed, number])
     maker = SentenceMaker()
     texts = [maker.sentence(rng) for _ in range(_CLIPS)]
     voices = rng.permutation(training_voices(rng, len(texts))).tolist()
-    return _clips(
-        recorded(list(zip(texts, voices, strict=True)), rng, strange=True, settle=_SETTLE)
-    )
+    lines = list(zip(texts, voices, strict=True))
+    return _takes(recorded(lines, rng, strange=True, settle=_SETTLE))
+
+
+def make_clips(seed: int, number: int) -> list[Clip]:
+    """The same with their codes."""
+    return coded(record_clips(seed, number))
 
 
 @dataclass(frozen=True)
@@ -168,21 +173,23 @@ def recorded(
     return recordings
 
 
-def _clips(recordings: list[Recording]) -> list[Clip]:
-    """Their codes without the frames that the codec settles in."""
-
+def _takes(recordings: list[Recording]) -> list[Take]:
     def frame(seconds: float) -> float:
         return round(seconds * FRAME_RATE - _SETTLE, 2)
 
     return [
-        Clip(
-            codes[:, _SETTLE:],
-            tuple(word.label for word in recording.words),
-            tuple(frame(word.start) for word in recording.words),
-            frame(recording.end),
-            recording.voice,
+        Take(
+            Clip(
+                np.empty(0),
+                tuple(word.label for word in recording.words),
+                tuple(frame(word.start) for word in recording.words),
+                frame(recording.end),
+                recording.voice,
+            ),
+            recording.pcm,
+            _SETTLE,
         )
-        for recording, codes in zip(recordings, encode([r.pcm for r in recordings]), strict=True)
+        for recording in recordings
     ]
 
 
@@ -219,15 +226,34 @@ def sequence(clips: list[Clip], frames: int, tokenizer: TextTokenizer) -> Heard:
 
 
 class Transcripts:
-    """The trainer's dataset: clips in an order that depends on the seed and the index alone."""
+    """The trainer's dataset: clips in an order that depends on the seed and the index alone.
 
-    def __init__(self, clips: list[Clip], tokenizer: TextTokenizer, seed: int) -> None:
+    Args:
+        clips: what to learn from.
+        tokenizer: of the text.
+        seed: of what is chosen.
+        batch: sequences at once.
+        spliced: share of the clips that are made of words of others, by the same voice.
+        jitter: share of the frames that are left out or there twice, in half of the sequences.
+    """
+
+    def __init__(
+        self,
+        clips: Sequence[Clip],
+        tokenizer: TextTokenizer,
+        seed: int,
+        batch: int = _BATCH,
+        spliced: float = 0.0,
+        jitter: float = 0.0,
+    ) -> None:
         self._clips, self._tokenizer, self._seed = clips, tokenizer, seed
+        self._batch, self._spliced, self._jitter = batch, spliced, jitter
+        self._words, self._maker = SpokenWords(clips), SentenceMaker()
 
     def batch(self, index: int) -> Batch:
         """Batch `index`, always the same. The extra array is the pauses, int32 [B, T, 4]."""
         rng = np.random.default_rng([self._seed, index])
-        rows = [self._row(rng) for _ in range(_BATCH)]
+        rows = [self._row(rng) for _ in range(self._batch)]
         codes = np.stack([row.codes for row in rows])
         return Batch(
             codes=codes,
@@ -237,8 +263,13 @@ class Transcripts:
 
     def _row(self, rng: np.random.Generator) -> Heard:
         chosen: list[Clip] = []
+        moved = self._jitter > 0 and rng.uniform() < 0.5
         while sum(clip.frames for clip in chosen) < _FRAMES:
-            chosen.append(self._clips[int(rng.integers(len(self._clips)))])
+            clip = self._clips[int(rng.integers(len(self._clips)))]
+            if self._spliced and rng.uniform() < self._spliced:
+                text = self._maker.sentence(rng).split()
+                clip = self._words.spliced(text, clip.voice, rng) or clip
+            chosen.append(jittered(clip, self._jitter, rng) if moved else clip)
         return sequence(chosen, _FRAMES, self._tokenizer)
 
 
@@ -388,7 +419,7 @@ def _checks(seed: int, number: int) -> list[Clip]:
         held_out, like_training = held_out_lines(rng, voices)
         lines += [*held_out, *like_training][:: 1 + 2 * salt]
     rng = np.random.default_rng([seed, number, 10**6, 2])
-    return _clips(recorded(lines, rng, strange=False, settle=_SETTLE))
+    return coded(_takes(recorded(lines, rng, strange=False, settle=_SETTLE)))
 
 
 def export(out: Path) -> None:

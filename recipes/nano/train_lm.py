@@ -11,6 +11,7 @@ which `moshi_mlx.load` runs.
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,16 @@ CONFIG: dict[str, Any] = {
 }
 """Nano's config.json: Moshi's architecture in full, small."""
 
-_BATCH, _FRAMES = 8, 160  # beyond the context: the model learns to do without the first frame
+_BATCH, FRAMES = 8, 160  # beyond the context: the model learns to do without the first frame
 _WORD_LOSS = 0.6
+LOSS = LossConfig(
+    semantic_weight=3.0,
+    acoustic_weight=1.0,
+    text_padding_weight=0.15,
+    text_end_padding_weight=1.0,
+    depth_keep=0.2,
+    depth_silent=0.2,
+)
 _NO_WORD_WEIGHT = 0.1
 
 
@@ -112,12 +121,12 @@ class Dialogues:
     def batch(self, index: int) -> Batch:
         """Batch `index`, always the same."""
         dialogues = self._maker.dialogues(index)
-        codes, speaking, heard = (
+        codes, speaking, heard, given = (
             np.stack([getattr(d, part) for d in dialogues])
-            for part in ("codes", "speaking", "heard")
+            for part in ("codes", "speaking", "heard", "given")
         )
         inputs = self._maker.corrupted(codes, index)
-        return Batch(codes=codes, inputs=inputs, speaking=speaking, extra=(heard,))
+        return Batch(codes=codes, inputs=inputs, speaking=speaking, given=given, extra=(heard,))
 
 
 def listening_objective(
@@ -169,7 +178,8 @@ class Checker:
         self.bank = bank
         self.tokenizer = TextTokenizer(folder / "tokenizer.model")
         groups: dict[str, list[Utterance]] = {}
-        for utterance in load_utterances(folder / "checks.npz"):
+        files = sorted(folder.glob("checks*.npz"))
+        for utterance in itertools.chain.from_iterable(map(load_utterances, files)):
             groups.setdefault(utterance.kind, []).append(utterance)
         self.utterances = [u for group in groups.values() for u in group[:each]]
 
@@ -192,7 +202,7 @@ def train(out: Path, minutes: float, seed: int, start: Path | None = None) -> No
     """
     folder = token_folder(out)
     bank = load_bank(folder)
-    maker = DialogueMaker(bank, _BATCH, _FRAMES, seed)
+    maker = DialogueMaker(bank, _BATCH, FRAMES, seed)
     mx.random.seed(seed)
     lm = ListeningLm(lm_config(), len(maker.words))
     rate = 1.0
@@ -206,14 +216,7 @@ def train(out: Path, minutes: float, seed: int, start: Path | None = None) -> No
         log_every=20,
         evaluate_every=200,
         checkpoint_every=100,
-        loss=LossConfig(
-            semantic_weight=3.0,
-            acoustic_weight=1.0,
-            text_padding_weight=0.15,
-            text_end_padding_weight=1.0,
-            depth_keep=0.2,
-            depth_silent=0.2,
-        ),
+        loss=LOSS,
         optim=OptimConfig(
             name="muon",
             lr=2e-3 * rate,

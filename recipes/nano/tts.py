@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,17 @@ from moshi_mlx.training.losses import Batch, LossConfig, loss_sums, metrics, pre
 from moshi_mlx.training.optimizers import OptimConfig
 from moshi_mlx.training.trainer import TrainConfig, Trainer
 
-from .clips import CARD, CODEBOOKS, FRAME_RATE, Clip, encode, load_shards, make_shards, silence
+from .clips import (
+    CARD,
+    CODEBOOKS,
+    FRAME_RATE,
+    Clip,
+    Take,
+    coded,
+    load_shards,
+    make_shards,
+    silence,
+)
 from .codec_data import FRAME_SIZE
 from .grid import on_grid
 from .model_folder import export_on_nano
@@ -40,6 +51,7 @@ from .sentences import (
     train_tokenizer,
 )
 from .speech import NANO_VOICE, Rendition, synthesize
+from .splicing import SpokenWords
 from .tokens import text_stream
 
 DELAY = 8
@@ -101,11 +113,16 @@ _OWN_RANDOM = 0.04  # of the codes that the model reads
 # ------------------------------------------------------------------------------------------- data
 
 
-def make_clips(seed: int, number: int) -> list[Clip]:
+def record_clips(seed: int, number: int) -> list[Take]:
     """Shard `number` of training: sentences in nano's voice, on the frame grid."""
     rng = np.random.default_rng([seed, number])
     maker = SentenceMaker()
-    return spoken_clips([punctuated(maker.sentence(rng), rng) for _ in range(_CLIPS)])
+    return _takes([punctuated(maker.sentence(rng), rng) for _ in range(_CLIPS)])
+
+
+def make_clips(seed: int, number: int) -> list[Clip]:
+    """The same with their codes."""
+    return coded(record_clips(seed, number))
 
 
 def held_out_clips(seed: int, number: int) -> list[Clip]:
@@ -116,7 +133,11 @@ def held_out_clips(seed: int, number: int) -> list[Clip]:
 
 def spoken_clips(texts: list[str]) -> list[Clip]:
     """Clips whose words begin with frames, the first with frame 1."""
-    recordings, clips = [], []
+    return coded(_takes(texts))
+
+
+def _takes(texts: list[str]) -> list[Take]:
+    takes = []
     for text in texts:
         speech = on_grid(
             synthesize(Rendition(text, NANO_VOICE, TEMPO)),
@@ -127,13 +148,10 @@ def spoken_clips(texts: list[str]) -> list[Clip]:
         end = round(speech.words[-1].end * FRAME_RATE)
         room = (end + _TAIL) * FRAME_SIZE - len(speech.pcm)
         pcm = np.pad(speech.pcm, (_SETTLE * FRAME_SIZE, max(0, room)))
-        recordings.append(pcm[: (_SETTLE + end + _TAIL) * FRAME_SIZE])
         words = tuple(word.label for word in speech.words)
-        clips.append(Clip(np.empty(0), words, starts, end, NANO_VOICE))
-    return [
-        Clip(codes[:, _SETTLE:], clip.words, clip.starts, clip.end, clip.voice)
-        for clip, codes in zip(clips, encode(recordings), strict=True)
-    ]
+        clip = Clip(np.empty(0), words, starts, end, NANO_VOICE)
+        takes.append(Take(clip, pcm[: (_SETTLE + end + _TAIL) * FRAME_SIZE], _SETTLE))
+    return takes
 
 
 @dataclass(frozen=True)
@@ -173,20 +191,42 @@ def sequence(clips: list[Clip], quiet: np.ndarray, frames: int, tokenizer: TextT
 
 
 class Scripts:
-    """The trainer's dataset: clips in an order that depends on the seed and the index alone."""
+    """The trainer's dataset: clips in an order that depends on the seed and the index alone.
+
+    Args:
+        clips: what to learn from.
+        quiet: codes [8] of silence.
+        tokenizer: of the text.
+        seed: of what is chosen.
+        batch: sequences at once.
+        spliced: share of the clips that are made of words of others.
+        wrong: share of the codes that the model reads as others; above the default it is drawn for
+            each sequence, up to this.
+    """
 
     def __init__(
-        self, clips: list[Clip], quiet: np.ndarray, tokenizer: TextTokenizer, seed: int
+        self,
+        clips: Sequence[Clip],
+        quiet: np.ndarray,
+        tokenizer: TextTokenizer,
+        seed: int,
+        batch: int = _BATCH,
+        spliced: float = 0.0,
+        wrong: float = _OWN_RANDOM,
     ) -> None:
         self._clips, self._quiet, self._tokenizer, self._seed = clips, quiet, tokenizer, seed
+        self._batch, self._spliced, self._wrong = batch, spliced, wrong
+        self._words, self._maker = SpokenWords(clips), SentenceMaker()
 
     def batch(self, index: int) -> Batch:
         """Batch `index`, always the same."""
         rng = np.random.default_rng([self._seed, index])
-        rows = [self._row(rng) for _ in range(_BATCH)]
+        rows = [self._row(rng) for _ in range(self._batch)]
         codes = np.stack([row.codes for row in rows])
         inputs = codes.copy()
-        wrong = (rng.uniform(size=codes.shape) < _OWN_RANDOM) & (codes >= 0)
+        least = _OWN_RANDOM / 2 if self._wrong > _OWN_RANDOM else self._wrong
+        share = rng.uniform(least, self._wrong, (len(codes), 1, 1))
+        wrong = (rng.uniform(size=codes.shape) < share) & (codes >= 0)
         wrong[:, 0] = False
         inputs[wrong] = rng.integers(0, CARD, int(wrong.sum()))
         return Batch(codes=codes, inputs=inputs, speaking=np.stack([row.speaking for row in rows]))
@@ -195,7 +235,7 @@ class Scripts:
         chosen: list[Clip] = []
         room = _FRAMES - DELAY - _LEAD - 2
         while True:
-            clip = self._clips[int(rng.integers(len(self._clips)))]
+            clip = self._clip(rng)
             room -= clip_frames(clip)
             if room < 0:
                 break
@@ -205,6 +245,13 @@ class Scripts:
             words = (*last.words[:-1], last.words[-1].rstrip(".!?"))
             chosen[-1] = Clip(last.codes, words, last.starts, last.end, last.voice)
         return sequence(chosen, self._quiet, _FRAMES, self._tokenizer)
+
+    def _clip(self, rng: np.random.Generator) -> Clip:
+        clip = self._clips[int(rng.integers(len(self._clips)))]
+        if self._spliced and rng.uniform() < self._spliced:
+            text = punctuated(self._maker.sentence(rng), rng).split()
+            return self._words.spliced(text, clip.voice, rng) or clip
+        return clip
 
 
 # --------------------------------------------------------------------------------------- training

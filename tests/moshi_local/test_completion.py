@@ -31,8 +31,10 @@ def test_it_goes_on_from_an_argument_and_from_stdin() -> None:
 @pytest.mark.parametrize(
     ("arguments", "given", "problem"),
     [
-        (["x", "--model", "nano"], b"", "can talk, but not complete"),
-        (["x", "--model", "nowhere"], b"", "There is no model"),
+        (["x", "--model", "nano"], b"", "can talk, but not complete; helium-bf16, helium-q8"),
+        (["x", "--model", "nowhere"], b"", "There is no model 'nowhere'. A model is one of helium"),
+        (["-", "--model", FILE], b" \n", "standard input has no text"),
+        (["x", "--temperature", "inf"], b"", "'--temperature': must be a finite number, is inf"),
         (["x", "--max-tokens", "0"], b"", "--max-tokens"),
         (["-", "--model", FILE], b"\xff\xfe", "not text in UTF-8"),
         (["x", "--model", FILE, "--stop", ""], b"", "empty"),

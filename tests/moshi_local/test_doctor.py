@@ -575,6 +575,8 @@ def test_which_portaudio(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_names(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     quick(monkeypatch)
+    with pytest.raises(HubError, match=r"no model 'nonesuch'\. A model is one of nano-stt, "):
+        diagnose("nano", list_devices=pytest.fail, captions="nonesuch")
     assert diagnose("org/other", list_devices=list).verdict.holds is None
     for name in ("moshki-q4", str(tmp_path), "./nowhere"):
         with pytest.raises(HubError):

@@ -21,7 +21,7 @@ from benchmarks import speaking as benchmark
 from moshi_local.cli import main
 from moshi_local.observers.record import made_here
 from moshi_local.observers.transcript import subtitles_as_srt, subtitles_as_vtt
-from moshi_mlx import Word
+from moshi_mlx import SpokenWord, Voice
 from moshi_mlx.sounds import open_sound
 from tests import rig
 from tests.fixtures import make_tts
@@ -29,6 +29,8 @@ from tests.fixtures import make_tts
 TEXT = "Hello there, my friends."
 SCRIPT = 'A: Hi.\nB: Yes? <break time="100ms"/>\nno\nA: So.\n'
 RATE = 24_000
+PERSONA_VOICE = str(Path(make_tts.__file__).parent / "personaplex" / "personaplex" / "voice.pt")
+HELIUM = str(Path(make_tts.__file__).parent / "helium" / "helium")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +127,8 @@ def test_words_with_their_times(
     captured = capsys.readouterr()
     assert captured.out == ""
     found = json.loads(facts.read_text())
-    words = [Word(**word) for word in found["words"]]
+    assert {word.pop("speaker") for word in found["words"]} == {"A"}
+    words = [SpokenWord(**word) for word in found["words"]]
     assert [word.text for word in words] == TEXT.split()
     assert all(word.start < word.end for word in words)
     assert found["text"] == TEXT
@@ -228,6 +231,42 @@ def test_two_speakers(model: Path, tmp_path: Path) -> None:
         assert lines.read_bytes() == arriving.read_bytes()
 
 
+def test_a_cue_has_one_speaker_and_one_voice_for_two_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    srt = tmp_path / "o.srt"
+    for text in (script := "A: yes no\nB: no yes\n", "-", "A: yes no"):
+        with stdin_of(script.encode()):
+            run(Path("nano-tts"), text, "-o", tmp_path / "o.wav", "--srt", srt)
+        told = capsys.readouterr().err.count("note: nano-tts has one voice: both speakers")
+        cues = [cue.split("\n", 2)[2] for cue in srt.read_text().split("\n\n")]
+        if text == "A: yes no":
+            assert (told, cues) == (0, ["yes no\n"])
+        else:
+            assert (told, cues) == (1, ["yes no", "no yes\n"])
+
+
+@pytest.mark.parametrize(
+    ("text", "note"),
+    [
+        ("hi <break", "'<break' has no > at its end: it is spoken as text"),
+        ('hi <break time="1s" no', " has no > at its end"),
+        ("hi <emphasis>yes", "'<emphasis>' is spoken as text: the only tag is <break/>"),
+        ("...", "the text has no letter and no digit"),
+        ("a < b <3 <break/> c", None),
+    ],
+)
+def test_what_may_not_be_meant_is_told(
+    text: str, note: str | None, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (text, "-"):
+        with stdin_of(text.encode()):
+            run(model, given, "-o", tmp_path / "o.wav")
+        notes = [line for line in capsys.readouterr().err.splitlines() if "note: " in line]
+        assert len(notes) == (note is not None)
+        assert note is None or note in notes[0]
+
+
 def test_numbers_are_written_out_and_shown(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -259,6 +298,13 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (['{}'], "a list of turns, or an object that has one as \"turns\", is {}"),
+        (["null.json"], "null.json: a script in JSON is a list of turns"),
+        (["words.json"], "words.json: the script cannot be read as JSON: Expecting value: line 1"),
+        (["key.json"], "key.json: turn 2 of the script has the field 'sex', which it cannot"),
+        (["voice.json"], "turn 1 of the script has the field 'voice', which it cannot have: v"),
+        (['{"turns": ["a"], "id": 1}'], "the script has the field 'id', which it cannot have: it"),
+        (['[{"text": "a", "text": "b"}]'], "the field 'text' twice in one place"),
         ([" "], "the text has no word to speak"),
         ([":::"], "the text has no word to speak"),
         (['<break time="1s"/>'], "the text has no word to speak"),
@@ -267,7 +313,7 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["latin.txt"], "latin.txt is not text in UTF-8: give a text file"),
         (["empty.txt"], "empty.txt has no text"),
         (["sound.txt"], "sound.txt is a RIFF file (sound or video): give a text file"),
-        (["tagged.txt"], "is no break: write <break time="),
+        (["tagged.txt"], "tagged.txt: "),
         (["a <break time='2h'/> b"], "is no break: write <break time="),
         (["a <break time='61s'/> b"], "a break has at most 60 s"),
         (["a <break strength='loud'/> b"], "the strength is one of none, x-weak"),
@@ -275,13 +321,19 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (['{"turns": 3}'], "a script in JSON is a list of turns"),
         (['["a", {"speaker": "C", "text": "b"}]'], "turn 2 of the script must be a text"),
         (['[{"speaker": "A"}]'], "turn 1 of the script must be a text"),
-        (["broken.json"], "the script begins like JSON and is none"),
+        (["broken.json"], "broken.json: the script cannot be read as JSON: "),
         (["a", "--voice", "nobody"], "there is no voice 'nobody' for this model: here are alice"),
         (["a", "--voice", "empty.txt"], "empty.txt: "),
-        (["a", "--voice", "other.safetensors"], "is a voice of the model 1@2; this one is"),
-        (["a", *["--voice", "alice"] * 6], "this model takes up to 5 voices, not 6"),
+        (["a", "--voice", "other.safetensors"], "is a voice that was made for the model 1@2; "),
+        (["a", "--voice", "mine.safetensors"], "is a voice of a recording, for personaplex or"),
+        (["a", "--voice", PERSONA_VOICE], "is a voice for personaplex; this model takes those"),
+        (["a", *["--voice", "alice"] * 3], "--voice is there 3 times: a script has two speakers"),
+        (["a", "--model", "nano-tts", "--voice", "x"], "nano-tts has one voice, and cannot"),
         (["a", "--cfg", "2.2"], "cfg must be one of 1.0, 1.5"),
-        (["a", "--cfg", "nan"], "cfg must be"),
+        (["a", "--cfg", "nan"], "'--cfg': must be a finite number, is nan"),
+        (["a", "--cfg", "101"], "'--cfg': must be"),
+        (["a", "--temperature", "inf"], "'--temperature': must be a finite number, is inf"),
+        (["https://x.org/a.txt"], "https://x.org/a.txt is an address: fetch the file first"),
         (["a", "--speed", "3"], "must be a number from -2 to 2, is '3'"),
         (["a", "--normalize", "de"], "language must be en or fr, is 'de'"),
         (["a", "--codebooks", "99"], "codebooks must be a whole number from 1 to 6"),
@@ -293,6 +345,9 @@ def test_options_change_the_speech(model: Path, tmp_path: Path) -> None:
         (["a", "-o", "x.m4a"], "its name must end in .wav or .flac or .mp3"),
         (["a", "-o", "FOLDER"], "cannot write the speech"),
         (["text.txt", "--srt", "text.srt", "-o", "LINK"], "it is the same file as the input"),
+        (["a", "--model", "nonesuch"], "'nonesuch'. A model is one of nano-tts, tts-1.6b, tts-0.7"),
+        (["a", "--model", HELIUM], "is a text model: it can complete, but not speak; nano-tts,"),
+        (["a", "--model", HELIUM], f"`moshi-local complete PROMPT --model {HELIUM}` runs it"),
         (["a", "--model", "nano"], "it can talk, but not speak; nano-tts, tts-1.6b, tts-0.75b can"),
         (["a", "b"], "unexpected extra argument"),
         ([], "Missing argument"),
@@ -316,9 +371,14 @@ def test_refused_in_one_line(
     Path("sound.txt").write_bytes(b"RIFF\x00\xff\x00\xffWAVE")
     Path("tagged.txt").write_text("a <break time='two'/> b")
     Path("broken.json").write_text('["a", ')
+    Path("null.json").write_text("null")
+    Path("words.json").write_text("only words")
+    Path("key.json").write_text('["a", {"text": "b", "sex": "x"}]')
+    Path("voice.json").write_text('[{"text": "b", "voice": "alice"}]')
     raw = json.loads((model / "config.json").read_text())
     other = make_tts.write_voice(folder, "x", {**raw, "model_id": {"sig": 1, "epoch": 2}}, 0)
     other.rename("other.safetensors")
+    Voice("mine", codes=np.zeros((4, 9), np.int32)).save("mine.safetensors", consent="made up")
     there = set(folder.iterdir())
     places = {"FOLDER": str(tmp_path), "LINK": "link.wav"}
     given = [places.get(argument, argument) for argument in arguments]
@@ -330,7 +390,7 @@ def test_refused_in_one_line(
     *before, line = captured.err.splitlines()
     assert line.startswith("moshi-local: ")
     assert message in line
-    assert all(other.startswith(("loading ", "codec ")) for other in before)
+    assert all(other.startswith(("loading ", "codec ", "nano-tts is a")) for other in before)
     assert set(folder.iterdir()) == there
 
 
@@ -342,6 +402,7 @@ def test_refused_in_one_line(
         (b"a\xff", "standard input is not text in UTF-8"),
         (b"a\0b", "standard input is not text: it has zero bytes"),
         (b'["a", 1]', "turn 2 of the script must be a text"),
+        (b"{}", "a script in JSON is a list of turns"),
         (b"a <break time=x/> b", "is no break: write"),
     ],
 )

@@ -25,6 +25,7 @@ from moshi_mlx.hub import bundled_folder
 from tests import rig
 from tests.fixtures import make_stt
 
+HELIUM = str(Path(make_stt.__file__).parent / "helium" / "helium")
 QUESTION = bundled_folder("nano") / "question.wav"
 SECONDS = {"one": 2.0, "two": 3.5}
 
@@ -204,6 +205,8 @@ def test_every_format_piece_by_piece() -> None:
         (["IN", "-o", "IN"], "it is the same file as the input"),
         (["IN", "-o", "nowhere/o.txt"], "there is no folder nowhere"),
         (["IN", "-o", "o.srt", "--format", "json"], "is named as srt, and --format says json"),
+        (["IN", "-o", "o.docx"], ".docx is not a format of transcripts: name it .txt or .json or"),
+        (["https://x.org/a.wav"], "https://x.org/a.wav is an address: fetch the file first"),
         (["IN", "--format", "docx"], "'--format'"),
         (["IN", "--batch", "0"], "'--batch'"),
         (["IN", "--batch", "many"], "'--batch'"),
@@ -219,6 +222,8 @@ def test_every_format_piece_by_piece() -> None:
         (["--live", "--batch", "2"], "--batch goes with files, not with --live"),
         (["--live", "IN"], "--live takes no files"),
         (["--live", "--format", "srt"], "--format goes with --output, where it goes with --live"),
+        (["IN", "--model", "nonesuch"], "A model is one of nano-stt, stt-1b, stt-2.6b, a folder"),
+        (["IN", "--model", HELIUM], "is a text model: it can complete, but not transcribe; nano"),
         (["IN", "--model", "nano"], "nano is a dialogue model: it can talk, but not transcribe"),
         (["IN", "--model", "hibiki"], "it can translate, but not transcribe; "),
     ],
@@ -246,6 +251,17 @@ def test_refused_in_one_line(
     assert message in line
     assert set(tmp_path.iterdir()) == there
     assert recordings["one"].read_bytes() == before
+
+
+def test_a_recording_without_a_word_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    soundfile.write(tmp_path / "quiet.wav", np.zeros(24_000), 24_000)
+    for path, told in ((tmp_path / "quiet.wav", True), (QUESTION, False)):
+        out = tmp_path / "o.any"
+        assert run("--model", "nano-stt", str(path), "-o", str(out), "--format", "txt") == 0
+        assert (f"note: no word was heard in {path}\n" in capsys.readouterr().err) is told
+        assert bool(out.read_text()) is not told
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(folder: Path) -> None:

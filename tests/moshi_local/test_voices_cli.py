@@ -455,7 +455,24 @@ def test_a_voice_of_ones_own_is_heard(
     line = refused(capsys, "voices", "play", PERSONAPLEX / "voice.pt", "-o", target)
     assert "is what a model read of a recording, which cannot be played" in line
     assert "you have no voice 'BEN'" in refused(capsys, "voices", "play", "BEN", "-o", target)
+    assert "there is no file BEN.wav" in refused(capsys, "voices", "play", "BEN.wav", "-o", target)
     line = refused(capsys, "voices", "play", "alba/x.wav", "-o", target)
     assert "there is no voice 'alba/x.wav': the published ones are in alba-mackenna, " in line
     line = refused(capsys, "voices", "play", "ADA", "-o", tmp_path / "a.txt")
     assert "its name must end in .wav or .flac" in line
+
+
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_reader_of_the_list_that_has_seen_enough_is_no_error(options: list[str]) -> None:
+    command = [sys.executable, "-m", "moshi_local", "voices", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as program:
+        assert program.stdout is not None
+        program.stdout.close()
+        _, errors = program.communicate()
+    assert (program.returncode, errors) == (0, b"")
+
+
+def test_models_without_voices_are_not_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "voices", "--model", "nonesuch")
+    assert "There is no model 'nonesuch'. A model is one of nano, nano-tts, moshiko-bf16, " in line
+    assert "stt" not in line

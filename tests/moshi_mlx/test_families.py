@@ -74,7 +74,9 @@ def test_every_verb_of_a_dialogue_model_but_talking_is_refused() -> None:
 
 def test_an_unknown_model_type_is_named(tmp_path: Path) -> None:
     folder = nano_as(tmp_path / "model", model_type="llama")
-    with pytest.raises(ConfigError, match="field 'model_type' is 'llama'; known are moshi, "):
+    with pytest.raises(
+        ConfigError, match=r"config\.json of .*: field 'model_type' is 'llama'; known are moshi, "
+    ):
         moshi_mlx.load(folder)
 
 

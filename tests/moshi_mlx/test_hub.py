@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from moshi_mlx import catalog
-from moshi_mlx.errors import ConfigError, HubError
-from moshi_mlx.hub import resolve
+from moshi_mlx.checkpoint import open_checkpoint
+from moshi_mlx.errors import ConfigError, HubError, MoshiError
+from moshi_mlx.hub import bundled_folder, resolve
 
 MIMI = "tokenizer-e351c8d8-checkpoint125.safetensors"
 TOKENIZER = "tokenizer_spm_32k_3.model"
@@ -127,8 +129,20 @@ def test_shards(tmp_path: Path) -> None:
     fill(tmp_path, parts | {"model.safetensors.index.json": json.dumps(index).encode()})
     assert [p.name for p in resolve(tmp_path).weights] == ["m-1.safetensors", "m-2.safetensors"]
     (tmp_path / "m-1.safetensors").unlink()
-    with pytest.raises(HubError, match=r"no m-1\.safetensors"):
+    with pytest.raises(HubError) as error:
         resolve(tmp_path)
+    told = str(error.value)
+    assert f"no m-1.safetensors in {tmp_path}, one of the weights files that model.safet" in told
+    assert f"`hf download ORG/REPO m-1.safetensors --local-dir {tmp_path}`" in told
+
+
+@pytest.mark.parametrize("name", ["nano", "nano-tts"])
+def test_a_missing_config_is_what_is_named(tmp_path: Path, name: str) -> None:
+    """Where codec or tokenizer are then not those of the first models, which have none."""
+    folder = shutil.copytree(bundled_folder(name), tmp_path / name)
+    (folder / "config.json").unlink()
+    with pytest.raises(MoshiError, match=rf"^There is no config\.json in {folder}, and "):
+        open_checkpoint(folder)
 
 
 def test_several_weights_need_a_choice(tmp_path: Path) -> None:
@@ -390,9 +404,20 @@ def test_neither_hub_nor_cache(tmp_path: Path) -> None:
     for env in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": nobody}):
         message = ask("moshika-q8", tmp_path, **env).error
         assert "kyutai/moshika-mlx-q8 is not in the local cache" in message
-        assert "hf download kyutai/moshika-mlx-q8" in message and "--model nano" in message
+        assert "hf download kyutai/moshika-mlx-q8" in message and "--model nano, which" in message
         assert ("HF_HUB_OFFLINE is set" in message) == ("HF_HUB_OFFLINE" in env)
         assert ("cannot be reached" in message) == ("HF_ENDPOINT" in env)
+
+
+def test_a_bundled_model_that_can_do_the_same_is_advised(tmp_path: Path) -> None:
+    for name, advice in {
+        "tts": "or use --model nano-tts, which comes with the program.",
+        "stt": "or use --model nano-stt, which comes with the program.",
+        "personaplex": "or use --model nano, which comes with the program.",
+        "helium": "folder and give that folder.",
+        "me/mine": "or use --model nano, nano-stt or nano-tts, which come with the program.",
+    }.items():
+        assert ask(name, tmp_path, HF_HUB_OFFLINE="1").error.endswith(advice)
 
 
 def test_a_cache_made_by_another_program(tmp_path: Path) -> None:

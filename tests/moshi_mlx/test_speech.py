@@ -10,10 +10,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from moshi_mlx import ArgumentError, CheckpointError, Sampling, SessionError, load
+from moshi_mlx import ArgumentError, CheckpointError, ConfigError, Sampling, SessionError, load
 from moshi_mlx.families.speak import Tts
 from moshi_mlx.families.speech_stream import SpokenChunk
+from moshi_mlx.published import read_config
 from tests.conformance import passes, run_case
+from tests.fixtures import make_tts
 
 CASES = Path(__file__).parents[1] / "fixtures" / "tts"
 GREEDY = Sampling(temperature=0)
@@ -112,7 +114,7 @@ def test_closing_lets_go_of_everything(tts: Tts) -> None:
     ("script", "message"),
     [(7, "script must be text"), ([1], "script must be turns of text"),
      ([b"x"], "script must be turns of text"), ('[{"text": 1}]', "turn 1 of the script must be"),
-     ('["a",', "the script begins like JSON"), ('<break time="long"/> x', "is no break"),
+     ('["a",', "the script cannot be read as JSON"), ('<break time="long"/> x', "is no break"),
      ('<break strength="huge"/> x', "the strength is one of"),
      ('<break time="99999s"/> x', "at most 60 s")],
 )  # fmt: skip
@@ -234,7 +236,7 @@ def test_voices_of_other_models_are_refused_by_name(tts: Tts, tmp_path: Path) ->
         mx.save_safetensors(str(path), {"speaker_wavs": mx.zeros(shape)}, about)
         return path
 
-    with pytest.raises(ArgumentError, match=r"is a voice of the model 1e68beda@240; this one is "):
+    with pytest.raises(ArgumentError, match=r"was made for tts-1\.6b; this model takes those"):
         tts.voice(written({"sig": "1e68beda", "epoch": "240"}, 1, 16, 4))
     with pytest.raises(CheckpointError, match=r"must be \[1, 16, frames\], is \[1, 512, 125\]"):
         tts.voice(written({}, 1, 512, 125))
@@ -266,6 +268,13 @@ def test_a_model_goes_on_from_a_recording(prefixed: Tts, tmp_path: Path) -> None
         prefixed.voice("karol")
     with pytest.raises(ArgumentError, match="goes on from one recording"):
         prefixed.speak("x", voice=["carol", "dave"])
+
+
+@pytest.mark.parametrize("fuser", [{}, None, {"sum": ["cfg", "control"]}])
+def test_a_condition_that_nothing_takes_is_refused(fuser: object, tmp_path: Path) -> None:
+    raw = make_tts.config_of(False, fuser=fuser)
+    with pytest.raises(ConfigError, match=r"'fuser' must name the conditioner '\w+' in 'sum'"):
+        read_config(raw)
 
 
 def test_a_cfg_that_the_model_does_not_know(tts: Tts) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -671,3 +672,18 @@ def test_only_what_is_allowed_is_written(stt: Stt) -> None:
     ):
         with pytest.raises(ArgumentError, match=said):
             generator().step(codes, allowed=wrong)
+
+
+def test_a_turn_does_not_end_after_the_sound(stt: Stt) -> None:
+    """Which ends within a frame: that one's pause is told of at the end of the sound."""
+    seconds = 1.97
+    pcm = noise(2)[: round(seconds * RATE)]
+    frames = math.ceil(len(pcm) / SIZE)
+    how: Any = {"threshold": 0.0, "hold": (frames - 1) / 12.5}
+    ends = [
+        event.time
+        for passage in stt.transcribing([pcm], **how)
+        for event in passage.events
+        if isinstance(event, TurnEnded)
+    ]
+    assert ends == [pytest.approx(seconds)]

@@ -215,7 +215,8 @@ def test_a_published_voice_in_our_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arrays", "problem"),
-    [({"weight": np.zeros((2, 2))}, "is no voice: it needs codes, or embeddings and cache"),
+    [({"speaker_wavs": np.zeros((1, 2, 2))}, "is a voice that was made for the model "),
+     ({"weight": np.zeros((2, 2))}, "is no voice: it needs codes, or embeddings and cache"),
      ({"embeddings": np.zeros((2, 4))}, "is no voice"),
      ({"codes": np.zeros((65, 3), np.int32)}, r"must be \[1 to 64, 1 to 3000\], are"),
      ({"codes": np.full((8, 3), -1)}, "codes of voice V must be from 0 to"),

@@ -206,5 +206,7 @@ def test_a_build_has_the_packages_alone(tmp_path: Path) -> None:
     for small in ("nano-stt", "nano-tts"):
         for file in ("model.safetensors", "tokenizer.model", "config.json", "MODEL_CARD.md"):
             assert f"moshi_mlx/bundled/{small}/{file}" in names
+    for file in ("index.html", "style.css", "page.js", "worklets.js"):
+        assert f"moshi_local/server/page/{file}" in names
     assert "moshi_mlx/py.typed" in names
     assert wheel.stat().st_size < 31e6

@@ -69,7 +69,16 @@ ALLOWED: dict[str, set[str]] = {
     "lora": set(),
     "loudness": {"arrays"},
     "torch_files": set(),
-    "voices": {"arrays", "codec", "formats", "loudness", "safetensors", "threads", "torch_files"},
+    "voices": {
+        "arrays",
+        "catalog",
+        "codec",
+        "formats",
+        "loudness",
+        "safetensors",
+        "threads",
+        "torch_files",
+    },
     "events": {"text"},
     "activity": {"arrays", "events"},
     "hub": {
@@ -138,7 +147,8 @@ JOINING |= {
     "listening",
 }
 JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
-JOINING |= {"translation", "voices", "whole_words", "word_formats"}
+JOINING |= {"translation", "voices", "voice_services", "whole_words", "word_formats"}
+JOINING |= {"captioned", "speech_encoders"}
 
 
 def imports(path: Path, package: str, top: Path) -> Iterator[str]:

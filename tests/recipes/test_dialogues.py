@@ -21,8 +21,15 @@ SILENCE, NOISE, USER, NANO = 1, 2, 3, 4  # what all codes of a block are
 WORD = 100
 
 STILL = Corruption(tempo=0.0)
+SPARED = {"passed_over": 0.0, "unanswered": 0.0, "read": 0.0, "given": 0.0, "held": 0.0}
 PLAIN = Shares(
-    quiet_dialogue=0, silent_background=1, monologue=0, unknown=0, interruption=0, quick_turn=0
+    quiet_dialogue=0,
+    silent_background=1,
+    monologue=0,
+    unknown=0,
+    interruption=0,
+    quick_turn=0,
+    **SPARED,
 )
 
 
@@ -46,9 +53,16 @@ def bank() -> Bank:
         bank.replies[text] = Reply(text, codes, stream, 19)
     wordings = [w for intent in script.INTENTS for w in intent.train_wordings]
     sentences = [s for m in script.MONOLOGUES if not m.held_out for s in m.sentences]
-    texts = {"wording": wordings, "unknown": script.OUT_OF_SCRIPT_TRAIN, "monologue": sentences}
+    texts = {
+        "wording": wordings,
+        "unknown": script.OUT_OF_SCRIPT_TRAIN,
+        "monologue": sentences,
+        "aside": script.ASIDES_TRAIN,
+    }
     for kind, those in texts.items():
         bank.utterances[kind] = {text: [utterance(kind, text)] for text in those}
+    stream = np.array([PAD, EPAD, WORD, WORD, PAD, EPAD, WORD, PAD, PAD, PAD], np.int16)
+    bank.read = [Reply("read", np.full((8, 10), NANO, np.int16), stream, 9)]
     bank.noises = [
         Noise("silence", -120.0, np.full((8, 50), SILENCE, np.int16)),
         Noise("white", -50.0, np.full((8, 50), NOISE, np.int16)),
@@ -76,7 +90,13 @@ def test_nano_answers_at_once_and_never_unasked(bank: Bank) -> None:
 
 def test_nano_yields_to_an_interruption(bank: Bank) -> None:
     shares = Shares(
-        quiet_dialogue=0, monologue=0, unknown=0, interruption=1, silent_background=1, stop=1
+        quiet_dialogue=0,
+        monologue=0,
+        unknown=0,
+        interruption=1,
+        silent_background=1,
+        stop=1,
+        **SPARED,
     )
     maker = DialogueMaker(bank, 8, 120, shares=shares, corruption=STILL)
     cut = 0
@@ -105,6 +125,41 @@ def test_murmurs_leave_the_turn(bank: Bank) -> None:
         for dialogue in maker.dialogues(0)
         for first, _ in spans(dialogue.speaking)
     )
+
+
+def test_what_is_not_meant_for_nano_is_passed_over(bank: Bank) -> None:
+    shares = replace(PLAIN, passed_over=1, unanswered=0.4)
+    replies = {
+        len(spans(d.speaking)) for d in DialogueMaker(bank, 8, 40, shares=shares).dialogues(0)
+    }
+    assert replies == {0, 1}, "some dialogues have nothing but asides"
+    covered = 0
+    for dialogue in DialogueMaker(bank, 8, 200, shares=shares, corruption=STILL).dialogues(1):
+        user, nano = spans(dialogue.codes[9] == USER), spans(dialogue.codes[1] == NANO)
+        for first, last in nano:
+            covered += any(first < onset <= last for onset, _ in user)
+            assert last - first == 19 or last == 199, "the whole reply"
+        assert len(nano) <= len(user) / 2 + 1, "an aside for every reply, and none is answered"
+    assert covered > 20
+
+
+def test_a_text_that_is_read_is_given_but_when_words_end_is_not(bank: Bank) -> None:
+    shares = replace(PLAIN, read=1)
+    maker = DialogueMaker(bank, 1, 60, shares=shares, corruption=STILL)
+    (dialogue,) = maker.dialogues(0)
+    at = spans(dialogue.speaking)[0][0]
+    assert dialogue.codes[0, at : at + 10].tolist() == bank.read[0].text_tokens.tolist()
+    given = dialogue.given[at - 1 : at + 10]
+    assert given.tolist() == [True, True, True, True, True, False, False, True, False, False, False]
+    assert not (dialogue.codes[9] == USER).any(), "nobody has asked"
+
+
+def test_a_text_that_is_held_silences_nano(bank: Bank) -> None:
+    shares = replace(PLAIN, held=1)
+    for dialogue in DialogueMaker(bank, 4, 60, shares=shares, corruption=STILL).dialogues(0):
+        assert not dialogue.speaking.any()
+        (_, end), *_ = spans(dialogue.codes[9] == USER)
+        assert dialogue.given[end + 1 : end + REPLY_DELAY + 10].all(), "it is not nano's choice"
 
 
 def test_the_same_seed_and_step_give_the_same_batch(bank: Bank) -> None:

@@ -7,9 +7,11 @@ from recipes.nano.codec_data import corpus
 from recipes.nano.evaluate import answer_groups, audible_seconds
 from recipes.nano.renditions import training_lines
 from recipes.nano.speech import (
+    KOKORO_VOICES,
     SAMPLE_RATE,
     TRAIN_USER_VOICES,
     UNHEARD_ENGINE_VOICES,
+    UNHEARD_KOKORO_VOICES,
     UNHEARD_USER_VOICES,
 )
 from recipes.nano.train_lm import expected_reply
@@ -18,11 +20,12 @@ from recipes.nano.train_lm import expected_reply
 def test_held_out_texts_and_voices_are_never_trained_on() -> None:
     lines = training_lines()
     texts = {line.rendition.text for line in lines}
-    assert {line.rendition.voice for line in lines} == set(TRAIN_USER_VOICES)
-    assert not set(TRAIN_USER_VOICES) & set(UNHEARD_USER_VOICES)
+    voices = {*TRAIN_USER_VOICES, *KOKORO_VOICES}
+    assert {line.rendition.voice for line in lines} == voices
+    assert not voices & {*UNHEARD_USER_VOICES, *UNHEARD_KOKORO_VOICES, *UNHEARD_ENGINE_VOICES}
     held_out = {w for intent in script.INTENTS for w in intent.held_out_wordings}
     assert not texts & held_out
-    assert not texts & set(script.OUT_OF_SCRIPT_HELD_OUT)
+    assert not texts & {*script.OUT_OF_SCRIPT_HELD_OUT, *script.ASIDES_HELD_OUT}
     told = {s for m in script.MONOLOGUES if m.held_out for s in m.sentences[1:-1]}
     assert not texts & told
 
@@ -39,6 +42,15 @@ def test_every_training_text_has_many_renditions() -> None:
     for text in wordings:
         voices = {line.rendition.voice for line in lines if line.rendition.text == text}
         assert len(voices) >= 10
+
+
+def test_the_first_lines_have_all_texts() -> None:
+    lines = training_lines()
+    texts = {line.rendition.text for line in lines}
+    first = lines[: 2 * len(texts)]
+    assert {line.rendition.text for line in first[: len(texts)]} == texts
+    neural = [line for line in first if line.rendition.voice in KOKORO_VOICES]
+    assert len(neural) == len(texts), "and a neural voice says each of them once"
 
 
 def test_examination_uses_other_renditions() -> None:

@@ -17,9 +17,16 @@ from recipes.nano.speech import (
     Span,
     Speech,
     coloured,
+    decibels,
+    disturbed,
+    far_away,
+    hesitant,
     loud_rms,
+    reverberant,
     swayed,
     synthesize,
+    telephone,
+    through_opus,
 )
 
 
@@ -133,3 +140,62 @@ def test_without_pico_the_error_names_the_package(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MoshiError, match="ttspico"):
         synthesize(Rendition("hello", "pico:en-US"))
+
+
+def test_a_room_has_the_time_and_the_distance_that_were_asked_for() -> None:
+    impulse = np.zeros(2 * SAMPLE_RATE, np.float32)
+    impulse[0] = 1
+    heard = reverberant(impulse, 0.5, 3.0, np.random.default_rng(0))
+    direct, tail = heard[0] ** 2, heard[1:].astype(np.float64) ** 2
+    assert 10 * np.log10(direct / tail.sum()) == pytest.approx(3.0, abs=0.01)
+    left = 10 * np.log10(tail[::-1].cumsum()[::-1] + 1e-20)  # Schroeder's curve
+    at = [np.argmax(left < left[0] - fall) / SAMPLE_RATE for fall in (5, 25)]
+    assert 3 * (at[1] - at[0]) == pytest.approx(0.5, abs=0.05)
+
+
+def test_a_telephone_has_its_band() -> None:
+    time = np.arange(SAMPLE_RATE) / SAMPLE_RATE
+
+    def loss(frequency: float) -> float:
+        tone = (0.3 * np.sin(2 * np.pi * frequency * time)).astype(np.float32)
+        return float(20 * np.log10(loud_rms(telephone(tone)) / loud_rms(tone)))
+
+    assert abs(loss(1000)) < 0.5
+    assert loss(100) < -20
+    assert loss(6000) < -20
+
+
+def test_opus_keeps_length_and_place() -> None:
+    tone = np.zeros(SAMPLE_RATE, np.float32)
+    tone[12_000:14_000] = 0.3 * np.sin(np.arange(2000) / 5)
+    heard = through_opus(tone, 0.9)
+    assert heard.shape == tone.shape
+    assert np.corrcoef(heard, tone)[0, 1] > 0.9
+
+
+def test_a_hesitant_speaker_says_the_same_words_later() -> None:
+    pcm = np.full(SAMPLE_RATE, 0.1, np.float32)
+    words = (Span("a", 0.0, 0.4), Span("b", 0.4, 0.7), Span("c", 0.7, 1.0))
+    late = hesitant(Speech(pcm, words, words), [1], np.random.default_rng(1))
+    pause = len(late.pcm) / SAMPLE_RATE - 1
+    assert 0.4 <= pause <= 1.5
+    assert [w.start for w in late.words] == pytest.approx([0.0, 0.4, 0.7 + pause], abs=1e-4)
+    assert late.words == late.phones
+    silent = late.pcm[int(0.7 * SAMPLE_RATE) : int((0.7 + pause) * SAMPLE_RATE)]
+    assert not silent.any()
+
+
+def test_a_voice_in_the_next_room_is_fainter_than_any_user() -> None:
+    rng = np.random.default_rng(2)
+    pcm = np.zeros(3 * SAMPLE_RATE, np.float32)
+    pcm[SAMPLE_RATE : 2 * SAMPLE_RATE] = 0.08 * rng.standard_normal(SAMPLE_RATE)
+
+    def level(heard: np.ndarray) -> float:
+        return float(np.sqrt(np.mean(heard[SAMPLE_RATE : 2 * SAMPLE_RATE] ** 2)))
+
+    near = [level(disturbed(pcm, rng)) for _ in range(40)]
+    far = [level(far_away(pcm, rng)) for _ in range(40)]
+    assert decibels(-38) < min(near)
+    assert max(near) < decibels(-8)
+    assert max(far) < decibels(-34)
+    assert max(far) < np.median(near)

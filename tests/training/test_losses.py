@@ -193,3 +193,17 @@ def test_a_model_of_text_alone() -> None:
     errors, _ = cross_entropy(mx.array(logits), mx.array(codes[:, 0, : 9 - delay]))
     assert found["loss"] == pytest.approx(np.array(errors).mean(), rel=1e-4)
     assert found["semantic"] == 0.0
+
+
+def test_given_text_is_read_and_not_scored() -> None:
+    config, codes = case_config(), case_codes()
+    given = np.zeros((codes.shape[0], codes.shape[2]), np.bool_)
+    given[0, 3:5] = True
+    rng = np.random.default_rng
+    free, counts = prepare(Batch(codes), config, LossConfig(), rng(0))
+    held, fewer = prepare(Batch(codes, given=given), config, LossConfig(), rng(0))
+    changed = np.argwhere(np.array(free.text_weights) != np.array(held.text_weights))
+    assert changed.tolist() == [[0, 3], [0, 4]], "the case has no delay of text"
+    assert fewer[0] < counts[0]
+    assert mx.array_equal(free.inputs, held.inputs)
+    assert mx.array_equal(free.before, held.before), "the voice follows it"

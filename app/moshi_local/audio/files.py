@@ -29,7 +29,7 @@ from moshi_mlx.sounds import SAMPLE_RATES, Sound, check_is_file, open_sound
 
 from ..port import Read
 
-__all__ = ["FileAudio", "SoundTags", "SoundWriter", "check_sound_files", "write_sound"]
+__all__ = ["FileAudio", "SoundTags", "SoundWriter", "check_sound_files", "tag_sound", "write_sound"]
 
 _MOST_SAMPLES = 2**20  # of a frame
 _DAY = 86_400.0
@@ -87,7 +87,7 @@ class SoundWriter:
                     )
                 )
                 if self._tags is not None:
-                    _tag(self._file, self._tags)
+                    tag_sound(self._file, self._tags)
             self._closing = stack.pop_all()
         return self
 
@@ -109,7 +109,8 @@ class SoundWriter:
             self._partial.replace(os.path.realpath(self._target))
 
 
-def _tag(file: soundfile.SoundFile, tags: SoundTags) -> None:
+def tag_sound(file: soundfile.SoundFile, tags: SoundTags) -> None:
+    """Lets a file that is being written say this about itself."""
     for field in fields(tags):
         setattr(file, field.name, getattr(tags, field.name))
 

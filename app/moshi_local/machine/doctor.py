@@ -155,9 +155,12 @@ def diagnose(
 
     Raises:
         HubError: there is no model of that name.
-        VerbError: the model for captions cannot transcribe.
+        VerbError: the model cannot talk, or that for captions cannot transcribe.
         CheckpointError: the model's files are broken.
     """
+    check_verb(name, "talk")
+    if captions is not None:
+        check_verb(captions, "transcribe")
     here, speeds = machine(), Speeds()
     sound, problem = _devices(list_devices)
     if catalog.series(name):
@@ -249,7 +252,6 @@ def _verdict(
 
 def _together(talks: Verdict, captions: str, here: Machine, frames: int) -> Together:
     """With the model for captions, measured if it is here and both fit."""
-    check_verb(captions, "transcribe")
     verdict = Verdict(captions, needs_of(captions), here.usable_memory)
     found = Together(talks, verdict)
     if found.fits is False or local_files(captions) is None:

@@ -37,6 +37,7 @@ __all__ = [
     "Together",
     "Verdict",
     "check_before",
+    "both",
     "check_together",
     "made_small",
     "late_warning",
@@ -214,13 +215,16 @@ def check_before(
     return replace(verdict, advice=shortage(verdict, here))
 
 
-def check_together(talks: Verdict, other: str, *, force: bool = False) -> None:
+def check_together(
+    talks: Verdict, other: str, *, force: bool = False, option: str = "--captions"
+) -> None:
     """Whether another model fits in memory beside the one that talks, as far as that is known.
 
     Args:
         talks: what `check_before` gave for that.
         other: name of the other one.
         force: let it pass.
+        option: that asks for the other one.
 
     Raises:
         MoshiError: it does not; with the numbers and how to fix it.
@@ -231,8 +235,16 @@ def check_together(talks: Verdict, other: str, *, force: bool = False) -> None:
     if first + needs.total > talks.memory:
         raise MoshiError(
             f"{talks.model} needs {gb(first)} and {other} {gb(needs.total)} of memory, and "
-            f"{gb(talks.memory)} can be used: leave out --captions, or use --force to try it anyway"
+            f"{gb(talks.memory)} can be used: leave out {option}, or use --force to try it anyway"
         )
+
+
+def both(first: Verdict, second: Verdict) -> Verdict:
+    """Two models that are loaded together, as one, for what they need."""
+    needs = None
+    if first.needs is not None and second.needs is not None:
+        needs = Needs(first.needs.total + second.needs.total, conversation=0, codec=0, working=0)
+    return replace(first, model=f"{first.model} and {second.model}", needs=needs)
 
 
 def choose(
@@ -290,8 +302,9 @@ def shortage(verdict: Verdict, here: Machine) -> str | None:
 
 def _too_large(verdict: Verdict, here: Machine, kv_bits: int | None) -> MoshiError:
     ways = _ways_out(verdict, kv_bits)
-    if verdict.model != (default := catalog.default_model()):
-        ways.append(f"--model {default}")
+    other = catalog.stand_in(verdict.model)
+    if other not in (None, verdict.model):
+        ways.append(f"--model {other}")
     use = f"Use {' or '.join(ways)}, or" if ways else "Use"
     can = f"a model can use {gb(verdict.memory)} of" if here.gpu_memory else "there is"
     return MoshiError(

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Literal
 
-from moshi_mlx import Word
+from moshi_mlx import SpokenWord, Word
 from moshi_mlx.files import replace_file
 from moshi_mlx.text import gap_between
 
@@ -24,6 +24,7 @@ __all__ = [
     "CueWriter",
     "Subtitles",
     "TranscriptFile",
+    "phrases",
     "subtitles_as_srt",
     "subtitles_as_vtt",
     "vtt_time",
@@ -176,6 +177,7 @@ class CueWriter:
     def __init__(self, kind: Literal["srt", "vtt"]) -> None:
         self._kind = kind
         self._open: _Phrase | None = None
+        self._speaker = 0
         self._count = 0
 
     @property
@@ -184,12 +186,17 @@ class CueWriter:
         return "WEBVTT\n" if self._kind == "vtt" else ""
 
     def add(self, word: Word) -> str:
-        """The cue of the phrase that ends where this word begins one, else ""."""
-        phrase = self._open
-        if phrase and not _begins_phrase(word.start, word.end, phrase.start, phrase.end):
+        """The cue of the phrase that ends where this word begins one, else "".
+
+        A phrase has one speaker.
+        """
+        phrase, speaker = self._open, word.speaker if isinstance(word, SpokenWord) else 0
+        same = speaker == self._speaker
+        if phrase and same and not _begins_phrase(word.start, word.end, phrase.start, phrase.end):
             phrase.add(word.text, word.end)
             return ""
         cue = self.end()
+        self._speaker = speaker
         self._open = _Phrase(word.start, max(word.end, word.start + 0.001), word.text)
         return cue
 
@@ -204,6 +211,19 @@ class CueWriter:
             return f"\n{times}\n{_vtt_text(phrase.text)}\n"
         gap = "\n" if self._count > 1 else ""
         return f"{gap}{self._count}\n{times.replace('.', ',')}\n{' '.join(phrase.text.split())}\n"
+
+
+def phrases(words: Sequence[Word]) -> list[list[Word]]:
+    """The words of each cue that subtitles would have."""
+    found: list[list[Word]] = []
+    for word in words:
+        if found and not _begins_phrase(
+            word.start, word.end, found[-1][0].start, found[-1][-1].end
+        ):
+            found[-1].append(word)
+        else:
+            found.append([word])
+    return found
 
 
 def subtitles_as_vtt(words: Sequence[Word]) -> str:

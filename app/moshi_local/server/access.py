@@ -20,11 +20,14 @@ _KEY_PROTOCOL = "openai-insecure-api-key."
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a request is turned away: HTTP status, a code for programs, a sentence for people."""
+    """Why a request is turned away: HTTP status, a code for programs, a sentence for people, and
+    the field that is wrong.
+    """
 
     status: int
     code: str
     message: str
+    param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

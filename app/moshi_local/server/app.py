@@ -18,48 +18,102 @@ from .access import Access, Refused
 from .kyutai import serve_chat
 from .live import serve_live
 from .opus import opus_problem
+from .pages import PAGE_PATHS, add_page
 from .realtime import serve_realtime
 from .room import Room
+from .services import RequestError, Services
+from .speech import serve_speech
+from .streaming import serve_asr, serve_tts
+from .transcriptions import serve_transcriptions
 
 __all__ = ["make_app"]
 
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-_OPEN_TO_ALL = {"/", "/health"}
+_OPEN_TO_ALL = {*PAGE_PATHS, "/health"}
 """What needs no token: it tells nothing."""
 _LARGEST_BODY = 25 * 2**20
-_SERVED = "/api/chat, /v1/live/sessions, /v1/realtime, /v1/models, /health"
+_SERVED = (
+    "/, /api/chat, /v1/live/sessions, /v1/realtime, /v1/audio/transcriptions, /v1/audio/speech, "
+    "/api/asr-streaming, /api/tts_streaming, /v1/models, /health"
+)
 
 _log = logging.getLogger("moshi_local.server")
 
 
-def make_app(room: Room, access: Access) -> web.Application:
+def make_app(
+    room: Room | None, access: Access, services: Services | None = None
+) -> web.Application:
     """The application.
 
     Args:
-        room: of the model that talks.
+        room: of the model that talks; None: none does.
         access: who may ask.
+        services: what there is besides.
     """
+    services = services or Services()
+    names = [*([] if room is None else [room.name]), *services.names]
     app = web.Application(middlewares=[_errors, _guard(access)], client_max_size=_LARGEST_BODY)
     began = int(time.time())
 
     async def health(_: web.Request) -> web.Response:
-        status = "ready" if room.free else "busy"
-        return web.json_response({"status": status, "model": room.name, "sessions": room.taken})
+        status = "ready" if room is None or room.free else "busy"
+        taken = 0 if room is None else room.taken
+        about = {
+            "status": status,
+            "model": next(iter(names), None),
+            "models": names,
+            "sessions": taken,
+        }
+        return web.json_response(about)
+
+    def model(name: str) -> dict[str, object]:
+        return {"id": name, "object": "model", "created": began, "owned_by": "moshi-local"}
 
     async def models(_: web.Request) -> web.Response:
-        model = {"id": room.name, "object": "model", "created": began, "owned_by": "moshi-local"}
-        return web.json_response({"object": "list", "data": [model]})
+        return web.json_response({"object": "list", "data": [model(name) for name in names]})
+
+    async def one_model(request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in names:
+            known = ", ".join(names)
+            raise RequestError(
+                404, "model_not_found", f"there is no model {name[:60]}; there are {known}"
+            )
+        return web.json_response(model(name))
+
+    def talking() -> Room:
+        if room is None:
+            raise RequestError(
+                404,
+                "model_not_found",
+                "no model that talks is loaded: start the server without --model none",
+                "model",
+            )
+        return room
 
     async def kyutai(request: web.Request) -> web.StreamResponse:
+        room = talking()
         if problem := opus_problem():
             return _json(Refused(501, "no_opus", f"/api/chat is not served here: {problem}"))
         return await serve_chat(request, room)
 
     async def openai_live(request: web.Request) -> web.StreamResponse:
-        return await serve_live(request, room)
+        return await serve_live(request, talking())
 
     async def openai_realtime(request: web.Request) -> web.StreamResponse:
-        return await serve_realtime(request, room)
+        return await serve_realtime(request, talking())
+
+    async def transcriptions(request: web.Request) -> web.StreamResponse:
+        return await serve_transcriptions(request, services)
+
+    async def speech(request: web.Request) -> web.StreamResponse:
+        return await serve_speech(request, services)
+
+    async def asr(request: web.Request) -> web.StreamResponse:
+        return await serve_asr(request, services)
+
+    async def tts(request: web.Request) -> web.StreamResponse:
+        return await serve_tts(request, services)
 
     async def build_info(_: web.Request) -> web.Response:
         return web.json_response({"build_info": {"version": __version__}})
@@ -71,6 +125,13 @@ def make_app(room: Room, access: Access) -> web.Application:
         app.router.add_get(path, kyutai)
     app.router.add_get("/v1/live/sessions", openai_live)
     app.router.add_get("/v1/realtime", openai_realtime)
+    app.router.add_get("/v1/models/{name:.+}", one_model)
+    app.router.add_post("/v1/audio/transcriptions", transcriptions)
+    app.router.add_post("/v1/audio/speech", speech)
+    app.router.add_get("/api/asr-streaming", asr)
+    app.router.add_get("/api/tts_streaming", tts)
+    if room is not None:
+        add_page(app, room)
     return app
 
 
@@ -92,6 +153,8 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
     """Errors as JSON, in the shape that OpenAI's clients read; never a traceback."""
     try:
         return await handler(request)
+    except RequestError as error:
+        return _json(error.refused)
     except web.HTTPNotFound:
         return _json(Refused(404, "not_found", f"nothing is served here; there are {_SERVED}"))
     except web.HTTPException as error:
@@ -101,11 +164,14 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         if hdrs.ALLOW in error.headers:
             refused.headers[hdrs.ALLOW] = error.headers[hdrs.ALLOW]
         return refused
+    except ConnectionError:  # the client has gone: this is not read
+        return web.Response(status=400)
     except Exception:
         _log.exception("%s failed", request.path)
         return _json(Refused(500, "server_error", "the server failed: see its log"))
 
 
 def _json(problem: Refused) -> web.Response:
-    error = {"message": problem.message, "type": "invalid_request_error", "param": None}
+    kind = "invalid_request_error" if problem.status < 500 else "server_error"
+    error = {"message": problem.message, "type": kind, "param": problem.param}
     return web.json_response({"error": {**error, "code": problem.code}}, status=problem.status)

@@ -15,9 +15,10 @@ from typing import Any
 
 from aiohttp import WSMessage, web
 
-from moshi_mlx import Event, Frame, WordSpoken
+from moshi_mlx import Event, Frame, Word, WordSpoken
 from moshi_mlx.text import gap_between
 
+from ..events import WordHeard
 from .formats import FormatName, SampleDecoder, SampleEncoder
 from .gate import Gate
 from .messages import (
@@ -63,7 +64,8 @@ class Live:
         self._asked_to_close = False
         self._frames = self._told = 0
         self._dropped = 0
-        self._said = " "  # the last word; clients want a space before the first too
+        # The last words; clients want a space before the first too.
+        self._said = self._user_said = " "
 
     # ------------------------------------------------------------------- from the client
 
@@ -126,7 +128,7 @@ class Live:
             "instructions": persona or "",
             "delegation": None,
         }
-        self.wanted.set_result(Wishes(persona=persona, voice=voice))
+        self.wanted.set_result(Wishes(persona=persona, voice=voice, captions=True))
 
     def _hear(self, audio: Any) -> None:
         assert self._decoder is not None
@@ -160,19 +162,25 @@ class Live:
         self._outbox.put(json.dumps(sound), self.talk.frame_seconds)
         for event in events:
             if isinstance(event, WordSpoken):
-                self._send(
-                    {
-                        "type": "session.output_transcript.delta",
-                        "delta": gap_between(self._said, event.word.text) + event.word.text,
-                        "start_ms": round(1000 * event.word.start),
-                        "end_ms": round(1000 * event.word.end),
-                    }
-                )
+                self._tell_word("output", self._said, event.word)
                 self._said = event.word.text
+            elif isinstance(event, WordHeard):
+                self._tell_word("input", self._user_said, event.word)
+                self._user_said = event.word.text
         self._frames += 1
         if self._seconds - self._told >= _USAGE_SECONDS:
             self._told = int(self._seconds)
             self._send({"type": "session.usage.updated", "usage": {"seconds": self._told}})
+
+    def _tell_word(self, side: str, before: str, word: Word) -> None:
+        self._send(
+            {
+                "type": f"session.{side}_transcript.delta",
+                "delta": gap_between(before, word.text) + word.text,
+                "start_ms": round(1000 * word.start),
+                "end_ms": round(1000 * word.end),
+            }
+        )
 
     def end(self, why: TalkError | None) -> None:
         """What went wrong, if anything, and that it is over."""

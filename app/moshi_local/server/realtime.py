@@ -15,9 +15,10 @@ from typing import Any
 
 from aiohttp import WSMessage, web
 
-from moshi_mlx import Event, Frame, WordSpoken
+from moshi_mlx import Event, Frame, Word, WordSpoken
 from moshi_mlx.text import gap_between
 
+from ..events import WordHeard
 from .formats import FormatName, SampleDecoder, SampleEncoder, SampleFormat
 from .gate import Gate
 from .messages import (
@@ -55,6 +56,8 @@ _DETECTION: dict[str, Any] = {
 }
 _SILENCE_MS = 40, 10_000
 _MOST_ITEMS = 1000
+_LONGEST_UNPLACED = 1000
+_EARLY_FRAMES = 4  # so long before a turn is found its first word may begin
 
 
 @dataclass
@@ -67,6 +70,16 @@ class _Response:
     transcript: str = ""
     frames: int = 0
     pieces: int = 0
+
+
+@dataclass
+class _UserWords:
+    """What the user said in a turn, as it is written down; clients know it by its item."""
+
+    item: str
+    text: str = ""
+    until: int | None = None  # no more is expected from this frame on; None: the turn goes on
+    began: int = 0
 
 
 class Realtime:
@@ -92,6 +105,8 @@ class Realtime:
         self._user_item = ""
         self._uncommitted = False
         self._response: _Response | None = None
+        self._words: list[_UserWords] = []  # of turns that words are still expected of
+        self._unplaced = ""  # heard before a turn was found
         if room.takes_persona:
             loop.call_later(_PERSONA_SECONDS, self._want)
         else:
@@ -100,7 +115,11 @@ class Realtime:
     def _want(self) -> None:
         if not self.wanted.done():
             self.wanted.set_result(
-                Wishes(persona=self._session["instructions"] or None, voice=self._voice())
+                Wishes(
+                    persona=self._session["instructions"] or None,
+                    voice=self._voice(),
+                    captions=True,
+                )
             )
 
     def _voice(self) -> str | None:
@@ -193,6 +212,11 @@ class Realtime:
         )
         content = [{"type": "input_audio", "transcript": None}]
         self._add(_item(item_id, "user", content, "completed"))
+        if self._room.captions_after is not None:
+            if not self._words or self._words[-1].item != item_id:
+                self._begin_words(item_id, self._frames)
+            after = self._room.captions_after / self.talk.frame_seconds
+            self._words[-1].until = self._frames + round(after)
 
     def _create(self) -> None:
         if self._response is not None:
@@ -260,6 +284,7 @@ class Realtime:
 
     def say(self, frame: Frame | None, events: Sequence[Event]) -> None:
         """A step: turns that begin, sound and words, turns that end."""
+        self._write_down([each.word for each in events if isinstance(each, WordHeard)])
         words = [event.word.text for event in events if isinstance(event, WordSpoken)]
         turns = self._turns.step(self._frames, frame, bool(words))
         self._frames += 1
@@ -303,6 +328,8 @@ class Realtime:
         self._send(
             "input_audio_buffer.speech_started", audio_start_ms=began, item_id=self._user_item
         )
+        if self._room.captions_after is not None:
+            self._begin_words(self._user_item, self._turns.user_began)
         if self._response is not None and detection.get("interrupt_response", True):
             self._stop("turn_detected")
 
@@ -313,6 +340,52 @@ class Realtime:
         ended = round(1000 * self._frames * self.talk.frame_seconds)
         self._send("input_audio_buffer.speech_stopped", audio_end_ms=ended, item_id=item_id)
         self._committed(item_id)
+
+    def _begin_words(self, item_id: str, began: int) -> None:
+        """A turn of the user's has begun, whose words will be told."""
+        text, self._unplaced = self._unplaced, ""
+        self._words.append(_UserWords(item_id, began=began))
+        self._add_words(self._words[-1], text)
+
+    def _write_down(self, words: Sequence[Word]) -> None:
+        """What the user said, some time ago; and turns of which no more is expected."""
+        for word in words:
+            if not self._words:
+                self._unplaced += gap_between(self._unplaced, word.text) + word.text
+                self._unplaced = self._unplaced[-_LONGEST_UNPLACED:].lstrip()
+                continue
+            began = word.start / self.talk.frame_seconds + _EARLY_FRAMES
+            fitting = [turn for turn in self._words if turn.began <= began]
+            turn = fitting[-1] if fitting else self._words[0]
+            gap = gap_between(turn.text, word.text) if turn.text else ""
+            self._add_words(turn, gap + word.text)
+        while self._words and (until := self._words[0].until) is not None and self._frames >= until:
+            self._end_words(self._words.pop(0))
+
+    def _add_words(self, turn: _UserWords, text: str) -> None:
+        turn.text += text
+        if text and self._transcribes:
+            kind = "conversation.item.input_audio_transcription.delta"
+            self._send(kind, item_id=turn.item, content_index=0, delta=text)
+
+    def _end_words(self, turn: _UserWords) -> None:
+        item = self._items.get(turn.item)
+        if item is not None:
+            item["content"][0]["transcript"] = turn.text
+        if self._transcribes:
+            seconds = (self._frames - turn.began) * self.talk.frame_seconds
+            self._send(
+                "conversation.item.input_audio_transcription.completed",
+                item_id=turn.item,
+                content_index=0,
+                transcript=turn.text,
+                usage={"type": "duration", "seconds": round(seconds, 2)},
+            )
+
+    @property
+    def _transcribes(self) -> bool:
+        """Whether the client has asked for the user's words."""
+        return bool(self._session["audio"]["input"].get("transcription"))
 
     def _stop(self, reason: str) -> None:
         """The model loses its turn; it is hushed, and what it still says is not sent."""

@@ -34,12 +34,14 @@ class Wishes:
     """What a client asks of its conversation; None where it says nothing.
 
     sampling: by the names of `options.SamplingFlags`.
+    captions: the words of its user are wanted, where there is a model for them.
     """
 
     seed: int | None = None
     persona: str | None = None
     voice: str | None = None
     sampling: Mapping[str, float | int] = field(default_factory=dict)
+    captions: bool = False
 
 
 class SocketProtocol(Protocol):
@@ -73,6 +75,8 @@ class Room:
         takes_persona: it can be given a persona and a voice.
         voices: names of those that it can be given.
         minutes: that a conversation may last; None: as long as it likes.
+        captions_after: so long after a word was said it may be told (seconds); None: users' words
+            are not told.
     """
 
     def __init__(
@@ -86,10 +90,11 @@ class Room:
         takes_persona: bool = False,
         voices: Sequence[str] = (),
         minutes: float | None = None,
+        captions_after: float | None = None,
     ) -> None:
         self.name, self.sample_rate, self.frame_size = name, sample_rate, frame_size
         self.places, self.takes_persona, self.voices = places, takes_persona, tuple(voices)
-        self.minutes = minutes
+        self.minutes, self.captions_after = minutes, captions_after
         self.taken = 0
         self._open = open
         self._closing: set[asyncio.Task[None]] = set()
