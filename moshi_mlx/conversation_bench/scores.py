@@ -19,7 +19,7 @@ Span = tuple[float, float]
 
 TURN_SECONDS, TURN_WORDS = 1.0, 3
 """An answer that is shorter than this and has no more words than this takes no turn."""
-LONGEST_SECONDS = 3.0
+LONGEST_MURMUR = 3.0
 """A backchannel is never longer."""
 BACKCHANNEL_WORDS = 2
 """And has no more words."""
@@ -82,7 +82,7 @@ def backchannels(voice: Sequence[Span], words: Sequence[Word]) -> tuple[list[Spa
     found: list[Span] = []
     for span in voice:
         seconds, count = span[1] - span[0], len(words_in(words, span))
-        if seconds > LONGEST_SECONDS or seconds >= TURN_SECONDS or count > BACKCHANNEL_WORDS:
+        if seconds > LONGEST_MURMUR or seconds >= TURN_SECONDS or count > BACKCHANNEL_WORDS:
             return found, True
         found.append(span)
     return found, False

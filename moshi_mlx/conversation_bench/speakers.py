@@ -59,7 +59,9 @@ TEXTS: Mapping[ScenePart, Sequence[str]] = {
         "i have to tell you something. the wind took my umbrella. "
         "it landed on the church roof. and that is my story",
     ),
-    ScenePart.BACKCHANNEL: ("uh huh", "yeah", "right", "mm hm", "okay", "i see", "sure", "oh really"),
+    ScenePart.BACKCHANNEL: (
+        "uh huh", "yeah", "right", "mm hm", "okay", "i see", "sure", "oh really",
+    ),
     ScenePart.ASIDE: (
         "anna can you close the door please", "not now i am on the phone",
         "john the keys are on the table", "come here buddy good dog",

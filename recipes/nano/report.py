@@ -60,7 +60,8 @@ def goals_table(figures: Figures, goals: Sequence[Goal]) -> Iterator[str]:
     for goal in goals:
         value = figures.get(goal.group, {}).get(goal.figure)
         if value is not None:
-            met = not goal.bound or goal.least <= value <= goal.most
+            told = isinstance(value, str)  # that it was not measured
+            met = told or not goal.bound or goal.least <= value <= goal.most
             yield _row((goal.name, goal.bound, _shown(value) + ("" if met else " (missed)")))
 
 
