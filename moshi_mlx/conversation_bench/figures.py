@@ -168,12 +168,10 @@ def _labels(right: Behaviour) -> list[FigureKind]:
 
 
 _TAKEOVER = _mean("takeover")
-_OVERLAP = [
-    FigureKind("stop_latency", "both speak, mean", "low", "s", _mean_of_all("stop_latencies")),
-    FigureKind(
-        "response_latency", "response latency, mean", "low", "s", _mean_of_all("response_latencies")
-    ),
-]
+_BOTH = _mean_of_all("stop_latencies")
+_RESPONSE = FigureKind(
+    "response_latency", "response latency, mean", "low", "s", _mean_of_all("response_latencies")
+)
 
 KINDS_OF_FIGURES: Mapping[Axis, Sequence[FigureKind]] = {
     Axis.PAUSE: [
@@ -198,10 +196,15 @@ KINDS_OF_FIGURES: Mapping[Axis, Sequence[FigureKind]] = {
         FigureKind("stop_time", "speaks on, median", "low", "s", _median("stop_time")),
         FigureKind("stopped", "stops within 1 s", "high", "", _stopped),
         *_labels(RIGHT[Axis.INTERRUPTION]),
-        *_OVERLAP,
+        FigureKind("stop_latency", "both speak, mean", "low", "s", _BOTH),
+        _RESPONSE,
     ],
     **{
-        axis: [*_labels(RIGHT[axis]), *_OVERLAP]
+        axis: [
+            *_labels(RIGHT[axis]),
+            FigureKind("stop_latency", "both speak, mean", "", "s", _BOTH),
+            _RESPONSE,
+        ]
         for axis in (Axis.USER_BACKCHANNEL, Axis.OTHERS, Axis.BACKGROUND)
     },
 }

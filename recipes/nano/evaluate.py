@@ -32,6 +32,7 @@ from moshi_quantize.listening import recognize
 from . import ears, script
 from .behaviour import (
     DISTURBANCES,
+    NOT_MEASURED,
     Disturbance,
     disturbed_by,
     given_text,
@@ -56,7 +57,10 @@ _STOPPED_SECONDS = 0.32  # silent for this long: has stopped
 _LONG_REPLY_SECONDS = 2.3
 _RIGHT = "right reply heard"
 _UNHEARD_VOICES, _UNHEARD_ENGINE = "unheard voices", "unheard engine (Pico)"
-_UNHEARD_NEURAL = "unheard neural voices (Kokoro)"
+_NEURAL_GROUPS = (
+    "unheard neural voices (Kokoro)",
+    "unheard neural voices (Kokoro), new wordings",
+)
 _HESITATIONS, _OWN_SPEECH, _PEOPLE = "hesitations", "own voice, open ear", "people"
 _ALL_UNHEARD = "unheard voices and engine together"
 _STILLNESS, _INTERRUPTIONS, _LONG_TURNS = "stillness", "interruptions", "long turns"
@@ -226,10 +230,8 @@ def answer_groups() -> dict[str, list[Line]]:
     neural: dict[str, list[Line]] = {}
     if ears.has_kokoro():
         neural = {
-            _UNHEARD_NEURAL: evaluation_lines(trained, False, salt="neural", neural=True),
-            f"{_UNHEARD_NEURAL}, new wordings": evaluation_lines(
-                new, False, salt="neural", neural=True
-            ),
+            name: evaluation_lines(texts, False, salt="neural", neural=True)
+            for name, texts in zip(_NEURAL_GROUPS, (trained, new), strict=True)
         }
     return {
         "known voices, new renditions": evaluation_lines(trained, True, salt="rendition"),
@@ -466,8 +468,8 @@ GOALS = (
     Goal("right reply, unheard voices and engine together", _ALL_UNHEARD, _RIGHT, least=0.75),
     Goal("of these, unheard voices of known engines", _UNHEARD_VOICES, _RIGHT, least=0.97),
     Goal("of these, an unheard engine (Pico)", _UNHEARD_ENGINE, _RIGHT, least=0.85),
-    Goal("right reply, unheard neural voices (Kokoro)", _UNHEARD_NEURAL, _RIGHT, least=0.85),
-    Goal("the same, new wordings", f"{_UNHEARD_NEURAL}, new wordings", _RIGHT, least=0.70),
+    Goal("right reply, unheard neural voices (Kokoro)", _NEURAL_GROUPS[0], _RIGHT, least=0.85),
+    Goal("the same, new wordings", _NEURAL_GROUPS[1], _RIGHT, least=0.70),
     *(
         Goal(f"right reply, {name}", name, _RIGHT, least=least)
         for name, least in zip(DISTURBANCES, (0.75, 0.75, 0.5, 0.8), strict=True)
@@ -557,6 +559,10 @@ def evaluate(
             chosen = group[: size.each]
             found = answers(moshi, chosen, cache, size.answer, DISTURBANCES[name])
             out.figures[name] = answer_figures(found)
+            out.answers += found
+    for name in _NEURAL_GROUPS:
+        if wanted(name) and not ears.has_kokoro():
+            out.figures[name] = {_RIGHT: NOT_MEASURED, "questions": 0}
     examine_behaviour(moshi, cache, size, wanted, out.figures, prompts)
     if wanted("codec"):
         out.figures |= codec_figures(moshi.mimi, cache, size.each)

@@ -111,7 +111,7 @@ def plot(
     with needs_extra("nano", "plots need matplotlib"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    groups = [name for name, values in figures.items() if bars in values]
+    groups = [name for name, values in figures.items() if isinstance(values.get(bars), float)]
     heights = (0.8 + 0.25 * len(groups), 2.5)
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     axes = figure.subplot_mosaic(
