@@ -95,7 +95,6 @@ def test_both_speak_and_the_answer_to_it() -> None:
     assert speaks_on(model, 3.0) is None
     # Two user's ends before a start: the nearer one counts.
     assert response_latencies([(0.0, 1.0), (2.0, 3.0)], [(3.25, 4.0)]) == [0.25]
-    # Two overlaps with the same end: the shorter one counts.
     assert stop_latencies([(0.0, 5.0)], [(1.0, 2.0), (3.0, 6.0)]) == [1.0, 2.0]
 
 
