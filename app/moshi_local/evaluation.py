@@ -69,7 +69,7 @@ def evaluate_model(options: EvaluationOptions) -> Evaluation:
     bench = Bench(options.bench, _RATE)  # what is missing shows before a model is loaded
     for axis in bench.left_out:
         notes.print(
-            f"{axis} is left out: there is nobody to say it here; install espeak-ng or flite, or "
+            f"{axis} is left out: there is no voice for it here; install espeak-ng or flite, or "
             "add recordings",
             soft_wrap=True,
         )

@@ -115,7 +115,7 @@ class Bench:
                 parts = sorted({p.value for axis in options.axes for p in NEEDS[axis]})
                 where = options.recordings or "this machine"
                 raise MoshiError(
-                    f"{where}: has nobody to say {', '.join(parts)}; install espeak-ng or flite, "
+                    f"{where}: has no voice for {', '.join(parts)}; install espeak-ng or flite, "
                     "or add recordings"
                 )
 
@@ -208,10 +208,9 @@ class Bench:
     def _score(self, talk: SceneTalk, sentences: Sequence[str]) -> Score:
         seconds = len(talk.model) / self._rate
         if self._ears is not None:
-            words = self._ears.words(talk.model, self._rate)
-            return scored(
-                talk.marks, words, self._ears.voice(talk.model, self._rate), seconds, sentences
-            )
+            voice = self._ears.voice(talk.model, self._rate)
+            heard = bounded(self._ears.words(talk.model, self._rate), voice, starts=True)
+            return scored(talk.marks, heard, voice, seconds, sentences, talk.words)
         voice = sounding_spans(talk.model, self._rate)
         return scored(talk.marks, bounded(talk.words, voice), voice, seconds, sentences)
 
@@ -222,16 +221,20 @@ def sounding_spans(pcm: Pcm, rate: int) -> list[Span]:
     return [(start / rate, end / rate) for start, end in spans]
 
 
-def bounded(words: Sequence[Word], voice: Sequence[Span]) -> list[Word]:
-    """Words of a text stream that end with their sound, where that ends before.
+def bounded(words: Sequence[Word], voice: Sequence[Span], starts: bool = False) -> list[Word]:
+    """Words that end with their sound, where that ends before.
 
-    The stream tells when a word begins; its end is a bound.
+    The text stream tells when a word begins; its end is a bound. A recognizer may lay the start of
+    the first word far back into the silence before it: with `starts`, it isn't before the sound.
     """
     out = []
     for word in words:
-        ends = [end for start, end in voice if start < word.end + MODEL_PAUSE and end > word.start]
-        end = min(word.end, ends[-1]) if ends else word.end
-        out.append(Word(word.text, word.start, end))
+        spans = [s for s in voice if s[0] < word.end + MODEL_PAUSE and s[1] > word.start]
+        start, end = word.start, word.end
+        if spans:
+            end = min(end, spans[-1][1])
+            start = max(start, spans[0][0]) if starts else start
+        out.append(Word(word.text, start, max(start, end)))
     return out
 
 

@@ -37,6 +37,7 @@ def scored(
     voice: Sequence[Span],
     seconds: float,
     sentences: Sequence[str] = (),
+    text: Sequence[Word] | None = None,
 ) -> Score:
     """The score of a scene.
 
@@ -46,6 +47,7 @@ def scored(
         voice: when it sounds.
         seconds: of the scene.
         sentences: all that the model can say, if that is known.
+        text: what a model's behaviour is read off then, if that isn't `words`.
     """
     score: Score = {"axis": marks.axis.value, "scene": marks.name}
     score["text"] = join_words(word.text for word in words)
@@ -66,12 +68,16 @@ def scored(
             later = [start for start, _ in voice if start >= end]
             score["sound_latency"] = later[0] - end if later else None
     elif marks.overlap is not None:
-        score |= _overlap_score(marks, words, voice, sentences)
+        score |= _overlap_score(marks, words, voice, sentences, text)
     return score
 
 
 def _overlap_score(
-    marks: Marks, words: Sequence[Word], voice: Sequence[Span], sentences: Sequence[str]
+    marks: Marks,
+    words: Sequence[Word],
+    voice: Sequence[Span],
+    sentences: Sequence[str],
+    text: Sequence[Word] | None,
 ) -> Score:
     assert marks.overlap is not None
     onset, end = marks.overlap
@@ -79,7 +85,8 @@ def _overlap_score(
     if marks.in_time is False:
         return score | {"left_out": "the model did not speak"}
     overlap = Overlap(marks.overlap, marks.overlap_text, marks.context)
-    score["behaviour"] = behaviour(words, voice, overlap, sentences).value
+    read = text if text is not None and sentences else words
+    score["behaviour"] = behaviour(read, voice, overlap, sentences).value
     user = [*marks.spoken]
     score["stop_latencies"] = stop_latencies(user, voice)
     score["response_latencies"] = response_latencies(user, voice)
