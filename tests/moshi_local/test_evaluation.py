@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +27,7 @@ from moshi_mlx.conversation_bench import (
     room_response,
     sounding_level,
 )
+from moshi_mlx.conversation_bench.acoustics import with_pause
 from moshi_mlx.conversation_bench.running import run_scenes
 from moshi_mlx.conversation_bench.scenes import made_scenes
 from moshi_mlx.conversation_bench.speakers import BundledQuestions, RecordedSpeakers, ScenePart
@@ -211,3 +216,34 @@ def test_rooms_and_levels_are_what_they_say() -> None:
     noisy = in_noise(padded, RATE, 15.0, rng)
     floor = 20 * np.log10(np.sqrt(np.mean(noisy[:RATE] ** 2)))
     assert floor == pytest.approx(-40, abs=0.5)
+
+
+def test_ctrl_c_keeps_what_is_finished(tmp_path: Path, voices: Path) -> None:
+    out = tmp_path / "out"
+    asked = ["evaluate", "nano", "--scenes", "4", "--only", "turn_taking", "--side-by-side", "1"]
+    command = [sys.executable, "-m", "moshi_local", *asked, "--out", str(out)]
+    process = subprocess.Popen(
+        [*command, "--voice-files", str(voices)], stderr=subprocess.PIPE, text=True
+    )
+    first = out / "turn_taking" / "0" / "output.json"
+    deadline = time.monotonic() + 60
+    while not first.is_file() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "kept in" in error
+    assert "Traceback" not in error
+    finished = len(list(out.rglob("output.json")))
+    assert 1 <= finished < 4
+    assert not list(out.rglob("*.partial*"))
+
+
+def test_a_pause_is_put_in_a_quiet_place() -> None:
+    tone = np.sin(np.arange(RATE) * 0.1).astype(np.float32)
+    tone[RATE // 2 : RATE // 2 + RATE // 10] *= 0.001
+    paused, (start, end) = with_pause(tone, RATE, 0.7)
+    assert len(paused) == len(tone) + round(0.7 * RATE)
+    assert 0.5 <= start < 0.6
+    assert end - start == pytest.approx(0.7)
+    assert not paused[round(start * RATE) : round(end * RATE)].any()
