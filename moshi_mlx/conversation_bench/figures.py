@@ -284,6 +284,8 @@ _LEFT, _WIDTH, _BAR, _GAP, _TOP = 330.0, 420.0, 11.0, 9.0, 34.0
 def figures_svg(models: Mapping[str, AxisFigures]) -> str:
     """Bars, a group per figure and a bar per model: shares up to 1, and seconds up to the longest.
 
+    Figures that are 0 everywhere, and neither good nor bad, are left out.
+
     Args:
         models: figures by name.
     """
@@ -300,7 +302,7 @@ def figures_svg(models: Mapping[str, AxisFigures]) -> str:
     parts: list[str] = []
     y = _TOP
     for axis, kinds in KINDS_OF_FIGURES.items():
-        shown = [k for k in kinds if any(k.key in f.get(axis, {}) for f in models.values())]
+        shown = [k for k in kinds if any(_is_drawn(k, f.get(axis, {})) for f in models.values())]
         if not shown:
             continue
         parts.append(
@@ -353,6 +355,12 @@ def figures_svg(models: Mapping[str, AxisFigures]) -> str:
             "",
         ]
     )
+
+
+def _is_drawn(kind: FigureKind, values: Mapping[str, float]) -> bool:
+    """Whether there is something to see: a value, and not 0 where that is neither good nor bad."""
+    value = values.get(kind.key)
+    return value is not None and bool(value or kind.better)
 
 
 def _cycled(count: int) -> list[str]:
