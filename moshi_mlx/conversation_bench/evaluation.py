@@ -186,10 +186,14 @@ class Bench:
         facts = {
             "seed": options.seed,
             "words": "text stream" if self._ears is None else "whisper",
-            "speakers": "published" if self._speakers is None else type(self._speakers).__name__,
+            "speakers": self._label,
             "fixed_sentences": bool(sentences),
         }
         return Evaluation(moshi.name, figures_of(scores), scores, facts)
+
+    @property
+    def _label(self) -> str:
+        return "published" if self._speakers is None else self._speakers.label
 
     def _keep(self, moshi: Moshi) -> Keep | None:
         options = self._options
@@ -202,6 +206,7 @@ class Bench:
             "config": 0 if files.config is None else zlib.crc32(files.config.read_bytes()),
             "seed": options.seed,
             "kv_bits": options.kv_bits,
+            "speakers": self._label,
         }
         return Keep(options.out, run, self._sets, inputs=not self._sets)
 

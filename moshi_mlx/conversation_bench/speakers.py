@@ -93,6 +93,10 @@ class Speakers(Protocol):
     def parts(self) -> frozenset[ScenePart]:
         """What they can say."""
 
+    @property
+    def label(self) -> str:
+        """Who they are: other speakers make other scenes."""
+
     def voices(self, rng: np.random.Generator) -> str:
         """Someone, to say all of a scene."""
 
@@ -174,6 +178,7 @@ class Synthesizers:
 
     def __init__(self, rate: int, voices: Sequence[str]) -> None:
         self._rate, self._voices = rate, voices
+        self.label = ", ".join(voices)
         self._said: dict[tuple[str, str], Pcm] = {}
 
     def voices(self, rng: np.random.Generator) -> str:
@@ -213,6 +218,7 @@ class RecordedSpeakers:
         if not folder.is_dir():
             raise MoshiError(f"{folder}: there is no such folder of recordings")
         self._rate = rate
+        self.label = f"recordings in {folder.name}"
         self._files = {part: _sounds(folder / part.value) for part in ScenePart}
         self._files[ScenePart.QUESTION] += _sounds(folder)
         if not any(self._files.values()):
@@ -261,6 +267,7 @@ class BundledQuestions:
     """
 
     parts = frozenset({ScenePart.QUESTION, ScenePart.BACKGROUND})
+    label = "the bundled recording"
     _texts = ("hello", "what is your name", "count to five")
 
     def __init__(self, recording: Path, rate: int) -> None:

@@ -90,7 +90,7 @@ def test_nano_from_end_to_end_and_again(
         assert old == pytest.approx(new, abs=0.02), axis  # 16-bit samples on the disk
     # Another seed is another run.
     assert run(*asked, "--seed", "1") == 2
-    assert "another model or seed" in capsys.readouterr().err
+    assert "another model, seed or user" in capsys.readouterr().err
 
 
 def test_alone_or_side_by_side(voices: Path) -> None:
