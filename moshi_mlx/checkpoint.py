@@ -38,7 +38,7 @@ from .lm import Lm
 from .mimi import Mimi
 from .published import read_config, read_lora_scaling, read_mimi_config
 from .safetensors import TensorInfo, check_files, read_header
-from .text import TextTokenizer
+from .text import SENTENCES, TextTokenizer
 from .transformers_config import is_moshi, sampling_of
 from .transformers_layout import CODEC
 from .weights import check, fitting, load_lm, read_lm, shaped_like, used_weights
@@ -453,7 +453,7 @@ def write_companions(
         folder: the folder; it exists.
         raw: what config.json says; the names of files are set here.
         mimi: the codec, which is copied, as the tokenizer and the codec's configuration are.
-        tokenizer: the SentencePiece model.
+        tokenizer: the SentencePiece model; the list of sentences beside it is copied too.
         mimi_config: the codec's configuration, if it is not the published one.
         link_mimi: link the codec instead of copying it.
         reserved: names that the caller writes itself.
@@ -475,4 +475,7 @@ def write_companions(
             (folder / name).symlink_to(path.resolve())
         else:
             shutil.copyfile(path, folder / name)
+    sentences = tokenizer.with_name(SENTENCES)
+    if sentences.is_file():
+        shutil.copyfile(sentences, folder / SENTENCES)
     write_json(folder / CONFIG, config)

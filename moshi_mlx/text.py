@@ -18,7 +18,16 @@ from .files import read_json
 from .formats import TOKENIZER_JSON, what_is
 from .tokenizer_json import sentencepiece_model
 
-__all__ = ["TextTokenizer", "Word", "WordStream", "gap_between", "join_words"]
+__all__ = [
+    "SENTENCES",
+    "TextTokenizer",
+    "Word",
+    "WordStream",
+    "gap_between",
+    "join_words",
+    "known_sentences",
+    "plain_words",
+]
 
 _TOKENS = -2, 2**31 - 1  # as models have them, in int32
 _LONG = 24  # characters of a word that an EPAD finishes in any case
@@ -28,6 +37,8 @@ _UNSPACED = re.compile(
     "\U00020000-\U0003ffff]"
 )
 """Scripts that are written without spaces."""
+SENTENCES = "sentences.txt"
+"""Lists what a model can say, beside its tokenizer, where that is all that it can."""
 _BOUNDARY = "\u2581"  # SentencePiece writes the space in front of a word as this character
 
 
@@ -135,6 +146,17 @@ def _goes_on(text: str) -> bool:
 
 def _decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+
+def known_sentences(tokenizer: Path) -> list[str]:
+    """All that a model can say, where a file beside its tokenizer lists that; else nothing."""
+    listed = tokenizer.parent / SENTENCES
+    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []
+
+
+def plain_words(text: str) -> list[str]:
+    """Lower-case words without punctuation: "Mm-hm. I see." gives ["mmhm", "i", "see"]."""
+    return re.sub(r"[^a-z' ]", "", text.lower()).split()
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .audio.devices import list_devices, print_devices
 from .chat import ChatOptions, chat
 from .completion import complete_command
 from .config_file import config_folder, config_path, read_defaults
+from .evaluation import evaluate_command
 from .first_start import first_model
 from .machine.bench import bench_config, bench_model, print_bench
 from .machine.checkup import DEFAULT_REPORT, full_checkup
@@ -231,6 +232,7 @@ def run_command(
 
 
 app.command("complete", cls=a.Command)(complete_command)
+app.command("evaluate", cls=a.Command)(evaluate_command)
 app.command("transcribe", cls=a.Command)(transcribe_command)
 app.command("translate", cls=a.Command)(translate_command)
 app.command("pipe", cls=a.Command)(pipe_command)

@@ -25,6 +25,7 @@ from rich.progress import (
 
 from moshi_mlx.cache import KV_GROUPS
 from moshi_mlx.checkpoint import open_checkpoint
+from moshi_mlx.conversation_bench import DEFAULT_SCENES
 from moshi_mlx.errors import HubError, MoshiError, counted
 from moshi_mlx.files import signals_interrupt
 from moshi_mlx.outputs import Output, WholeFile, check_outputs, is_stdout, model_inputs
@@ -33,6 +34,7 @@ from moshi_mlx.program import refuse_empty, run_program
 from . import report as report_of
 from .api import LISTENED
 from .api import quantize as run
+from .behaving import Behaviours, behaviour_table
 from .card import command_of
 from .dialogues import TOKENS, find_dialogues
 from .listening import recognizer
@@ -252,6 +254,22 @@ def report_command(
         bool,
         typer.Option("--listen", help="Recognize what the models answer (needs pocketsphinx)."),
     ] = False,
+    conversation: Annotated[
+        bool,
+        typer.Option(
+            "--conversation",
+            help="Also run all of them through the conversation bench of `moshi-local evaluate`.",
+        ),
+    ] = False,
+    scenes: Annotated[
+        int,
+        typer.Option(
+            min=1, metavar="N", help="With --conversation, run this many scenes of each axis."
+        ),
+    ] = DEFAULT_SCENES,
+    seed: Annotated[
+        int, typer.Option(min=0, metavar="N", help="With --conversation, the seed of the scenes.")
+    ] = 0,
     kv_bits: Annotated[
         list[int] | None,
         typer.Option(
@@ -261,7 +279,7 @@ def report_command(
         ),
     ] = None,
 ) -> None:
-    """Compare models with their original: KL and top-1 on dialogue tokens, and size."""
+    """Compare models with their original: KL and top-1 on dialogue tokens, size, behaviour."""
     if unknown := set(kv_bits or ()) - set(KV_GROUPS):
         raise typer.BadParameter(f"'{unknown.pop()}' is not 8 or 4", param_hint="--kv-bits")
     names = [original, *others]
@@ -273,6 +291,8 @@ def report_command(
     check_outputs(outputs, inputs)
     if plot is not None:
         report_of.plotter()  # before minutes of work
+    if conversation:
+        behave = Behaviours(scenes, seed)  # what it lacks shows before minutes of work
     source = open_checkpoint(original)
     models = [open_checkpoint(other) for other in others]
     fewest = min(model.config.lm.dep_q for model in (source, *models))
@@ -285,12 +305,15 @@ def report_command(
         figures = report_of.measure(
             source, models, tokens, replies, kv_bits=list(kv_bits or ()) or [None]
         )
+        evaluations = behave.of(names, _said) if conversation else []
     taken = json_file is not None and is_stdout(json_file)
     shown = f"{report_of.table(figures)}\n\n{report_of.codebook_table(figures)}"
+    if evaluations:
+        shown += f"\n\n{behaviour_table(evaluations)}"
     print(f"{shown}\n\nOn {tokens.origin}.", file=sys.stderr if taken else sys.stdout)
     if json_file is not None:
         WholeFile(json_file, "the figures").write(
-            report_of.as_json(original, tokens, figures), mode=0o644
+            report_of.as_json(original, tokens, figures, evaluations), mode=0o644
         )
     if plot is not None:
         report_of.plot(figures, plot, f"{original}, quantized")
@@ -312,6 +335,10 @@ def hear_recording(
         np.savez_compressed(packed, codes=codes.astype(np.int16))
         WholeFile(tokens, "the tokens", TOKEN_SUFFIXES).write(packed.getvalue(), mode=0o644)
     print(f"{tokens}: give it as --dialogue")
+
+
+def _said(line: str) -> None:
+    print(line, file=sys.stderr)
 
 
 def _rule(text: str) -> tuple[str, Precision | None]:

@@ -17,6 +17,7 @@ import soxr
 
 from moshi_mlx.arrays import Pcm
 from moshi_mlx.distributions import needs_extra
+from moshi_mlx.text import plain_words
 
 _RECOGNIZER_RATE = 16_000
 _GRAMMAR = "replies"
@@ -41,11 +42,6 @@ def recognizer() -> Any:
     with needs_extra("listen", "listening needs pocketsphinx"):
         import pocketsphinx
     return pocketsphinx
-
-
-def plain_words(text: str) -> list[str]:
-    """Lower-case words without punctuation: "Mm-hm. I see." gives ["mmhm", "i", "see"]."""
-    return re.sub(r"[^a-z' ]", "", text.lower()).split()
 
 
 def _samples(pcm: Pcm, sample_rate: int) -> bytes:

@@ -22,9 +22,6 @@ _PAUSE_SECONDS = 0.48  # a longer pause ends a reply
 _MARGIN_SECONDS = 0.06
 
 
-SENTENCES = "sentences.txt"
-
-
 class Replies:
     """Lets models answer the other side of dialogues [N, 1 + n_q, T]."""
 
@@ -57,9 +54,3 @@ class Replies:
                 (recognize(part, rate, sentences) if sentences else transcribe(part, rate)) or "?"
             )
         return tuple(heard)
-
-
-def known_sentences(source: Checkpoint) -> list[str]:
-    """What a model can say, where its folder lists that: a closed grammar hears these best."""
-    listed = source.files.tokenizer.parent / SENTENCES
-    return listed.read_text(encoding="utf-8").splitlines() if listed.is_file() else []

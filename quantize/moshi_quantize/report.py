@@ -14,15 +14,17 @@ from typing import Any
 import mlx.core as mx
 
 from moshi_mlx.checkpoint import Checkpoint
+from moshi_mlx.conversation_bench import Evaluation
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import CheckpointError
 from moshi_mlx.footprint import floor_ms, kv_bytes, weight_bytes_per_frame
 from moshi_mlx.outputs import WholeFile
+from moshi_mlx.text import known_sentences
 from moshi_mlx.trees import named_parameters
 from moshi_mlx.weights import skeleton
 
 from .dialogues import Dialogues
-from .replies import Replies, known_sentences
+from .replies import Replies
 from .teacher import Logits, Teacher, distance
 
 CHIPS = ("M1", "M4", "M4 Pro")
@@ -95,7 +97,7 @@ def measure(
     for other in others:
         _check_alike(original, other)
     reference = reference or Teacher(original)(tokens)
-    sentences = known_sentences(original)
+    sentences = known_sentences(original.files.tokenizer)
     heard = None if replies is None else replies.of(original, sentences=sentences)
     figures = []
     for other, kept in itertools.product(others, kv_bits):
@@ -180,7 +182,12 @@ def codebook_table(figures: Sequence[Figures]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> str:
+def as_json(
+    original: str,
+    dialogues: Dialogues,
+    figures: Sequence[Figures],
+    evaluations: Sequence[Evaluation] = (),
+) -> str:
     """All figures."""
     data: dict[str, Any] = {
         "original": original,
@@ -191,6 +198,8 @@ def as_json(original: str, dialogues: Dialogues, figures: Sequence[Figures]) -> 
         },
         "models": [asdict(f) for f in figures],
     }
+    if evaluations:
+        data["conversation"] = [evaluation.as_dict() for evaluation in evaluations]
     return json.dumps(data, indent=1) + "\n"
 
 

@@ -1,6 +1,6 @@
 """How well nano is understood: word errors, and intelligibility by STOI.
 
-Knows sound and texts; nothing of nano's networks. STOI needs `pystoi`, Whisper `faster-whisper`.
+Knows sound and texts; nothing of nano's networks. STOI needs `pystoi`.
 """
 
 from __future__ import annotations
@@ -8,16 +8,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from difflib import SequenceMatcher
-from pathlib import Path
 
 import numpy as np
-import soxr
 
 from moshi_mlx.distributions import needs_extra
-from moshi_mlx.errors import MoshiError
-from moshi_quantize.listening import plain_words
+from moshi_mlx.text import plain_words
 
-_WHISPER_RATE = 16_000
 _NUMBERS = {
     "0": "zero", "1": "one", "2": "two", "3": "three", "4": "four", "5": "five", "6": "six",
     "7": "seven", "8": "eight", "9": "nine", "10": "ten", "12": "twelve", "40": "forty",
@@ -53,36 +49,6 @@ def matching_words(reference: Sequence[str], heard: Sequence[str]) -> list[tuple
     """Which words of a reference were heard: pairs of their indices in both, in order."""
     blocks = SequenceMatcher(None, reference, heard, autojunk=False).get_matching_blocks()
     return [(b.a + i, b.b + i) for b in blocks for i in range(b.size)]
-
-
-class Whisper:
-    """A recognizer of any English speech, OpenAI's Whisper by the package `faster-whisper`.
-
-    Args:
-        folder: a model in CTranslate2's format.
-        threads: of the CPU.
-
-    Raises:
-        MoshiError: the package is not installed.
-    """
-
-    def __init__(self, folder: Path, threads: int = 1) -> None:
-        try:
-            from faster_whisper import WhisperModel
-        except ImportError as error:
-            raise MoshiError("whisper needs the package faster-whisper: install it") from error
-        self._model = WhisperModel(
-            str(folder), device="cpu", compute_type="int8", cpu_threads=threads
-        )
-
-    def hear(self, pcm: np.ndarray, sample_rate: int) -> str:
-        """The text of a mono recording, float32."""
-        padded = np.pad(pcm, sample_rate // 4)
-        audio = soxr.resample(padded, sample_rate, _WHISPER_RATE).astype(np.float32)
-        segments, _ = self._model.transcribe(
-            audio, language="en", temperature=0.0, condition_on_previous_text=False
-        )
-        return " ".join(segment.text.strip() for segment in segments)
 
 
 def spelt(text: str) -> str:

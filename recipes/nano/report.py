@@ -60,7 +60,8 @@ def goals_table(figures: Figures, goals: Sequence[Goal]) -> Iterator[str]:
     for goal in goals:
         value = figures.get(goal.group, {}).get(goal.figure)
         if value is not None:
-            met = not goal.bound or goal.least <= value <= goal.most
+            told = isinstance(value, str)  # that it was not measured
+            met = told or not goal.bound or goal.least <= value <= goal.most
             yield _row((goal.name, goal.bound, _shown(value) + ("" if met else " (missed)")))
 
 
@@ -110,7 +111,7 @@ def plot(
     with needs_extra("nano", "plots need matplotlib"):
         from matplotlib import rc_context
         from matplotlib.figure import Figure
-    groups = [name for name, values in figures.items() if bars in values]
+    groups = [name for name, values in figures.items() if isinstance(values.get(bars), float)]
     heights = (0.8 + 0.25 * len(groups), 2.5)
     figure = Figure(figsize=(9, sum(heights)), layout="constrained")
     axes = figure.subplot_mosaic(

@@ -15,10 +15,11 @@ import numpy as np
 import soundfile
 
 import moshi_mlx
+from moshi_mlx.conversation_bench import Whisper
 from moshi_mlx.families.speak import Tts
 
 from .clips import codec
-from .recognize import Whisper, matching_words, spelt, word_error_rate
+from .recognize import matching_words, spelt, word_error_rate
 from .report import Figures, Goal, markdown, write_card
 from .sentences import SOUND_ALIKE, held_out_sentences, vocabulary
 from .speech import SAMPLE_RATE

@@ -14,10 +14,13 @@ import soundfile
 from benchmarks.quantize_proofs import make_small
 from moshi_local.machine.prediction import SMALL_RECIPE, small_shape
 from moshi_mlx.checkpoint import Checkpoint, open_checkpoint
+from moshi_mlx.conversation_bench import Axis
 from moshi_mlx.errors import AudioFileError, CheckpointError
 from moshi_mlx.lm import Lm
+from moshi_mlx.text import known_sentences
 from moshi_mlx.weights import load_lm
 from moshi_quantize import Precision, cli, quantize, recipe
+from moshi_quantize.behaving import Behaviours, behaviour_table
 from moshi_quantize.dialogues import SHIPPED, find_dialogues, read_dialogues
 from moshi_quantize.gptq import pack, quantize_for
 from moshi_quantize.recipes import UPGRADES, Layer, layers_of
@@ -303,3 +306,15 @@ def test_the_recipe_for_8_gb_has_the_size_that_is_promised() -> None:
     assert {str(assignment[layer.path]) for layer in layers if layer.part == "temporal"} == {"3:64"}
     assert {str(assignment[layer.path]) for layer in layers if layer.part != "temporal"} == {"4:64"}
     assert shape.needs.total < 5_730_000_000 - (1 << 30)  # of a Mac with 8 GB
+
+
+def test_conversations_tell_what_a_quantization_costs(tmp_path: Path) -> None:
+    made = tmp_path / "q8"
+    quantize(open_checkpoint("nano"), "q8", made)
+    assert known_sentences(made / "tokenizer.model")  # what labels are read off comes along
+    said: list[str] = []
+    found = Behaviours(1, 0).of(["nano", str(made)], said.append)
+    assert [line.split()[0] for line in said] == ["nano", str(made)]
+    turns = [evaluation.figures[Axis.TURN] for evaluation in found]
+    assert turns[0]["takeover"] == turns[1]["takeover"] == 1.0
+    assert "| axis | figure |  | nano | q8 |" in behaviour_table(found)

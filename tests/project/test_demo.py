@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from moshi_mlx.hub import bundled_folder
-from moshi_quantize.listening import plain_words, recognize
+from moshi_mlx.text import plain_words
+from moshi_quantize.listening import recognize
 from tests.fixtures.make_question import DEFAULT as QUESTION
 
 KNOWN = (bundled_folder("nano") / "sentences.txt").read_text(encoding="utf-8").splitlines()

@@ -137,7 +137,15 @@ EXCEPTIONS = {("machine", "audio.devices")}
 # Modules of the app that join rooms; all others are in a room or shared.
 JOINING = {"__init__", "__main__", "arguments", "assembly", "captions", "chat", "cli"}
 JOINING |= {"beside", "completion"}
-JOINING |= {"config_file", "conversation", "engine", "first_start", "launch", "listening"}
+JOINING |= {
+    "config_file",
+    "conversation",
+    "engine",
+    "evaluation",
+    "first_start",
+    "launch",
+    "listening",
+}
 JOINING |= {"loop", "offline", "piping", "role", "serving", "speaking", "texts", "transcription"}
 JOINING |= {"translation", "voices", "voice_services", "whole_words", "word_formats"}
 JOINING |= {"captioned", "speech_encoders"}
