@@ -71,8 +71,8 @@ class Keep:
 
     def _other(self, folder: Path) -> MoshiError:
         return MoshiError(
-            f"{folder}: has the answer of another model, seed or user; give a new folder with --out, "
-            "or delete this one's output.wav and output.json"
+            f"{folder}: has the answer of another model, seed or user; give a new folder with "
+            "--out, or delete this one's output.wav and output.json"
         )
 
     def write(self, talk: SceneTalk, rate: int) -> None:
