@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
@@ -555,6 +557,11 @@ def test_a_thousand_broken_connections_cost_no_place_and_no_memory(server: Serve
 
 def test_a_token_origins_and_a_stop_in_mid_conversation() -> None:
     served = Server("--token", "secret", "--allow-origin", "http://my.page")
+    with socket.create_connection(("127.0.0.1", urlsplit(served.url).port or 0)) as raw:
+        raw.sendall(
+            b"GET /v1/models HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer \xff\r\n\r\n"
+        )
+        assert raw.recv(1000).startswith(b"HTTP/1.1 401 ")
 
     async def work(client: aiohttp.ClientSession) -> None:
         async with client.get("/v1/models") as answer:

@@ -52,7 +52,7 @@ from tests.moshi_local.test_server import (
 )
 
 TEXT = "what is your name"
-HEARD = "hello what is your name count to shy"  # of QUESTION
+HEARD = "hello what is your name count to five"  # of QUESTION
 LONG = " ".join([TEXT] * 1000)
 SPEECH, TRANSCRIPTIONS = "/v1/audio/speech", "/v1/audio/transcriptions"
 ENDPOINTS = {
@@ -145,7 +145,7 @@ def test_a_recording_in_every_format_of_text(server: Server) -> None:
         assert verbose["language"] == "en"
         assert [word["word"] for word in verbose["words"]] == HEARD.split()
         assert [segment["text"] for segment in verbose["segments"]] == [
-            "hello", "what is your name", "count to shy",
+            "hello", "what is your name", "count to five",
         ]  # fmt: skip
         assert verbose["segments"][1]["start"] == verbose["words"][1]["start"]
         plain = json.loads(await transcription(client, sound, response_format="verbose_json"))
@@ -279,6 +279,10 @@ def test_bodies_that_are_no_form(server: Server) -> None:
             headers = {"Content-Type": kind}
             async with client.post(TRANSCRIPTIONS, data=body, headers=headers) as answer:
                 assert answer.status == 400, kind
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        async with client.post(SPEECH, data=b"no gzip", headers=headers) as answer:
+            assert answer.status == 400
+            assert "cannot be read" in (await answer.json())["error"]["message"]
 
     talk(server, work)
 
@@ -492,6 +496,8 @@ def test_words_of_a_stream_of_sound(server: Server, opus: bool) -> None:
         (packed("Audio", pcm=[1e9] * FRAME), "1e"),
         (packed("OggOpus", data=b"garbage"), "not Ogg-Opus"),
         (packed("OggOpus", data=5), "data must be bytes"),
+        (packed("OggOpus", data=["x"]), "data must be bytes"),
+        (packed("OggOpus", data=[256]), "data must be bytes"),
     ],
 )
 def test_wrong_messages_with_sound(server: Server, sent: bytes, message: str) -> None:
@@ -694,6 +700,8 @@ def test_wyoming_tells_what_is_wrong_and_goes_on(server: Server) -> None:
     async def work(client: AsyncTcpClient) -> None:
         for event, message in (
             (Synthesize(TEXT, voice=SynthesizeVoice(name="bob")).event(), "no voice bob"),
+            (Event("synthesize", {"text": TEXT, "voice": {"name": ["x"]}}), "must be a name"),
+            (Event("synthesize", {"text": TEXT, "voice": {"name": 1}}), "must be a name"),
             (Synthesize("").event(), "text must be what to speak"),
             (AudioStart(16_000, 4, 1).event(), "2 bytes here, not 4"),
             (AudioStart(1, 2, 1).event(), "4000 to 192000"),
@@ -701,6 +709,9 @@ def test_wyoming_tells_what_is_wrong_and_goes_on(server: Server) -> None:
         ):
             await client.write_event(event)
             assert message in Error.from_event(await following(client)).text
+        assert client._writer is not None
+        client._writer.write(rb'{"type": "ping", "data": {"text": "\ud800"}}' + b"\n")
+        assert (await following(client)).data == {"text": "\ud800"}
         await client.write_event(Event("unknown", {"x": 1}))
         await client.write_event(AudioStop().event())
         assert Transcript.from_event(await following(client)).text == ""

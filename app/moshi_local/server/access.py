@@ -70,8 +70,8 @@ class Access:
         """What is wrong with the key that a request brings, if anything."""
         if self.token is None:
             return None
-        wanted = self.token.encode()
-        found = [key.encode() for key in _keys(headers, query)]
+        wanted = self.token.encode("utf-8", "surrogatepass")  # a header may hold any bytes
+        found = [key.encode("utf-8", "surrogatepass") for key in _keys(headers, query)]
         if any(hmac.compare_digest(key, wanted) for key in found):
             return None
         what = "the key is wrong" if found else "a key is needed"

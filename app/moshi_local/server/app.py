@@ -166,6 +166,8 @@ async def _errors(request: web.Request, handler: _Handler) -> web.StreamResponse
         return await handler(request)
     except RequestError as error:
         return _json(error.refused)
+    except web.RequestPayloadError as error:
+        return _json(Refused(400, "invalid_request", f"the body cannot be read: {error}"))
     except web.HTTPNotFound:
         return _json(Refused(404, "not_found", f"nothing is served here; there are {_SERVED}"))
     except web.HTTPException as error:

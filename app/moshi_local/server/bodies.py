@@ -78,7 +78,7 @@ class EventStream(Body):
 
     async def send(self, event: Mapping[str, Any]) -> None:
         """An event, as JSON. Raises as `write`."""
-        await self.write(f"data: {json.dumps(event, ensure_ascii=False)}\n\n".encode())
+        await self.write(f"data: {json.dumps(event)}\n\n".encode())
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None

@@ -259,10 +259,12 @@ class SpeechService:
     languages: tuple[str, ...] = ("en",)
     places: Places = field(default_factory=Places)
 
-    def voice(self, name: str | None) -> Any:
+    def voice(self, name: Any) -> Any:
         """A voice by its name, as `Tts.speak` takes it. Raises RequestError."""
         if not name:
             return next(iter(self.voices.values()))
+        if not isinstance(name, str):
+            raise RequestError(400, "invalid_value", "voice must be a name", "voice")
         if name not in self.voices:
             known = ", ".join(self.voices)
             raise RequestError(

@@ -187,7 +187,10 @@ class _Asr:
                 raise _wrong(f"OggOpus is not read here: {problem}")
             self._opus = OpusReader(live.sample_rate)
         if isinstance(data, list):  # as moshi-server's own clients send it
-            data = bytes(data)
+            try:
+                data = bytes(data)
+            except (TypeError, ValueError):
+                raise _wrong("data must be bytes: whole numbers from 0 to 255") from None
         if not isinstance(data, bytes):
             raise _wrong("data must be bytes")
         return self._opus.read(data)

@@ -234,7 +234,7 @@ class _Connection:
 
     async def _send(self, kind: str, payload: bytes = b"", /, **data: Any) -> None:
         """Raises ConnectionError, TimeoutError."""
-        content = json.dumps(data, ensure_ascii=False).encode()
+        content = json.dumps(data).encode()
         head = {"type": kind, "version": __version__, "data_length": len(content)}
         if payload:
             head["payload_length"] = len(payload)
