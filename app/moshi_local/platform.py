@@ -34,6 +34,7 @@ from moshi_mlx import backend
 
 __all__ = [
     "Machine",
+    "allow_open_files",
     "asks_for_microphone",
     "batch_gpu_work",
     "bluetooth",
@@ -312,6 +313,15 @@ def _number(text: str) -> int:
 
 
 # ------------------------------------------------------------------------ fast and awake
+
+
+def allow_open_files(count: int) -> None:
+    """Lets the process open this many files and sockets, as far as the system allows it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = count if hard == resource.RLIM_INFINITY else min(count, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import ssl
 import stat
 from collections.abc import Callable
@@ -58,6 +59,8 @@ STOPPING_SECONDS = 2.0
 """In which conversations end when the server is stopped."""
 _WARM_UP_FRAMES = 12
 _MOST_SESSIONS = 64
+_OPEN_FILES = 4096
+"""Connections need one each; some systems begin with 256."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,7 @@ def serve(options: ServeOptions) -> None:
     check_services(options.beside)
     with ExitStack() as stack:
         hints = [*stack.enter_context(system.keep_awake_and_fast())]
+        system.allow_open_files(_OPEN_FILES)
         if options.model.name == NO_MODEL:
             loaded = stack.enter_context(loaded_services(options.beside, notes, None))
             room = None
@@ -250,6 +254,7 @@ async def _serve(
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(_in_one_line)
     for number in (signal.SIGINT, signal.SIGTERM):
         with suppress(NotImplementedError):  # Windows
             loop.add_signal_handler(number, stop.set)
@@ -291,6 +296,8 @@ async def _listen(
             if path.exists():
                 if not stat.S_ISSOCK(path.stat().st_mode):
                     raise FileExistsError(errno.EEXIST, "there is a file of that name")
+                if _answers(path):
+                    raise OSError(errno.EADDRINUSE, "another server listens there")
                 path.unlink()  # of a server that was killed
             before = os.umask(0o177)
             try:
@@ -304,13 +311,31 @@ async def _listen(
     except OSError as error:
         where = options.unix or f"{options.host} port {options.port}"
         reason = error.strerror or str(error)
-        in_use = error.errno == errno.EADDRINUSE
+        in_use = error.errno == errno.EADDRINUSE and options.unix is None
+        if in_use:
+            reason = "it is in use"
         advice = ". Is another server running? --port takes another" if in_use else ""
         raise MoshiError(f"cannot listen on {where}: {reason}{advice}") from error
     scheme = "http" if tls is None else "https"
     port = runner.addresses[0][1]
     host = f"[{options.host}]" if ":" in options.host else options.host
     return f"{scheme}://{host}:{port}"
+
+
+def _in_one_line(loop: asyncio.AbstractEventLoop, about: dict[str, Any]) -> None:
+    """Errors of the loop. That there are too many connections is told once."""
+    error = about.get("exception")
+    if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+        loop.default_exception_handler(about)
+    elif not getattr(loop, "_told_of_files", False):
+        loop._told_of_files = True  # type: ignore[attr-defined]
+        logging.getLogger("moshi_local.server").warning("too many connections: some must wait")
+
+
+def _answers(path: Path) -> bool:
+    """Whether a server listens on this unix socket."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 async def _listen_to_wyoming(
@@ -359,6 +384,8 @@ def _log_to_stderr() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+    # What aiohttp says there is of requests that it cannot read, and refuses: a traceback for each.
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)
 
 
 # ---------------------------------------------------------------------------- the command

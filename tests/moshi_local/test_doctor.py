@@ -233,7 +233,7 @@ def test_a_prediction_is_near_what_is_measured(monkeypatch: pytest.MonkeyPatch) 
     for _ in range(3):
         predicted = predict(shape, measure_speed(shape), positions=30).frame_ms["p50"]
         ratios.append(predicted / (1000 * float(np.median(time_steps(lm, 15)))))
-    assert 0.8 < sorted(ratios)[1] < 2
+    assert 0.65 < sorted(ratios)[1] < 2
 
 
 # -------------------------------------------------------------------------------- verdicts

@@ -478,6 +478,32 @@ def test_realtime_errors_name_the_clients_event(
     talk(server, work)
 
 
+def test_a_client_cannot_fill_the_servers_memory(server: Server) -> None:
+    """An item that the client made comes back each time that it is asked for."""
+
+    async def work(client: aiohttp.ClientSession) -> None:
+        async with client.ws_connect("/v1/realtime") as socket:
+            await until(socket, "session.created")
+            item: dict[str, Any] = {"id": "a", "role": "assistant", "content": "x" * 2**20}
+            await socket.send_json({"type": "conversation.item.create", "item": item})
+            assert "at most" in (await until(socket, "error"))["error"]["message"]
+            item["content"] = "x" * 2**17
+            await socket.send_json({"type": "conversation.item.create", "item": item})
+            cut = {"type": "conversation.item.truncate", "item_id": "a", "audio_end_ms": 0}
+            await socket.send_json(cut)
+            await until(socket, "conversation.item.truncated")
+            for _ in range(100):
+                await socket.send_json({"type": "conversation.item.retrieve", "item_id": "a"})
+            await asyncio.sleep(0.5)
+            before = resident_bytes(server.process.pid)
+            for _ in range(100):
+                await socket.send_json({"type": "conversation.item.retrieve", "item_id": "a"})
+            await asyncio.sleep(0.5)
+            assert resident_bytes(server.process.pid) < before + 20e6
+
+    talk(server, work)
+
+
 def test_a_session_is_updated_object_by_object(server: Server) -> None:
     async def work(client: aiohttp.ClientSession) -> dict[str, Any]:
         async with client.ws_connect("/v1/realtime") as socket:
@@ -550,7 +576,7 @@ def test_a_thousand_broken_connections_cost_no_place_and_no_memory(server: Serve
             await asyncio.sleep(0.05)
         else:
             raise AssertionError("a place is lost")
-        assert resident_bytes(server.process.pid) < settled + 10e6
+        assert resident_bytes(server.process.pid) < settled + 25e6  # a conversation takes more
 
     talk(server, work)
 
@@ -629,6 +655,10 @@ def test_a_unix_socket_that_only_its_owner_can_open(tmp_path: Path) -> None:
     while "is ready" not in (line := process.stderr.readline()):
         assert line, "it ended"
     assert path.stat().st_mode & 0o777 == 0o600
+    again = [sys.executable, "-m", "moshi_local", "serve", "--unix", str(path)]
+    second = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert second.returncode == 2
+    assert "another server listens there" in second.stderr
 
     async def main() -> str:
         connector = aiohttp.UnixConnector(str(path))

@@ -110,16 +110,16 @@ def test_what_is_spoken_is_transcribed(server: Server, format: str, tmp_path: Pa
         path = tmp_path / f"speech.{format}"
         path.write_bytes(sound)
         if format == "pcm":
-            assert len(sound) == 2 * 18 * FRAME
+            assert len(sound) == 2 * 16 * FRAME
             return
-        assert open_sound(path).seconds == pytest.approx(18 * 0.08, abs=0.13)
+        assert open_sound(path).seconds == pytest.approx(16 * 0.08, abs=0.13)
         if format != "aac":
             assert made_here(path)
         found = json.loads(await transcription(client, sound))
         heard = found["text"].split()
         assert heard[:3] == TEXT.split()[:3]
         assert format == "aac" or found["text"] == TEXT
-        assert found["usage"] == {"type": "duration", "seconds": pytest.approx(1.44, abs=0.13)}
+        assert found["usage"] == {"type": "duration", "seconds": pytest.approx(1.28, abs=0.13)}
 
     talk(server, work)
 

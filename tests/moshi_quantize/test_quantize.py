@@ -330,7 +330,7 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no tokenizer": (lambda f: (f / "tokenizer.model").unlink(), "There is no tokenizer.model"),
     "no config": (
         lambda f: (f / "config.json").unlink(),
-        "has 512 tokens, the model knows 32000: it is of another model",
+        "There is no config.json",
     ),
     "broken tokenizer": (write(b"nonsense", "tokenizer.model"), "tokenizer.model"),
     "broken codec": (write(b"nonsense", "mimi.safetensors"), "mimi.safetensors"),

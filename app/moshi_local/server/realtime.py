@@ -39,7 +39,7 @@ __all__ = ["serve_realtime"]
 
 _MOST_UNHEARD_SECONDS = 60.0
 """A client may send a whole file at once."""
-_LARGEST_MESSAGE = 16 * 2**20
+_LARGEST_MESSAGE, _LARGEST_EVENT = 16 * 2**20, 256 * 2**10
 _RATES: dict[FormatName, tuple[int, ...]] = {
     "audio/pcm": (24_000,), "audio/pcmu": (8000,), "audio/pcma": (8000,),
 }  # fmt: skip
@@ -134,6 +134,8 @@ class Realtime:
         try:
             event = event_of(message)
             event_id = id_of_event(event)
+            if event["type"] != "input_audio_buffer.append" and len(message.data) > _LARGEST_EVENT:
+                raise EventError(f"an event without sound has at most {_LARGEST_EVENT} characters")
             self._take(event["type"], event)
         except EventError as error:
             self._error("invalid_request_error", error.code, str(error), error.param, event_id)
@@ -264,8 +266,10 @@ class Realtime:
         if not isinstance(end, int) or isinstance(end, bool) or end < 0:
             raise EventError("audio_end_ms must be a whole number", param="audio_end_ms")
         item = self._items.get(item_id) if isinstance(item_id, str) else None
-        if item is not None and item.get("role") == "assistant" and item["content"]:
-            item["content"][0]["transcript"] = None
+        parts = item.get("content") if item is not None else None
+        spoken = parts[0] if isinstance(parts, list) and parts else None
+        if item is not None and item.get("role") == "assistant" and isinstance(spoken, dict):
+            spoken["transcript"] = None
         self._send(
             "conversation.item.truncated",
             item_id=item_id,

@@ -7,6 +7,7 @@ speak this. A client that sends or reads slowly holds up its own work alone.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 from collections.abc import Coroutine, Mapping
 from contextlib import suppress
@@ -35,6 +36,8 @@ __all__ = ["serve_asr", "serve_tts"]
 
 _IDLE_SECONDS = 120.0  # so long a client may send no sound
 _MOST_MESSAGES = 16  # of sound that wait; the socket is not read meanwhile
+_log = logging.getLogger("moshi_local.server")
+
 _LARGEST_MESSAGE = 2**20
 _HEARTBEAT = 20.0
 _OPEN_WORD_FRAMES = 12  # so long a marker waits for the end of a word beyond the delay
@@ -95,6 +98,9 @@ class _Client:
             why = (WSCloseCode.POLICY_VIOLATION, str(error))
         except (ConnectionError, TimeoutError):
             pass
+        except Exception:
+            _log.exception("%s failed", type(self).__name__)
+            why = (WSCloseCode.INTERNAL_ERROR, "the server failed: see its log")
         finally:
             for task in tasks:
                 task.cancel()

@@ -29,7 +29,7 @@ CROWDED_PACE = 1.5
 CROWDED_BURST_SECONDS = 0.5
 MOST_UNSENT_SECONDS = 5.0
 """Sound that may wait for a client that reads slowly."""
-MOST_UNSENT_MESSAGES = 2000
+MOST_UNSENT_MESSAGES, MOST_UNSENT_SIZE = 2000, 8 * 2**20
 PING_SECONDS = 5.0
 
 
@@ -112,6 +112,8 @@ class Talk:
 
     def hear(self, pcm: Pcm) -> None:
         """Takes float32 [n]."""
+        if not len(pcm):
+            return
         self._pieces.append(pcm)
         self._samples += len(pcm)
         if (over := self._samples - self._most) > 0:
@@ -199,6 +201,7 @@ class Outbox:
     dropped: float = 0.0  # seconds of sound
     _waiting: deque[_Unsent] = field(default_factory=deque)
     _seconds: float = 0.0
+    _size: int = 0
     _put: asyncio.Event = field(default_factory=asyncio.Event)
     _finished: bool = False
 
@@ -214,12 +217,14 @@ class Outbox:
         """
         self._waiting.append(_Unsent(message, seconds))
         self._seconds += seconds
+        self._size += len(message)
         while self._seconds > MOST_UNSENT_SECONDS:
             oldest = next(unsent for unsent in self._waiting if unsent.seconds)
             self._waiting.remove(oldest)
             self._seconds -= oldest.seconds
+            self._size -= len(oldest.message)
             self.dropped += oldest.seconds
-        if len(self._waiting) > MOST_UNSENT_MESSAGES:
+        if len(self._waiting) > MOST_UNSENT_MESSAGES or self._size > MOST_UNSENT_SIZE:
             raise TalkError(
                 "this client reads too slowly", "slow_reader", WSCloseCode.TRY_AGAIN_LATER
             )
@@ -236,6 +241,7 @@ class Outbox:
             while self._waiting:
                 unsent = self._waiting.popleft()
                 self._seconds -= unsent.seconds
+                self._size -= len(unsent.message)
                 await _send(socket, unsent.message)
             if self._finished:
                 return

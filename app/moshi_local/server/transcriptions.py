@@ -234,6 +234,7 @@ async def _streamed(
     async with EventStream(request) as events:
         passage: Passage | None = first
         while passage is not None:
+            check_there(request)  # where nothing is said, nothing is sent
             if new := delta(passage):
                 await events.send({"type": "transcript.text.delta", "delta": new})
             passage = await anext(passages, None)

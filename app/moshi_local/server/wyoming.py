@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -159,7 +159,7 @@ class _Connection:
                 if self._hearing is None:
                     await self._begin_hearing(event.data)
                 assert self._hearing is not None
-                await self._said(await self._hearing.hear(event.payload))
+                await self._said(await self._hearing.hear(event.payload, self._reader.at_eof))
             case "audio-stop":
                 await self._end_hearing()
             case "synthesize" if self._arriving is None:  # else it repeats what arrives
@@ -275,8 +275,17 @@ class _Hearing:
         """Lets go of it. May be called again."""
         await self._open.aclose()
 
-    async def hear(self, payload: bytes) -> str:
-        """Takes samples; gives the text that came."""
+    async def hear(self, payload: bytes, gone: Callable[[], bool]) -> str:
+        """Takes samples; gives the text that came.
+
+        Args:
+            payload: the samples.
+            gone: whether the client has closed, so that there is no use in hearing the rest.
+
+        Raises:
+            ConnectionError: it has.
+            MoshiError: as `LiveTranscription.hear`.
+        """
         assert self._live is not None and self._decoder is not None
         if self._channels > 1:
             whole = len(payload) - len(payload) % (2 * self._channels)
@@ -285,6 +294,8 @@ class _Hearing:
         new = ""
         async for frame in self._live.hear(self._decoder.decode(payload)):
             new += "".join(self._added(word.text) for word in frame.words)
+            if gone():
+                raise ConnectionResetError("the client has gone")
         return new
 
     async def finish(self) -> str:
@@ -361,8 +372,8 @@ class WyomingServer:
                 return
             self._connections.add(task)
             await _Connection(self._services, reader, writer).serve()
-        except (ConnectionError, TimeoutError):
-            pass
+        except (ConnectionError, TimeoutError, asyncio.CancelledError):
+            pass  # the server stops: asyncio would print what a cancelled connection was doing
         except Exception:
             _log.exception("a Wyoming connection failed")
         finally:
