@@ -542,6 +542,8 @@ def test_a_session_is_updated_object_by_object(server: Server) -> None:
         ("/v1/models", {"Host": "evil.example"}, 403),
         ("/health", {"Host": "evil.example", "Origin": "http://evil.example"}, 403),
         ("/health", {"Host": "127.0.0.1.evil.example"}, 403),
+        ("/health", {"Host": "evil.example@127.0.0.1"}, 403),
+        ("/health", {"Host": "localhost/../evil.example"}, 403),
         ("/api/chat", {}, 400),
     ],
 )

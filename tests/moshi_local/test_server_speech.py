@@ -502,6 +502,7 @@ def test_words_of_a_stream_of_sound(server: Server, opus: bool) -> None:
         (packed("OggOpus", data=5), "data must be bytes"),
         (packed("OggOpus", data=["x"]), "data must be bytes"),
         (packed("OggOpus", data=[256]), "data must be bytes"),
+        (packed("Marker", id="x" * 1000), "with a short id"),
     ],
 )
 def test_wrong_messages_with_sound(server: Server, sent: bytes, message: str) -> None:

@@ -84,7 +84,9 @@ def is_local(host: str) -> bool:
 
 
 def _name_of(host: str) -> str:
-    """The name in a Host header: "[::1]:8998" → "::1"."""
+    """The name in a Host header: "[::1]:8998" → "::1"; empty if it is none."""
+    if any(mark in host for mark in "@/\\?#"):
+        return ""
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

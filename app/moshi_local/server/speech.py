@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import math
@@ -11,7 +12,7 @@ from aiohttp import web
 
 from moshi_mlx import MoshiError
 
-from .bodies import Body, EventStream, check_there
+from .bodies import STALLED_SECONDS, Body, EventStream, check_there
 from .messages import as_object
 from .services import RequestError, Services, SoundEncoder, SpeechService
 
@@ -107,10 +108,16 @@ async def _events(
 
 async def _asked(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
-        raise _wrong("the body must be application/json", "input")
-    body = await request.content.read(_LARGEST_REQUEST + 1)
-    while len(body) <= _LARGEST_REQUEST and (more := await request.content.read(_LARGEST_REQUEST)):
-        body += more
+        raise _wrong("the header Content-Type must be application/json", "input")
+    try:
+        async with asyncio.timeout(STALLED_SECONDS):
+            body = await request.content.read(_LARGEST_REQUEST + 1)
+            while len(body) <= _LARGEST_REQUEST:
+                if not (more := await request.content.read(_LARGEST_REQUEST)):
+                    break
+                body += more
+    except TimeoutError:
+        raise RequestError(408, "timeout", "the body did not come", "input") from None
     if len(body) > _LARGEST_REQUEST:
         raise RequestError(413, "too_large", "the request is too long", "input")
     try:

@@ -40,6 +40,7 @@ _log = logging.getLogger("moshi_local.server")
 
 _LARGEST_MESSAGE = 2**20
 _HEARTBEAT = 20.0
+_MOST_MARKERS, _LONGEST_ID = 1000, 100
 _OPEN_WORD_FRAMES = 12  # so long a marker waits for the end of a word beyond the delay
 _PAUSE_HEADS = 4
 _FORMATS = ("OggOpus", "Pcm", "PcmMessagePack", "OggOpusMessagePack")
@@ -184,6 +185,11 @@ class _Asr:
             case "OggOpus":
                 await self._hear(live, self._decoded(live, message.get("data")))
             case "Marker":
+                if (
+                    len(self._markers) >= _MOST_MARKERS
+                    or len(repr(message.get("id"))) > _LONGEST_ID
+                ):
+                    raise _wrong(f"at most {_MOST_MARKERS} markers wait, each with a short id")
                 due = self._frames + (live.waiting > 0) + live.delay_frames
                 self._markers.append((due, message.get("id")))
 
