@@ -7,6 +7,7 @@ python examples/talk_over_a_socket.py question.wav answer.wav
 import asyncio
 import base64
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -14,9 +15,12 @@ import aiohttp
 import numpy as np
 import soundfile
 
+from moshi_mlx import MoshiError
 from moshi_mlx.sounds import open_sound
 
 URL = "http://127.0.0.1:8998"
+TOKEN = os.environ.get("MOSHI_LOCAL_TOKEN")  # where the server wants one
+HEADERS = {"Authorization": f"Bearer {TOKEN}"} if TOKEN else {}
 RATE, FRAME = 24_000, 1920
 
 
@@ -25,7 +29,7 @@ async def main(source: str, target: str, url: str = URL) -> None:
     pcm = np.pad(pcm, (0, 4 * RATE))  # time for the answer
     said: list[bytes] = []
     async with (
-        aiohttp.ClientSession() as client,
+        aiohttp.ClientSession(headers=HEADERS) as client,
         client.ws_connect(f"{url}/v1/live/sessions") as socket,
     ):
         await socket.send_json({"type": "session.start", "session": {"model": "moshi"}})
@@ -50,9 +54,16 @@ async def main(source: str, target: str, url: str = URL) -> None:
             elif event["type"] == "error":
                 print(event["error"]["message"], file=sys.stderr)
         if sending is not None:
-            await sending
+            sending.cancel()  # where the server has closed first
+    if not said:
+        sys.exit(f"nothing was said: {target} is not written")
     soundfile.write(target, np.frombuffer(b"".join(said), "<i2"), RATE)
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
+    try:
+        asyncio.run(main(*sys.argv[1:]))
+    except (aiohttp.ClientError, MoshiError, OSError) as error:
+        sys.exit(f"{sys.argv[0]}: {error}")
