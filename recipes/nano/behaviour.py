@@ -27,6 +27,7 @@ from moshi_mlx.conversation_bench.figures import figures_of, scored
 from moshi_mlx.conversation_bench.running import SceneTalk, run_scenes
 from moshi_mlx.conversation_bench.scenes import Cue, Marks, Scene, scene_seed
 from moshi_mlx.conversation_bench.scores import said_sentences, takes_over
+from moshi_mlx.events import TextSaid
 from moshi_mlx.families import Moshi
 from moshi_mlx.sounds import open_sound
 from moshi_mlx.text import Word, join_words, plain_words
@@ -43,6 +44,7 @@ _USER_LEVEL, _ASIDE_LEVEL = -25.0, -31.0  # dBFS
 _LEAD = 0.6
 _ANSWER_SECONDS = 5.6
 _SAME_WORD_SECONDS = 1.0
+_SAY_SECONDS = 20.0  # at most, for one reply
 
 Disturbance = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -177,17 +179,26 @@ def given_text(
     wanted, right = 0, 0
     replies = [r for r in script.replies() if len(r.split()) > 2][:count]
     for text in replies if whisper is not None else ():
-        with moshi.session() as session:
-            session.say(text)
-            silence = np.zeros(size, np.float32)
-            frames = [session.step(silence) for _ in range(12 * 6)]
-        said = np.concatenate([frame.pcm for frame in frames])
+        said = _said_aloud(moshi, text)
         assert whisper is not None
         heard = spelt(whisper.hear(said, SAMPLE_RATE)).split()
         words = spelt(text).split()
         wanted, right = wanted + len(words), right + len(matching_words(words, heard))
     share: Any = right / wanted if wanted else NOT_MEASURED
     return {"text held": held, "text forced": {"words heard right": share, "texts": len(replies)}}
+
+
+def _said_aloud(moshi: Moshi, text: str) -> np.ndarray:
+    """The sound of a text that `say` was given, and of a second after it."""
+    silence = np.zeros(moshi.frame_size, np.float32)
+    frames, left = [], round(_SAY_SECONDS * moshi.frame_rate)
+    with moshi.session() as session:
+        session.say(text)
+        while left:
+            frames.append(session.step(silence))
+            done = any(isinstance(event, TextSaid) for event in frames[-1].events)
+            left = round(moshi.frame_rate) if done else left - 1
+    return np.concatenate([frame.pcm for frame in frames])
 
 
 def own_voice(moshi: Moshi, cache: Path, count: int, whisper: Whisper | None) -> dict[str, Any]:
