@@ -119,7 +119,7 @@ def _left(options: EvaluationOptions, done: int) -> str:
 
 
 class _Progress(Progress):
-    """A bar on a terminal; elsewhere a line for every tenth of the scenes."""
+    """A bar on a terminal, or a line after each tenth of the scenes where there is none."""
 
     def __init__(self, console: Console, scenes: int) -> None:
         super().__init__(

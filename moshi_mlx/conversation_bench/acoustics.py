@@ -101,8 +101,13 @@ def band(pcm: Pcm, rate: float, low: float, high: float, order: int = 4) -> Pcm:
 
 def on_telephone(pcm: Pcm, rate: float) -> Pcm:
     """300 to 3400 Hz, in eight bits by the µ-law."""
+    return in_eight_bits(band(pcm, rate, 300, 3400))
+
+
+def in_eight_bits(pcm: Pcm) -> Pcm:
+    """What the µ-law leaves of sound, cut off beyond full scale."""
     mu = 255.0
-    heard: Pcm = np.clip(band(pcm, rate, 300, 3400), -1, 1)
+    heard: Pcm = np.clip(pcm, -1, 1)
     folded = np.sign(heard) * np.log1p(mu * np.abs(heard)) / np.log1p(mu)
     coarse = np.round(folded * 127) / 127
     out: Pcm = (np.sign(coarse) * np.expm1(np.abs(coarse) * np.log1p(mu)) / mu).astype(np.float32)

@@ -7,9 +7,8 @@ are made.
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from multiprocessing import get_context
-from types import TracebackType
-from typing import Self
 
+from ..closing import Closing
 from .losses import Batch
 from .trainer import Dataset
 
@@ -26,7 +25,7 @@ def _make(index: int) -> Batch:
     return _dataset.batch(index)
 
 
-class Ahead:
+class Ahead(Closing):
     """A dataset whose next batches are being made while one is used; a context manager.
 
     Args:
@@ -60,14 +59,3 @@ class Ahead:
         for _, batch in self._coming:
             batch.cancel()
         self._coming.clear()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()

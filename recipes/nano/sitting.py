@@ -93,17 +93,8 @@ def hearing(data: Path, start: Path | None, sitting: Sitting) -> Subject:
         lm,
         stt.Transcripts(clips, tokenizer, sitting.seed, sitting.batch, spliced=0.25, jitter=0.06),
         stt.Checker(load_shards(data / "checks"), tokenizer),
-        LossConfig(text_padding_weight=0.25, text_end_padding_weight=0.5),
-        OptimConfig(
-            name="muon",
-            lr=1.5e-3 * sitting.rate,
-            muon_lr=2e-3 * sitting.rate,
-            weight_decay=0.05,
-            warmup_steps=_WARM_UP,
-            schedule="cosine",
-            decay_start=0.1,
-            final=0.01,
-        ),
+        stt.LOSS,
+        _optim(sitting, 1.5e-3, 2e-3, weight_decay=0.05),
         stt.pausing_objective,
     )
 
@@ -119,25 +110,8 @@ def speaking(data: Path, start: Path | None, sitting: Sitting) -> Subject:
         lm,
         tts.Scripts(clips, quiet, tokenizer, sitting.seed, sitting.batch, spliced=0.5, wrong=0.15),
         tts.Checker(load_shards(data / "checks"), quiet, tokenizer),
-        LossConfig(
-            semantic_weight=2.0,
-            acoustic_weight=1.0,
-            text_padding_weight=0.5,
-            text_end_padding_weight=1.0,
-            text_word_weight=0.0,
-            depth_keep=0.5,
-            depth_silent=0.05,
-        ),
-        OptimConfig(
-            name="muon",
-            lr=2e-3 * sitting.rate,
-            muon_lr=3e-3 * sitting.rate,
-            weight_decay=0.02,
-            warmup_steps=_WARM_UP,
-            schedule="cosine",
-            decay_start=0.1,
-            final=0.01,
-        ),
+        tts.LOSS,
+        _optim(sitting, 2e-3, 3e-3, weight_decay=0.02),
     )
 
 
@@ -153,17 +127,22 @@ def talking(data: Path, start: Path | None, sitting: Sitting) -> Subject:
         train_lm.Dialogues(maker),
         train_lm.Checker(bank, data),
         train_lm.LOSS,
-        OptimConfig(
-            name="muon",
-            lr=1.5e-3 * sitting.rate,
-            muon_lr=2e-3 * sitting.rate,
-            weight_decay=0.01,
-            warmup_steps=_WARM_UP,
-            schedule="cosine",
-            decay_start=0.1,
-            final=0.01,
-        ),
+        _optim(sitting, 1.5e-3, 2e-3, weight_decay=0.01),
         train_lm.listening_objective,
+    )
+
+
+def _optim(sitting: Sitting, lr: float, muon_lr: float, weight_decay: float) -> OptimConfig:
+    """Learning rates that fall from a tenth of the time on."""
+    return OptimConfig(
+        name="muon",
+        lr=lr * sitting.rate,
+        muon_lr=muon_lr * sitting.rate,
+        weight_decay=weight_decay,
+        warmup_steps=_WARM_UP,
+        schedule="cosine",
+        decay_start=0.1,
+        final=0.01,
     )
 
 

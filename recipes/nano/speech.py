@@ -30,6 +30,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from moshi_mlx.conversation_bench.acoustics import convolved, in_eight_bits
 from moshi_mlx.distributions import needs_extra
 from moshi_mlx.errors import MoshiError
 
@@ -612,18 +613,14 @@ def reverberant(
     tail[: int(rng.uniform(0.002, 0.012) * SAMPLE_RATE)] = 0  # before the first reflection
     tail *= decibels(-direct_db) / np.sqrt(np.sum(tail**2))
     tail[0] = 1.0
-    size = len(pcm) + len(tail)
-    spectrum = np.fft.rfft(pcm, size) * np.fft.rfft(tail, size)
-    return np.fft.irfft(spectrum, size)[: len(pcm)].astype(np.float32)
+    return convolved(pcm, tail.astype(np.float32))
 
 
 def telephone(pcm: np.ndarray) -> np.ndarray:
     """300 to 3400 Hz in eight bits, by G.711's law with μ = 255."""
     frequencies = _frequencies(len(pcm))
-    band = _shape(pcm, _high_pass(frequencies, 300, 3) * _low_pass(frequencies, 3400, 6))
-    folded = np.log1p(255 * np.minimum(np.abs(band), 1)) / np.log1p(255)
-    coarse = np.round(folded * 127) / 127
-    return (np.sign(band) * np.expm1(coarse * np.log1p(255)) / 255).astype(np.float32)
+    gains = _high_pass(frequencies, 300, 3) * _low_pass(frequencies, 3400, 6)
+    return in_eight_bits(_shape(pcm, gains))
 
 
 def through_opus(pcm: np.ndarray, level: float) -> np.ndarray:

@@ -99,6 +99,7 @@ CONFIG: dict[str, Any] = {
 
 _BATCH, _FRAMES = 8, 160  # beyond the context: the model learns to do without the first frame
 _PAUSE_LOSS = 0.1
+LOSS = LossConfig(text_padding_weight=0.25, text_end_padding_weight=0.5)
 _CLIPS = 200  # of a shard
 _SETTLE = 6  # frames heard before a clip begins
 _RANGES = (0.22, 0.22, 0.11)  # of stretch, pitch and warp; exp(± these)
@@ -385,7 +386,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
         log_every=20,
         evaluate_every=200,
         checkpoint_every=100,
-        loss=LossConfig(text_padding_weight=0.25, text_end_padding_weight=0.5),
+        loss=LOSS,
         optim=OptimConfig(
             name="muon",
             lr=1.5e-3,

@@ -98,6 +98,15 @@ CONFIG: dict[str, Any] = {
 """The voice's config.json: that of the published ones, small."""
 
 _BATCH, _FRAMES = 8, 150  # beyond the context: the model learns to do without the first frame
+LOSS = LossConfig(
+    semantic_weight=2.0,
+    acoustic_weight=1.0,
+    text_padding_weight=0.5,
+    text_end_padding_weight=1.0,
+    text_word_weight=0.0,
+    depth_keep=0.5,
+    depth_silent=0.05,
+)
 _CLIPS = 200  # of a shard
 _SETTLE = 30  # frames of silence that the codec hears before a clip
 TEMPO = 1.15
@@ -289,15 +298,7 @@ def train(out: Path, minutes: float, seed: int) -> None:
         log_every=20,
         evaluate_every=200,
         checkpoint_every=100,
-        loss=LossConfig(
-            semantic_weight=2.0,
-            acoustic_weight=1.0,
-            text_padding_weight=0.5,
-            text_end_padding_weight=1.0,
-            text_word_weight=0.0,
-            depth_keep=0.5,
-            depth_silent=0.05,
-        ),
+        loss=LOSS,
         optim=OptimConfig(
             name="muon",
             lr=2e-3,

@@ -82,6 +82,26 @@ def as_text(pcm: np.ndarray) -> str:
     return base64.b64encode((pcm * 32767).astype("<i2").tobytes()).decode()
 
 
+async def ask_live(socket: aiohttp.ClientWebSocketResponse, frames: list[np.ndarray]) -> None:
+    """Starts a session of GPT-Live and sends it all of a question at once."""
+    await socket.send_json({"type": "session.start", "session": {}})
+    for frame in frames:
+        audio = as_text(frame)
+        await socket.send_json({"type": "session.input_audio.append", "audio": audio})
+
+
+async def answer_live(socket: aiohttp.ClientWebSocketResponse) -> str:
+    """What the model says to a question, to its end, while nothing more is sent."""
+    await ask_live(socket, question(after=0.3))
+    said = ""
+    async for event in events(socket):
+        if event["type"] == "session.output_transcript.delta":
+            said += event["delta"]
+            if said.endswith("?"):
+                return said
+    raise AssertionError(said)
+
+
 def talk(server: Server, work: Callable[[aiohttp.ClientSession], Awaitable[Any]]) -> Any:
     """Runs `work` with a client of the server."""
 
@@ -313,10 +333,7 @@ def test_a_translation_is_served_as_a_conversation_is(tmp_path: Path) -> None:
             about = await answer.json()
         assert about["translates"] and not about["persona"] and about["voices"] == []
         async with client.ws_connect("/v1/live/sessions") as socket:
-            await socket.send_json({"type": "session.start", "session": {}})
-            for frame in question(0):
-                audio = as_text(frame)
-                await socket.send_json({"type": "session.input_audio.append", "audio": audio})
+            await ask_live(socket, question(0))
             await socket.send_json({"type": "session.close"})
             deltas = [
                 event["delta"]
@@ -335,17 +352,7 @@ def test_a_translation_is_served_as_a_conversation_is(tmp_path: Path) -> None:
 def test_the_model_finishes_while_a_client_sends_nothing(server: Server) -> None:
     async def work(client: aiohttp.ClientSession) -> str:
         async with client.ws_connect("/v1/live/sessions") as socket:
-            await socket.send_json({"type": "session.start", "session": {}})
-            for frame in question(after=0.3):
-                audio = as_text(frame)
-                await socket.send_json({"type": "session.input_audio.append", "audio": audio})
-            said = ""
-            async for event in events(socket):
-                if event["type"] == "session.output_transcript.delta":
-                    said += event["delta"]
-                    if said.endswith("?"):
-                        return said
-            raise AssertionError(said)
+            return await answer_live(socket)
 
     assert talk(server, work).strip() == ANSWER
 

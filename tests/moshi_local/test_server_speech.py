@@ -44,6 +44,7 @@ from tests.moshi_local.test_server import (
     QUESTION,
     RATE,
     Server,
+    answer_live,
     as_text,
     events,
     question,
@@ -364,16 +365,7 @@ def test_a_conversation_goes_on_beside_all_of_it(server: Server) -> None:
     async def work(client: aiohttp.ClientSession) -> str:
         beside = [asyncio.create_task(speech(client, input=LONG)) for _ in range(2)]
         async with client.ws_connect("/v1/live/sessions") as socket:
-            await socket.send_json({"type": "session.start", "session": {}})
-            for frame in question(after=0.3):
-                audio = as_text(frame)
-                await socket.send_json({"type": "session.input_audio.append", "audio": audio})
-            said = ""
-            async for event in events(socket):
-                if event["type"] == "session.output_transcript.delta":
-                    said += event["delta"]
-                    if said.endswith("?"):
-                        break
+            said = await answer_live(socket)
         assert not all(each.done() for each in beside)
         for each in beside:
             each.cancel()

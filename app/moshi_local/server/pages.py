@@ -33,7 +33,7 @@ _TYPES = {
 }
 _FIRST = "index.html"
 PAGE_PATHS = frozenset("/" if name == _FIRST else f"/page/{name}" for name in _TYPES)
-"""What needs no token: the same for everyone."""
+"""Paths that are served without a token, since they are the same for everyone."""
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self'; connect-src 'self'; worker-src 'self'; base-uri 'none'; form-action 'none'; "
