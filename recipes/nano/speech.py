@@ -160,7 +160,7 @@ def _run_flite(text: str, voice: str, *options: str, wav: str = "none") -> str:
 @functools.cache
 def _count_phones(word: str) -> int:
     """Phones of a word spoken alone; in a sentence flite nearly always uses as many."""
-    return max(1, sum(p != "pau" for p in _run_flite(word, "kal", "-ps").split()))
+    return max(1, len(spelt_in_phones(word)))
 
 
 def _flite(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span], list[Span]]:
@@ -174,6 +174,12 @@ def _flite(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span]
         samples, sample_rate = soundfile.read(wav)
     phones = _one_after_the_other(item.split(":") for item in out.split())
     return samples, sample_rate, phones, _words_from_phones(rendition, phones)
+
+
+@functools.cache
+def spelt_in_phones(text: str) -> tuple[str, ...]:
+    """The phones of a text as an American says it, silence left out."""
+    return tuple(p for p in _run_flite(text, "kal", "-ps").split() if p != "pau")
 
 
 def _phone_counts(rendition: Rendition) -> list[int]:
@@ -368,8 +374,7 @@ def _espeak(rendition: Rendition, name: str) -> tuple[np.ndarray, int, list[Span
     for kind, sample, position, ipa in events:
         time = sample / espeak.sample_rate
         if kind == _EVENT_PHONEME:
-            phone = _phone_of_ipa(ipa)
-            phones.append((time, phones[-1][1] if phone is None and phones else phone or "pau"))
+            phones.append((time, _phone_of_ipa(ipa) or UNKNOWN_PHONE))
         elif position > 0:
             words.append((time, spoken[position - 1 :].split()[0]))
     phone_spans = spans(phones)
@@ -697,14 +702,20 @@ _LOUDEST_NOISE, _LEAST_RATIO = -30.0, 2.0  # dBFS; dB of the speech over the noi
 _LEVELS, _FAR_LEVELS = (-35.0, -12.0), (-52.0, -38.0)  # dBFS of the speech
 
 
-def disturbed(pcm: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def speech_level(rng: np.random.Generator) -> float:
+    """How loud somebody may be, in dBFS."""
+    return rng.uniform(*_LEVELS) if rng.uniform() < 0.5 else rng.uniform(-27, -17)
+
+
+def disturbed(pcm: np.ndarray, rng: np.random.Generator, level: float | None = None) -> np.ndarray:
     """The user's side through a house: like `augment`, but for some in all that can go wrong there.
 
-    Speech at -35..-12 dBFS; a room (RT60 0.15-0.7 s, direct to reverberant -3..15 dB) in 45 % of
-    cases, a telephone in 10 %, another microphone in 20 %, Opus in 10 %; noise or music up to
-    -30 dBFS, at least 2 dB below the speech.
+    Speech at `level`, else at -35..-12 dBFS; a room (RT60 0.15-0.7 s, direct to reverberant
+    -3..15 dB) in 45 % of cases, a telephone in 10 %, another microphone in 20 %, Opus in 10 %;
+    noise or music up to -30 dBFS, at least 2 dB below the speech.
     """
-    level = rng.uniform(*_LEVELS) if rng.uniform() < 0.5 else rng.uniform(-27, -17)
+    if level is None:
+        level = speech_level(rng)
     out = pcm * (decibels(level) / SPEECH_RMS)
     if rng.uniform() < 0.45:
         out = reverberant(out, rng.uniform(0.15, 0.7), rng.uniform(-3, 15), rng)

@@ -51,6 +51,8 @@ def test_the_first_lines_have_all_texts() -> None:
     assert {line.rendition.text for line in first[: len(texts)]} == texts
     neural = [line for line in first if line.rendition.voice in KOKORO_VOICES]
     assert len(neural) == len(texts), "and a neural voice says each of them once"
+    engines = {line.rendition.voice.split(":")[0] for line in first}
+    assert engines == {"flite", "festival", "espeak", "kokoro"}
 
 
 def test_examination_uses_other_renditions() -> None:

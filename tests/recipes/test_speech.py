@@ -1,6 +1,7 @@
 """Synthesizers: that they keep to a rendition, and what is made of their voices in training."""
 
 import builtins
+import ctypes.util
 import shutil
 from typing import Any
 
@@ -13,6 +14,7 @@ from recipes.nano.speech import (
     SAMPLE_RATE,
     TRAIN_USER_VOICES,
     UNHEARD_ENGINE_VOICES,
+    UNKNOWN_PHONE,
     Rendition,
     Span,
     Speech,
@@ -35,6 +37,15 @@ def spoken(voice: str, stretch: float = 1, pitch: float = 1, warp: float = 1) ->
     if shutil.which("flite") is None:
         pytest.skip("words are dealt out by flite's phones")
     return synthesize(Rendition("what is the capital of france", voice, stretch, pitch, warp))
+
+
+def test_a_word_of_one_phone_that_has_no_name_here() -> None:
+    if ctypes.util.find_library("espeak-ng") is None:
+        pytest.skip("needs espeak-ng")
+    speech = synthesize(Rendition("oh", "espeak:en-gb-x-gbcwmd"))
+    assert [phone.label for phone in speech.phones if phone.label != "pau"] == [UNKNOWN_PHONE]
+    assert [word.label for word in speech.words] == ["oh"]
+    assert 0.1 < speech.speech_end < len(speech.pcm) / SAMPLE_RATE
 
 
 @pytest.mark.parametrize("voice", UNHEARD_ENGINE_VOICES)
