@@ -1,1 +1,3 @@
 """How the bundled models are made and examined. Not part of the wheel."""
+
+import moshi_mlx  # noqa: F401  on Linux MLX is fast only if this comes first (`moshi_mlx.blas`)

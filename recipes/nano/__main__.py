@@ -1,9 +1,10 @@
-"""Nano from nothing: speech, codec, tokens, language model, the model's folder.
+"""Nano from nothing: voices, speech, codec, tokens, language model, the model's folder.
 
     python -m recipes.nano --out build/nano
 
-Every step goes on where it stopped; what is done already is skipped. Needs flite, festival and
-espeak-ng, and the packages `torch` and `moshi` for the codec's training.
+Every step goes on where it stopped; what is done already is skipped. Needs flite, festival,
+espeak-ng and npm, the packages `torch` and `moshi` for the codec's training, and `onnxruntime` for
+Kokoro's voices, which are fetched.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ def steps(args: argparse.Namespace) -> list[list[str]]:
     codec, minutes = "codec", "--minutes"
     lines = [] if args.lines is None else ["--lines", str(args.lines)]
     return [
+        ["ears"],
         [codec, "prepare", *out, *threads],
         [codec, "train", *out, *threads, minutes, str(args.codec_minutes)],
         ["renditions", *out, "--processes", str(args.threads), *lines],

@@ -493,7 +493,9 @@ def train_decoder(out: Path, minutes: float, seed: int = 1) -> None:
     """Stage B: the decoder alone, wider, on frozen codes; codec/joint.pt → codec/decoder.pt."""
     torch.manual_seed(seed)
     cache = out / "speech"
-    model = widened(load_joint(out)).eval()
+    model = load_listening(out)
+    if not _is_wide(model.state_dict()):
+        model = widened(model).eval()
     sampler = CodedSampler(model, load_corpus(cache, ("train",)), seed)
     held_out = load_corpus(cache, ("held out",))
     decoder = (model.upsample, model.decoder_transformer, model.decoder)
@@ -537,14 +539,49 @@ def published_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
+def load_published(file: Path) -> MimiModel:
+    """A codec as `export` writes it, in float32."""
+    model = build(WIDE_CONFIG)
+    state = {_reference_name(n): w.float() for n, w in load_file(file).items()}
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _reference_name(name: str) -> str:
+    """Undoes `published_names`."""
+    name = name.replace(".self_attn.in_proj_weight", ".self_attn.in_projs.0.weight")
+    return name.replace(".self_attn.out_proj.weight", ".self_attn.out_projs.0.weight")
+
+
+def listening_file(out: Path) -> Path:
+    """Where `codec_listening` leaves the codec."""
+    return out / "codec" / "listening.pt"
+
+
 def load_joint(out: Path) -> MimiModel:
     """The codec as stage A leaves it."""
     file = out / "codec" / "joint.pt"
     if not file.exists():
         raise FileNotFoundError(f"no {file}; run `train` first")
-    model = build()
-    model.load_state_dict(torch.load(file)["model"])
+    return _loaded(file)
+
+
+def load_listening(out: Path) -> MimiModel:
+    """The codec whose encoder has learned to listen, if it has, else as stage A leaves it."""
+    file = listening_file(out)
+    return _loaded(file) if file.exists() else load_joint(out)
+
+
+def _loaded(file: Path) -> MimiModel:
+    state = torch.load(file)["model"]
+    model = build(WIDE_CONFIG if _is_wide(state) else CONFIG)
+    model.load_state_dict(state)
     return model.eval()
+
+
+def _is_wide(state: dict[str, torch.Tensor]) -> bool:
+    first_new_layer = f"decoder_transformer.transformer.layers.{_TRANSFORMER['num_layers']}."
+    return any(name.startswith(first_new_layer) for name in state)
 
 
 def load_trained(out: Path) -> MimiModel:
@@ -552,9 +589,7 @@ def load_trained(out: Path) -> MimiModel:
     file = out / "codec" / "decoder.pt"
     if not file.exists():
         raise FileNotFoundError(f"no {file}; run `decoder` first")
-    model = build(WIDE_CONFIG)
-    model.load_state_dict(torch.load(file)["model"])
-    return model.eval()
+    return _loaded(file)
 
 
 def export(out: Path) -> Path:

@@ -296,8 +296,7 @@ class _Scene:
         self.given[at : at + len(row)] = words
         if words.any():
             self.given[at : at + int(np.argmax(words))] = True
-        if at > 0:
-            self.given[at - 1] = True
+        self.given[max(0, at - 1) : at] = True
         return last
 
     def _answered(self, end: int, reply: Reply) -> int:

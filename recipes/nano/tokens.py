@@ -193,7 +193,7 @@ class Encoder:
 
         codec.use_plain_convolutions()
         self._torch, self._codec = torch, codec
-        self._model = codec.load_joint(out)
+        self._model = codec.load_listening(out)
         digest = hashlib.sha1()
         for name, value in sorted(self._model.state_dict().items()):
             if name.startswith(("encoder", "downsample", "quantizer")):

@@ -56,3 +56,21 @@ def test_mlx_finds_openblas() -> None:
     assert told[0] == ["None", "True"]
     assert "imported before moshi_mlx" in told[1][0]
     assert with_openblas({"LD_PRELOAD": "a.so"})["LD_PRELOAD"] == "libopenblas.so.0:a.so"
+
+
+@pytest.mark.parametrize("module", ["recipes.nano.train_lm", "benchmarks.stt_speed"])
+def test_recipes_and_benchmarks_find_it(module: str) -> None:
+    """Though they import MLX before the library, as import sorters have it."""
+    if use_openblas() is not None:
+        pytest.skip("OpenBLAS is not installed")
+    code = f"import {module}, moshi_mlx.blas; print(moshi_mlx.blas.use_openblas())"
+    environment = {k: v for k, v in os.environ.items() if k != "LD_PRELOAD"}
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert said.stdout.strip() == "None"

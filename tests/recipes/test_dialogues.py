@@ -154,6 +154,13 @@ def test_a_text_that_is_read_is_given_but_when_words_end_is_not(bank: Bank) -> N
     assert not (dialogue.codes[9] == USER).any(), "nobody has asked"
 
 
+@pytest.mark.parametrize("frames", range(60, 75))
+def test_a_given_text_may_begin_after_the_end(bank: Bank, frames: int) -> None:
+    maker = DialogueMaker(bank, 8, frames, shares=Shares(quiet_dialogue=0, given=1))
+    for step in range(4):
+        assert all(d.given.shape == (frames,) for d in maker.dialogues(step))
+
+
 def test_a_text_that_is_held_silences_nano(bank: Bank) -> None:
     shares = replace(PLAIN, held=1)
     for dialogue in DialogueMaker(bank, 4, 60, shares=shares, corruption=STILL).dialogues(0):
