@@ -45,13 +45,12 @@ from .speech import (
     SPEECH_RMS,
     Rendition,
     augment,
-    coloured,
     decibels,
     disturbed,
+    sometimes_strange,
     speak,
     speech_level,
     spelt_in_phones,
-    swayed,
 )
 
 _BLANK = 0  # in the place of silence, which no text contains
@@ -109,12 +108,9 @@ class LineSampler:
             return clean, clean, _phone_numbers(rendition.text)
         neural = self._neural and rng.uniform() < self.NEURAL
         rendition = self._pick(self._neural if neural else self._others)
-        speech = speak(rendition, self.cache)
-        if rng.uniform() < 0.5:
-            speech = swayed(speech, rng)
-        pcm = coloured(speech.pcm, rng) if rng.uniform() < 0.5 else speech.pcm
+        speech = sometimes_strange(speak(rendition, self.cache), rng, 0.5, 0.5)
         level = speech_level(rng)
-        clean = self._framed(pcm, decibels(level))
+        clean = self._framed(speech.pcm, decibels(level))
         way = rng.uniform()
         if way < self.DISTURBED:
             source = disturbed(clean * (SPEECH_RMS / decibels(level)), rng, level)

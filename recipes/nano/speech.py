@@ -22,7 +22,7 @@ import select
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -674,6 +674,17 @@ def coloured(pcm: np.ndarray, rng: np.random.Generator, range_db: float = 9.0) -
     gains = np.interp(np.log(frequencies), knots, rng.uniform(-range_db, range_db, len(knots)))
     shaped = _shape(pcm, decibels(1.0) ** gains)
     return (shaped * (loud_rms(pcm) / loud_rms(shaped))).astype(np.float32)
+
+
+def sometimes_strange(
+    speech: Speech, rng: np.random.Generator, swayed_share: float, coloured_share: float
+) -> Speech:
+    """Becomes a voice such as no engine has, by tempo and by timbre, in these shares of cases."""
+    if rng.uniform() < swayed_share:
+        speech = swayed(speech, rng)
+    if rng.uniform() < coloured_share:
+        speech = replace(speech, pcm=coloured(speech.pcm, rng))
+    return speech
 
 
 def augment(

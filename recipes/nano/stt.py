@@ -13,7 +13,7 @@ import argparse
 import functools
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,8 +49,7 @@ from .speech import (
     UNHEARD_USER_VOICES,
     Span,
     augment,
-    coloured,
-    swayed,
+    sometimes_strange,
     synthesize,
     vary,
 )
@@ -156,10 +155,8 @@ def recorded(
     recordings = []
     for text, voice in lines:
         speech = synthesize(vary(text, voice, rng, ranges=_RANGES))
-        if strange and rng.uniform() < _SWAYED_SHARE:
-            speech = swayed(speech, rng)
-        if strange and rng.uniform() < _COLOURED_SHARE:
-            speech = replace(speech, pcm=coloured(speech.pcm, rng))
+        if strange:
+            speech = sometimes_strange(speech, rng, _SWAYED_SHARE, _COLOURED_SHARE)
         before = int(rng.integers(1, 6))
         long = rng.uniform() < _LONG_TAIL_SHARE
         after = int(rng.integers(20, 45) if long else rng.integers(2, 10))

@@ -42,14 +42,13 @@ from .speech import (
     SAMPLE_RATE,
     Speech,
     augment,
-    coloured,
     decibels,
     disturbed,
     far_away,
     hesitant,
     noise,
+    sometimes_strange,
     speak,
-    swayed,
     through_line,
 )
 
@@ -412,13 +411,11 @@ def _record(
     next room, and most are disturbed more than by `augment`.
     """
     recordings, items = [], []
+    shares = (_SWAYED_SHARE, _COLOURED_SHARE) if strange else (0.0, 0.0)
     for line in lines:
         tail = _LONG_TAIL if rng.uniform() < _LONG_TAIL_SHARE else _TAIL
         speech = speak(line.rendition, cache)
-        if rng.uniform() < _SWAYED_SHARE and strange:
-            speech = swayed(speech, rng)
-        if rng.uniform() < _COLOURED_SHARE and strange:
-            speech = replace(speech, pcm=coloured(speech.pcm, rng))
+        speech = sometimes_strange(speech, rng, *shares)
         way = change
         if strange:
             places = pauses_fit(line.rendition.text)
